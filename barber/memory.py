@@ -1,0 +1,19 @@
+"""Peak memory of a stretch of work."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement where the device can; the CPU's is taken at the end."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the peak allocated on a CUDA device since the reset, or the memory this process holds now on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss

@@ -1,0 +1,180 @@
+"""The structure of a decoder model, found from the model itself: layers, sub-blocks and prunable weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from barber.capture import Call, record_call, record_output, replay
+from barber.errors import UserError
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A prunable weight. `name` is within its layer, like "self_attn.q_proj"."""
+
+    name: str
+    module: nn.Module
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.module.weight
+
+    def oriented(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape seen as (out, in): GPT-2's Conv1D stores (in, out)."""
+        return tensor.T if isinstance(self.module, Conv1D) else tensor
+
+    @property
+    def view(self) -> Tensor:
+        """The weight as (out, in), sharing memory with the model."""
+        return self.oriented(self.module.weight.detach())
+
+
+@dataclass(frozen=True)
+class SubBlock:
+    """The unit whose error the rebuild measures: the attention or the MLP of one layer.
+
+    module: the child of the layer, or None where the linears sit directly on the layer (OPT's fc1 and fc2); such a
+    sub-block reaches from the input of its first linear to the output of its last.
+    """
+
+    name: str
+    kind: str
+    weights: tuple[Weight, ...]
+    layer: nn.Module
+    module: nn.Module | None
+
+    @torch.no_grad()
+    def record(self, call: Call) -> Call:
+        """How the layer's call reaches the sub-block; for linears on the layer itself, the layer's own call."""
+        return call if self.module is None else record_call(self.layer, self.module, call)
+
+    def replay(self, call: Call) -> Tensor:
+        """The sub-block's output (..., hidden) for a recorded call, in the caller's grad mode."""
+        if self.module is None:
+            return record_output(self.layer, self.weights[-1].module, call)
+        return replay(self.module, call)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer with its sub-blocks, attention first."""
+
+    index: int
+    module: nn.Module
+    sub_blocks: tuple[SubBlock, ...]
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return tuple(weight for block in self.sub_blocks for weight in block.weights)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _find_layers(model: nn.Module) -> nn.ModuleList:
+    """The outermost ModuleList that is as long as the config says."""
+    config = model.config.get_text_config()
+    depth = config.num_hidden_layers
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not lists:
+        raise UserError(
+            f"{type(model).__name__} has no list of {depth} decoder layers, so there is nothing to prune: give a "
+            "decoder-only language model."
+        )
+    return min(lists, key=lambda item: item[0].count("."))[1]
+
+
+def _sub_blocks(layer: nn.Module) -> tuple[SubBlock, ...]:
+    blocks, direct = [], []
+    for name, child in layer.named_children():
+        if _is_linear(child):
+            direct.append(Weight(name, child))
+            continue
+        linears = tuple(Weight(f"{name}.{n}", m) for n, m in child.named_modules() if _is_linear(m))
+        if linears:
+            attention = any("attn" in text or "attention" in text for text in (name, type(child).__name__.lower()))
+            blocks.append(SubBlock(name, "attention" if attention else "mlp", linears, layer, child))
+    if direct:
+        blocks.append(SubBlock("mlp", "mlp", tuple(direct), layer, None))
+    return tuple(sorted(blocks, key=lambda block: block.kind != "attention"))
+
+
+class DecoderView:
+    """A model as the paper sees it. Coverage is computed: a weight that could not be placed is an error that names it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        modules = _find_layers(model)
+        self.layers = tuple(Layer(i, module, _sub_blocks(module)) for i, module in enumerate(modules))
+        for layer in self.layers:
+            covered = {id(weight.parameter) for weight in layer.weights}
+            missed = [n for n, p in layer.module.named_parameters() if p.dim() > 1 and id(p) not in covered]
+            if missed or not covered:
+                raise UserError(
+                    f"Layer {layer.index} of {type(model).__name__} holds weights that cannot be pruned here "
+                    f"({', '.join(missed) or 'no linear layer found'}): fused mixture-of-experts and convolutions are "
+                    "not supported, give a model whose layers are made of linear layers."
+                )
+
+    @property
+    def device(self) -> torch.device:
+        return self.layers[0].weights[0].parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layers[0].weights[0].parameter.dtype
+
+    def describe(self) -> list[dict]:
+        """One JSON-able dict per prunable weight, as in events.RunStarted."""
+        return [
+            {"layer": layer.index, "sub_block": b.name, "kind": b.kind, "name": w.name, "shape": list(w.view.shape)}
+            for layer in self.layers
+            for b in layer.sub_blocks
+            for w in b.weights
+        ]
+
+    def check_finite(self) -> None:
+        """UserError that names the first weight with NaN or infinite values."""
+        for layer in self.layers:
+            for weight in layer.weights:
+                if not bool(weight.view.isfinite().all()):
+                    raise UserError(
+                        f"Weight layers.{layer.index}.{weight.name} of the model holds NaN or infinite values: its "
+                        "saliency has no meaning, so give an intact checkpoint."
+                    )
+
+    def check_width(self, m: int) -> None:
+        """UserError unless m divides the input width of every prunable weight; no-op for m = 0."""
+        for layer in self.layers if m else ():
+            for weight in layer.weights:
+                if weight.view.shape[1] % m:
+                    raise UserError(
+                        f"A pattern over {m} consecutive inputs does not fit layers.{layer.index}.{weight.name}, which "
+                        f"has {weight.view.shape[1]} inputs: choose an m that divides it."
+                    )
+
+
+class DenseWeights:
+    """A copy of all prunable weights, to measure against and to go back to.
+
+    Kept on the model's device and in its dtype, (out, in) per (layer, name).
+    """
+
+    def __init__(self, view: DecoderView) -> None:
+        self.view = view
+        self.tensors = {(la.index, w.name): w.view.clone() for la in view.layers for w in la.weights}
+
+    def __getitem__(self, key: tuple[int, str]) -> Tensor:
+        return self.tensors[key]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the model its dense weights back, bit for bit."""
+        for layer in self.view.layers:
+            for weight in layer.weights:
+                weight.view.copy_(self.tensors[layer.index, weight.name])

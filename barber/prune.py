@@ -1,0 +1,245 @@
+"""prune(): the run as a stream of events, in the order of the paper's algorithm.
+
+The whole model gets its initial mask first, each layer on the stream that the pruned layers before it produce. Then
+the stream starts again, and every attention and MLP sub-block is rebuilt against its dense self.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from barber.calibration import CalibrationSet
+from barber.config import PruneConfig
+from barber.errors import UserError
+from barber.events import (
+    Event,
+    LayerInitialised,
+    Notice,
+    Progress,
+    RunFinished,
+    RunStarted,
+    Stage,
+    StageReached,
+    SubBlockRebuilt,
+)
+from barber.initialise import METHODS, Statistics, initialise_layer
+from barber.masks import check_pattern
+from barber.memory import peak_memory, reset_peak_memory
+from barber.model import DecoderView, DenseWeights, Layer, SubBlock
+from barber.rebuild import output, rebuild_masks, squared_error, squared_gradients, write
+from barber.scores import histogram
+from barber.stream import Stream
+
+Masks = dict[str, Tensor]
+
+
+def prune(
+    model: nn.Module,
+    calibration: CalibrationSet | None,
+    config: PruneConfig,
+    *,
+    initial: Mapping[int, tuple[Masks, Masks]] | None = None,
+    name: str = "",
+) -> Iterator[Event]:
+    """Prune a model in place and tell about it.
+
+    model: a decoder model of transformers, on one device. calibration: needed by every method but magnitude, and by
+    the rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as runs.read_masks
+    gives them. A run that is stopped or fails leaves the model dense, bit for bit.
+    Raises UserError for what the model or the settings do not allow, before anything is changed.
+    """
+    view = DecoderView(model)
+    view.check_finite()
+    view.check_width(config.sparsity.m)
+    needs_calibration = config.barber or (config.method != "masks" and METHODS[config.method].statistic is not None)
+    if needs_calibration and calibration is None:
+        raise UserError(f"Method {config.method} with rebuild={config.barber} needs calibration data: give a set of it.")
+    yield RunStarted(
+        model=name or type(model).__name__,
+        config=config.to_dict(),
+        calibration=calibration.describe() if calibration and needs_calibration else {},
+        modules=view.describe(),
+        device=str(view.device),
+        dtype=str(view.dtype).removeprefix("torch."),
+    )
+    started, training = time.monotonic(), model.training
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    dense = DenseWeights(view)
+    swaps, finished = 0, False
+    try:
+        masks: dict[int, Masks] = {}
+        for event in _initialise(view, calibration, config, initial):
+            if isinstance(event, LayerInitialised):
+                masks[event.layer] = event.masks
+            yield event
+        yield StageReached(Stage.INITIAL)
+        if config.barber:
+            candidates = 0
+            for event in _rebuild(view, dense, masks, calibration, config):
+                if isinstance(event, SubBlockRebuilt):
+                    masks[event.layer] = masks[event.layer] | event.masks
+                    swaps, candidates = swaps + event.swaps, candidates + event.candidates
+                yield event
+            if candidates and not swaps:
+                yield Notice(
+                    f"No weights changed places: threshold {config.threshold:g} of the few gaining pairs in each "
+                    f"{config.granularity} group rounds down to none; try a larger threshold or granularity block."
+                )
+            yield StageReached(Stage.REBUILT)
+        counts = [(mask.numel(), int(mask.sum())) for layer in masks.values() for mask in layer.values()]
+        weights, zeros = (sum(column) for column in zip(*counts, strict=True))
+        finished = True
+        yield RunFinished(weights=weights, zeros=zeros, swaps=swaps, seconds=time.monotonic() - started)
+    finally:
+        if not finished:
+            dense.restore()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        model.train(training)
+
+
+def _feed(view: DecoderView, calibration: CalibrationSet) -> Stream:
+    stream = Stream(view.model, [layer.module for layer in view.layers])
+    for row in calibration.tokens.to(view.device):
+        stream.feed(row[None])
+    return stream
+
+
+def _initialise(
+    view: DecoderView,
+    calibration: CalibrationSet | None,
+    config: PruneConfig,
+    initial: Mapping[int, tuple[Masks, Masks]] | None,
+) -> Iterator[Event]:
+    """Initial masks layer by layer; statistics come from the layer's dense weights on the sparse stream, as published."""
+    method = METHODS.get(config.method)
+    stream = _feed(view, calibration) if method and method.statistic else None
+    steps = 2 * len(stream) if stream else 1
+    total = steps * len(view.layers)
+    for layer in view.layers:
+        started = time.monotonic()
+        progress = _steps("initial mask", layer.index * steps, total, f"layer {layer.index}")
+        statistics = Statistics(layer, method)
+        for sequence in range(len(stream) if stream else 0):
+            statistics.add(stream.call(layer.index, sequence))
+            yield next(progress)
+        if method:
+            masks, updates = initialise_layer(layer, method, statistics.sums, config.sparsity)
+        else:
+            masks, updates = _apply(layer, *initial[layer.index], config)
+        for sequence in range(len(stream) if stream else 0):
+            stream.advance(layer.index, sequence)
+            yield next(progress)
+        if not stream:
+            yield next(progress)
+        counts = {name: {"weights": mask.numel(), "zeros": int(mask.sum())} for name, mask in masks.items()}
+        yield LayerInitialised(layer.index, counts, time.monotonic() - started, masks=masks, weights=updates)
+
+
+@torch.no_grad()
+def _apply(layer: Layer, masks: Masks, updates: Masks, config: PruneConfig) -> tuple[Masks, Masks]:
+    """Put masks of an earlier run (and the weights that its initialiser had updated) on a layer."""
+    for weight in layer.weights:
+        mask = masks[weight.name] = masks[weight.name].to(weight.view.device)
+        check_pattern(mask, config.sparsity, f"layers.{layer.index}.{weight.name}")
+        values = updates.get(weight.name, weight.view).to(weight.view)
+        weight.view.copy_(values.masked_fill(mask, 0))
+    return masks, updates
+
+
+def _rebuild(
+    view: DecoderView, dense: DenseWeights, masks: dict[int, Masks], calibration: CalibrationSet, config: PruneConfig
+) -> Iterator[Event]:
+    """Rebuild every sub-block in turn, on the stream that the rebuilt ones before it produce."""
+    stream = _feed(view, calibration)
+    steps = len(stream) * sum(3 * len(layer.sub_blocks) + 1 for layer in view.layers)
+    done = 0
+    for layer in view.layers:
+        for block in layer.sub_blocks:
+            progress = _steps("rebuild", done, steps, f"layer {layer.index} {block.kind}")
+            yield from _rebuild_sub_block(layer, block, stream, dense, masks[layer.index], config, progress)
+            done += 3 * len(stream)
+        progress = _steps("rebuild", done, steps, f"layer {layer.index} output")
+        for sequence in range(len(stream)):
+            stream.advance(layer.index, sequence)
+            yield next(progress)
+        done += len(stream)
+
+
+def _rebuild_sub_block(
+    layer: Layer,
+    block: SubBlock,
+    stream: Stream,
+    dense: DenseWeights,
+    layer_masks: Masks,
+    config: PruneConfig,
+    progress: Iterator[Progress],
+) -> Iterator[Event]:
+    """Steps 1 to 5 of the rebuild for one sub-block."""
+    started = time.monotonic()
+    reset_peak_memory(block.weights[0].view.device)
+    masks = {weight.name: layer_masks[weight.name] for weight in block.weights}
+    initial = {weight.name: weight.view.clone() for weight in block.weights}
+    original = {weight.name: dense[layer.index, weight.name] for weight in block.weights}
+
+    calls, outputs = [], []
+    for sequence in range(len(stream)):
+        calls.append(block.record(stream.call(layer.index, sequence)))
+        outputs.append(output(block, calls[-1]))
+        yield next(progress)
+
+    write(block, original)
+    before, mean = 0.0, {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
+    for sequence, call in enumerate(calls):
+        outputs[sequence], error, squares = squared_gradients(block, call, outputs[sequence])
+        before += error / len(calls)
+        for name, square in squares.items():
+            mean[name] += square / len(calls)
+        yield next(progress)
+
+    rebuilt = rebuild_masks(config, masks, original, initial, mean, f"layers.{layer.index}")
+    write(block, rebuilt.values)
+    after = 0.0
+    for call, target in zip(calls, outputs, strict=True):
+        after += squared_error(target, output(block, call)).item() / len(calls)
+        yield next(progress)
+
+    yield SubBlockRebuilt(
+        layer=layer.index,
+        sub_block=block.name,
+        kind=block.kind,
+        error_before=before,
+        error_after=after,
+        candidates=rebuilt.candidates,
+        swaps=rebuilt.swaps,
+        seconds=time.monotonic() - started,
+        peak_memory=peak_memory(block.weights[0].view.device),
+        modules={name: _describe(rebuilt.saliency[name], masks[name], rebuilt.masks[name]) for name in masks},
+        masks=rebuilt.masks,
+        weights=rebuilt.values if config.retain_reconstruction else {},
+    )
+
+
+def _describe(saliency: Tensor, initial: Tensor, rebuilt: Tensor) -> dict:
+    """What became of one weight matrix, JSON-able."""
+    return {
+        "weights": rebuilt.numel(),
+        "zeros": int(rebuilt.sum()),
+        "grown": int((initial & ~rebuilt).sum()),
+        "cut": int((~initial & rebuilt).sum()),
+        "saliency_before": saliency[~initial].sum(dtype=torch.float64).item(),
+        "saliency_after": saliency[~rebuilt].sum(dtype=torch.float64).item(),
+        "histogram": histogram(saliency, initial, rebuilt),
+    }
+
+
+def _steps(phase: str, done: int, total: int, where: str) -> Iterator[Progress]:
+    """Progress events that count on from `done`."""
+    while True:
+        done += 1
+        yield Progress(phase, done, total, where)

@@ -1,0 +1,59 @@
+"""Saliency scores of weights: pure functions on (out, in) tensors, all in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from barber.config import Metric
+
+
+def magnitude(weight: Tensor) -> Tensor:
+    """|W|, (out, in)."""
+    return weight.float().abs()
+
+
+def wanda(weight: Tensor, squares: Tensor) -> Tensor:
+    """|W| * ||x||, (out, in); `squares`: (in,) sums of squared inputs over all calibration tokens (Wanda, eq. 1)."""
+    return weight.float().abs() * squares.sqrt()
+
+
+def wandd(weight: Tensor, squares: Tensor) -> Tensor:
+    """Wanda in derivative form, (out, in): |W| * sqrt of half the second derivative of ||W x||^2 by each weight.
+
+    That derivative is 2 * sum x^2, so the ranking is Wanda's, as in the published code; what differs is the way to it.
+    """
+    curvature = 2 * squares.expand(weight.shape)
+    return weight.float().abs() * (curvature / 2).sqrt()
+
+
+def saliency(metric: Metric, weight: Tensor, squared_gradient: Tensor) -> Tensor:
+    """Saliency of the rebuild, (out, in) (LLM-Barber, eq. 5).
+
+    squared_gradient: (out, in), mean over the calibration sequences of the squared gradient of the sub-block's error.
+    """
+    if metric is Metric.W:
+        return weight.float().abs()
+    gradient = squared_gradient.float().sqrt()
+    return gradient if metric is Metric.D else weight.float().abs() * gradient
+
+
+def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48) -> dict:
+    """log10 saliency of one weight matrix, binned by what became of each weight.
+
+    saliency: (out, in); initial, rebuilt: bool (out, in), True = pruned. Returns JSON-able: `edges`, bins + 1 values of
+    log10 saliency; for "kept", "pruned", "grown", "cut" the counts per bin; `zeros`, the number of weights with
+    saliency zero, which a logarithm cannot show.
+    """
+    positive = saliency > 0
+    logs = saliency.clamp_min(torch.finfo(torch.float32).tiny).log10()
+    seen = logs[positive]
+    low, high = (seen.min().item(), seen.max().item()) if len(seen) else (-1.0, 0.0)
+    high = max(high, low + 1e-3)
+    edges = torch.linspace(low, high, bins + 1)
+    fate = {"kept": ~initial & ~rebuilt, "pruned": initial & rebuilt, "grown": initial & ~rebuilt, "cut": ~initial & rebuilt}
+    counts = {
+        name: torch.histc(logs[where & positive], bins=bins, min=low, max=high).long().tolist()
+        for name, where in fate.items()
+    }
+    return {"edges": [round(edge, 4) for edge in edges.tolist()], "zeros": int((~positive).sum()), **counts}

@@ -1,0 +1,63 @@
+"""SparseGPT (arXiv 2301.00774): the one initialiser that also updates the weights it keeps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from barber.config import Sparsity
+from barber.masks import prune_smallest
+
+BLOCK_COLUMNS = 128  # as published
+DAMPING = 0.01  # share of the mean diagonal, as published
+
+
+def inverse_factor(hessian: Tensor, name: str) -> Tensor:
+    """Upper Cholesky factor (in, in) of the inverse of the damped Hessian, fp32 (SparseGPT, section 3.3).
+
+    A Hessian that is not positive definite in fp32 is damped ten times more until it is.
+    """
+    damping = DAMPING * hessian.diagonal().mean()
+    for _ in range(6):
+        factor, failed = torch.linalg.cholesky_ex(hessian + damping * torch.eye(len(hessian), device=hessian.device))
+        if not failed:
+            return torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+        damping = 10 * damping
+    raise ArithmeticError(f"The Hessian of {name} stays singular with damping {damping:g}.")
+
+
+def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: Sparsity, name: str = "weight") -> tuple[Tensor, Tensor]:
+    """Prune and update one weight.
+
+    weight: (out, in). hessian: (in, in), sum of x x^T over the calibration tokens, any positive scale.
+    Unstructured sparsity prunes exactly `sparsity.count` of every 128 columns; n:m as usual. An input that is always
+    zero counts as the least important, and its weights are left as they are where they are kept.
+    Returns the updated weight in fp32, zero where pruned, and its mask, True = pruned.
+    """
+    original = weight.float()
+    updated, hessian = original.clone(), hessian.float().clone()
+    dead = hessian.diagonal() == 0
+    hessian[dead, dead] = 1
+    updated[:, dead] = 0
+    factor = inverse_factor(hessian, name)
+    width = max(BLOCK_COLUMNS // sparsity.m, 1) * sparsity.m if sparsity.m else BLOCK_COLUMNS
+    mask = torch.zeros_like(updated, dtype=torch.bool)
+    for start in range(0, updated.shape[1], width):
+        columns = slice(start, min(start + width, updated.shape[1]))
+        block, inverse = updated[:, columns].clone(), factor[columns, columns]
+        pruned = mask[:, columns]
+        if not sparsity.m:
+            scores = (block / inverse.diagonal()).square().view(1, -1)
+            pruned |= prune_smallest(scores, sparsity.count(block.numel())).view_as(block)
+        errors = torch.zeros_like(block)
+        for i in range(block.shape[1]):
+            if sparsity.m and i % sparsity.m == 0:
+                group = slice(i, i + sparsity.m)
+                scores = (block[:, group] / inverse.diagonal()[group]).square()
+                pruned[:, group] = prune_smallest(scores, sparsity.n)
+            errors[:, i] = torch.where(pruned[:, i], block[:, i], 0) / inverse[i, i]
+            block[:, i:] -= errors[:, i : i + 1] * inverse[i, i:]
+        updated[:, columns] = block
+        updated[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
+    updated[:, dead] = original[:, dead]
+    return updated.masked_fill(mask, 0), mask
