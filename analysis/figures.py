@@ -1,0 +1,158 @@
+"""Frames as plotly figures: one function per picture, each a few kilobytes of JSON at any model size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analysis.frames import FATES
+from analysis.style import BLUE, FATE_COLOUR, GREY, RED, STAGE_COLOUR, rounded, styled
+from barber.events import Stage
+
+STAGE_LABEL = {Stage.DENSE: "dense", Stage.INITIAL: "initial mask", Stage.REBUILT: "rebuilt"}
+
+
+def flip_heatmap(flips: pd.DataFrame) -> go.Figure:
+    """Share of each weight matrix whose mask the rebuild changed: modules down, layers across."""
+    order = list(dict.fromkeys(flips["module"]))
+    table = (100 * flips.pivot(index="module", columns="layer", values="share")).loc[order]
+    grown, cut = (
+        flips.pivot(index="module", columns="layer", values=kind).loc[order].to_numpy() for kind in ("grown", "cut")
+    )
+    figure = go.Figure(
+        go.Heatmap(
+            z=[rounded(row, 4) for row in table.to_numpy()],
+            x=table.columns.tolist(),
+            y=order,
+            customdata=np.stack([grown, cut], axis=-1).tolist(),
+            hovertemplate="layer %{x} · %{y}<br>%{z:.2f} % of the mask changed"
+            "<br>%{customdata[0]:,} grown, %{customdata[1]:,} cut<extra></extra>",
+            colorscale=[[0, "rgba(59,130,201,0.06)"], [1, "rgba(59,130,201,1)"]],
+            zmin=0,
+            xgap=2,
+            ygap=2,
+            colorbar={"title": {"text": "% changed", "side": "right"}, "thickness": 10, "outlinewidth": 0},
+        )
+    )
+    styled(figure, x="layer", height=110 + 30 * len(order))
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(showgrid=False, **_layer_ticks(table.columns.tolist()))
+    return figure
+
+
+def flip_bars(flips: pd.DataFrame, by: str = "layer") -> go.Figure:
+    """Weights grown (up) and cut (down), summed by "layer" or by "module"."""
+    sums = flips.groupby(by, sort=False)[["grown", "cut"]].sum()
+    x = sums.index.tolist()
+    figure = go.Figure()
+    for kind, sign, colour in (("grown", 1, BLUE), ("cut", -1, RED)):
+        figure.add_bar(
+            x=x,
+            y=(sign * sums[kind]).tolist(),
+            customdata=sums[kind].tolist(),
+            name=f"{kind} ({sums[kind].sum():,})",
+            marker={"color": colour},
+            hovertemplate=f"{by} %{{x}}<br>%{{customdata:,}} {kind}<extra></extra>",
+        )
+    styled(figure, x=by, y="weights", height=300)
+    figure.update_layout(barmode="relative", bargap=0.35)
+    figure.update_xaxes(showgrid=False, **(_layer_ticks(x) if by == "layer" else {}))
+    return figure
+
+
+def sub_block_errors(sub_blocks: pd.DataFrame) -> go.Figure:
+    """Each sub-block's output error with the initial mask and after the rebuild, joined by a line; log axis."""
+    x = [f"{row.layer} {'attn' if row.kind == 'attention' else row.kind}" for row in sub_blocks.itertuples()]
+    before, after = rounded(sub_blocks["before"]), rounded(sub_blocks["after"])
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[item for label in x for item in (label, label, None)],
+        y=[item for pair in zip(before, after, strict=True) for item in (*pair, None)],
+        mode="lines",
+        line={"color": GREY, "width": 2},
+        opacity=0.5,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    for values, name, colour in ((before, "initial mask", RED), (after, "rebuilt", BLUE)):
+        figure.add_scatter(
+            x=x,
+            y=values,
+            mode="markers",
+            name=name,
+            marker={"color": colour, "size": 9},
+            hovertemplate=f"layer %{{x}}<br>{name}: %{{y:.3g}}<extra></extra>",
+        )
+    styled(figure, x="layer and sub-block", y="output error (mean squared)", height=320)
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_xaxes(type="category", showgrid=False, tickvals=x if len(x) <= 24 else x[:: len(x) // 12])
+    return figure
+
+
+def saliency_histogram(histogram: pd.DataFrame, log_counts: bool = False) -> go.Figure:
+    """log10 saliency of one weight matrix by fate, as step lines over ready bins."""
+    figure = go.Figure()
+    edges = rounded([*histogram["left"], *histogram["right"].tail(1)])
+    for fate in FATES:
+        counts = histogram[fate].tolist()
+        figure.add_scatter(
+            x=edges,
+            y=[*counts, counts[-1]],
+            name=f"{fate} ({sum(counts):,})",
+            mode="lines",
+            line={"color": FATE_COLOUR[fate], "width": 1.5, "shape": "hv"},
+            fill=None if log_counts else "tozeroy",
+            fillcolor=_faded(FATE_COLOUR[fate], 0.55 if fate in ("grown", "cut") else 0.18),
+            hovertemplate=f"log₁₀ S from %{{x:.2f}}<br>%{{y:,}} {fate}<extra></extra>",
+        )
+    styled(figure, x="log₁₀ saliency", y="weights", height=380)
+    if log_counts:
+        figure.update_yaxes(type="log", dtick=1)
+    return figure
+
+
+def perplexity_bars(perplexities: pd.DataFrame) -> go.Figure:
+    """Perplexity by stage, one row of bars per dataset; a log axis where the damage is large."""
+    datasets = list(dict.fromkeys(perplexities["dataset"]))
+    figure = make_subplots(rows=len(datasets), cols=1, subplot_titles=datasets, vertical_spacing=0.35 / len(datasets))
+    for row, dataset in enumerate(datasets, start=1):
+        part = perplexities[perplexities["dataset"] == dataset]
+        values = rounded(part["perplexity"])
+        figure.add_bar(
+            row=row,
+            col=1,
+            x=values,
+            y=[STAGE_LABEL[Stage(stage)] for stage in part["stage"]],
+            orientation="h",
+            marker={"color": [STAGE_COLOUR[Stage(stage)] for stage in part["stage"]]},
+            text=[f"{value:,.4g}" for value in values],
+            textposition="outside",
+            cliponaxis=False,
+            width=0.62,
+            showlegend=False,
+            hovertemplate="%{y}: %{x:,.5g}<extra></extra>",
+        )
+        finite = [value for value in values if math.isfinite(value)] or [1.0]
+        if max(finite) > 25 * min(finite):
+            figure.update_xaxes(type="log", dtick=1, row=row, col=1, range=[0, math.log10(max(finite)) * 1.15])
+        else:
+            figure.update_xaxes(range=[0, 1.15 * max(finite)], row=row, col=1)
+    styled(figure, height=70 + 160 * len(datasets))
+    figure.update_xaxes(title_text="perplexity, lower is better", row=len(datasets), col=1)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
+    return figure
+
+
+def _layer_ticks(layers: list[int]) -> dict:
+    """Every layer labelled while there is room, else every fourth."""
+    return {"tickmode": "array", "tickvals": layers if len(layers) <= 16 else layers[::4]}
+
+
+def _faded(colour: str, alpha: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"

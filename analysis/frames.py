@@ -1,0 +1,162 @@
+"""The events of a run as pandas frames. Every function takes any part of a run: what did not happen yet has no rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from barber.events import (
+    Event,
+    PerplexityMeasured,
+    RunFinished,
+    RunStarted,
+    Stage,
+    SubBlockRebuilt,
+    TextGenerated,
+)
+
+FATES = ("kept", "pruned", "grown", "cut")
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Module name -> its last part where that is unique, "self_attn.q_proj" -> "q_proj", else the name itself."""
+    last = [name.rsplit(".", 1)[-1] for name in names]
+    return {name: tail if last.count(tail) == 1 else name for name, tail in zip(names, last, strict=True)}
+
+
+def modules(events: Sequence[Event]) -> pd.DataFrame:
+    """One row per prunable weight, in the model's order: layer, sub_block, kind, name, module (short name), weights."""
+    rows = [row for event in events if isinstance(event, RunStarted) for row in event.modules]
+    frame = pd.DataFrame(rows, columns=["layer", "sub_block", "kind", "name", "shape"])
+    frame["module"] = frame["name"].map(short_names(list(dict.fromkeys(frame["name"]))))
+    frame["weights"] = [math.prod(shape) for shape in frame["shape"]]
+    return frame.drop(columns="shape")
+
+
+def flips(events: Sequence[Event]) -> pd.DataFrame:
+    """What the rebuild moved, one row per layer and module.
+
+    grown: weights that the initial mask had pruned and the rebuild brought back; cut: those that made room; share:
+    both as a share of the module's weights; gain: by how much the saliency of the kept weights rose, as a share.
+    """
+    names = short_names(list(dict.fromkeys(modules(events)["name"])))
+    rows = [
+        {
+            "layer": event.layer,
+            "sub_block": event.sub_block,
+            "name": name,
+            "module": names.get(name, name),
+            "weights": module["weights"],
+            "zeros": module["zeros"],
+            "grown": module["grown"],
+            "cut": module["cut"],
+            "share": (module["grown"] + module["cut"]) / module["weights"],
+            "gain": _rise(module["saliency_before"], module["saliency_after"]),
+        }
+        for event in events
+        if isinstance(event, SubBlockRebuilt)
+        for name, module in event.modules.items()
+    ]
+    columns = ["layer", "sub_block", "name", "module", "weights", "zeros", "grown", "cut", "share", "gain"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def sub_blocks(events: Sequence[Event]) -> pd.DataFrame:
+    """Output error of each sub-block before and after the rebuild, in the order in which they were done."""
+    rows = [
+        {
+            "layer": event.layer,
+            "sub_block": event.sub_block,
+            "kind": event.kind,
+            "before": event.error_before,
+            "after": event.error_after,
+            "change": _rise(event.error_before, event.error_after),
+            "candidates": event.candidates,
+            "swaps": event.swaps,
+            "seconds": event.seconds,
+            "peak_memory": event.peak_memory,
+        }
+        for event in events
+        if isinstance(event, SubBlockRebuilt)
+    ]
+    columns = ["layer", "sub_block", "kind", "before", "after", "change", "candidates", "swaps"]
+    return pd.DataFrame(rows, columns=[*columns, "seconds", "peak_memory"])
+
+
+def saliency(events: Sequence[Event], layer: int, name: str) -> pd.DataFrame:
+    """Histogram of log10 saliency of one weight: left and right edge of each bin, and the count of each fate."""
+    for event in events:
+        if isinstance(event, SubBlockRebuilt) and event.layer == layer and name in event.modules:
+            histogram = event.modules[name]["histogram"]
+            edges = histogram["edges"]
+            return pd.DataFrame(
+                {"left": edges[:-1], "right": edges[1:]} | {fate: histogram[fate] for fate in FATES},
+            )
+    return pd.DataFrame(columns=["left", "right", *FATES])
+
+
+def perplexities(events: Sequence[Event]) -> pd.DataFrame:
+    """One row per dataset and stage, with the share of the gap recovered on the rows of the rebuilt stage."""
+    rows = [
+        {
+            "dataset": event.dataset,
+            "stage": str(event.stage),
+            "perplexity": event.perplexity,
+            "seqlen": event.seqlen,
+            "tokens": event.tokens,
+            "seconds": event.seconds,
+        }
+        for event in events
+        if isinstance(event, PerplexityMeasured)
+    ]
+    frame = pd.DataFrame(rows, columns=["dataset", "stage", "perplexity", "seqlen", "tokens", "seconds"])
+    value = {(row.dataset, row.stage): row.perplexity for row in frame.itertuples()}
+    frame["recovered"] = [
+        recovered(*(value.get((row.dataset, str(stage)), math.nan) for stage in Stage))
+        if row.stage == Stage.REBUILT
+        else math.nan
+        for row in frame.itertuples()
+    ]
+    return frame
+
+
+def recovered(dense: float, initial: float, rebuilt: float) -> float:
+    """Share of the gap in log perplexity that the rebuild closed: (ln initial - ln rebuilt) / (ln initial - ln dense).
+
+    1 is the dense model again, 0 no help, below 0 harm; NaN where the initial mask did no damage to recover from.
+    """
+    gap = math.log(initial) - math.log(dense)
+    return (math.log(initial) - math.log(rebuilt)) / gap if gap > 0 else math.nan
+
+
+def texts(events: Sequence[Event]) -> pd.DataFrame:
+    """The continuations of the run's prompts: prompt, stage, text; the last event of each pair holds the whole text."""
+    last = {
+        (event.prompt, str(event.stage)): event.text for event in events if isinstance(event, TextGenerated)
+    }
+    rows = [{"prompt": prompt, "stage": stage, "text": text} for (prompt, stage), text in last.items()]
+    return pd.DataFrame(rows, columns=["prompt", "stage", "text"])
+
+
+def summary(events: Sequence[Event]) -> dict:
+    """The run in one dict of plain values: model, config, weights, zeros, swaps, seconds, perplexities, flips."""
+    started = next((event for event in events if isinstance(event, RunStarted)), None)
+    finished = next((event for event in reversed(events) if isinstance(event, RunFinished)), None)
+    measured, moved = perplexities(events), flips(events)
+    return {
+        "model": started.model if started else None,
+        "config": started.config if started else {},
+        "finished": finished is not None,
+        "weights": finished.weights if finished else 0,
+        "zeros": finished.zeros if finished else 0,
+        "swaps": int(sub_blocks(events)["swaps"].sum()),
+        "seconds": finished.seconds if finished else math.nan,
+        "perplexity": measured.drop(columns="seconds").astype(object).where(measured.notna(), None).to_dict("records"),
+        "flips": moved[["layer", "name", "weights", "zeros", "grown", "cut"]].to_dict("records"),
+    }
+
+
+def _rise(before: float, after: float) -> float:
+    return after / before - 1 if before else math.nan

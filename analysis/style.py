@@ -1,0 +1,38 @@
+"""How every figure looks: three hues with fixed meanings, and a layout that reads on light and dark pages."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from barber.events import Stage
+
+GREY, RED, BLUE = "#8b93a1", "#d2524a", "#3b82c9"
+TEXT = "#7d838e"
+GRID = "rgba(128, 134, 145, 0.18)"
+STAGE_COLOUR = {Stage.DENSE: GREY, Stage.INITIAL: RED, Stage.REBUILT: BLUE}
+FATE_COLOUR = {"kept": GREY, "pruned": "#b9a27c", "grown": BLUE, "cut": RED}
+FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
+
+
+def styled(figure: go.Figure, *, x: str = "", y: str = "", height: int = 320) -> go.Figure:
+    """The figure with the common layout: transparent, mid-grey text, legend above, growing margins."""
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 12, "r": 12, "t": 36, "b": 12},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": FONT, "size": 13, "color": TEXT},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        hoverlabel={"font": {"family": FONT, "size": 13}},
+        dragmode=False,
+    )
+    axis = {"automargin": True, "gridcolor": GRID, "zeroline": False, "linecolor": GRID, "ticks": ""}
+    figure.update_xaxes(title={"text": x, "standoff": 10, "font": {"size": 13}}, **axis)
+    figure.update_yaxes(title={"text": y, "standoff": 10, "font": {"size": 13}}, **axis)
+    return figure
+
+
+def rounded(values, digits: int = 5) -> list:
+    """Plain floats with few significant digits: the figure travels as JSON."""
+    return [float(f"{value:.{digits}g}") for value in values]

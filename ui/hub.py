@@ -1,0 +1,122 @@
+"""The one owner of models and run directories in a process."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from barber.evaluate import generate
+
+from barber.errors import UserError
+from barber.events import Event, Progress, Stage, StageReached
+from barber.job import JobSpec, run_job
+from barber.load import LoadedModel, load
+from barber.model import DecoderView
+from barber.runs import RunDirectory
+from barber.stages import at_stage
+
+Job = Callable[[LoadedModel], Iterator[Event]]
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
+
+
+class Hub:
+    """Holds one loaded model, lends it to one job at a time, and knows where the runs are.
+
+    A run is known by an id that cannot be guessed: whoever holds it may look at the run, nobody else. After every job
+    the model is checked to be dense again; one that is not is thrown away.
+    """
+
+    def __init__(self, runs: Path | None = None) -> None:
+        self.runs = Path(runs) if runs else Path(tempfile.mkdtemp(prefix="barber-runs-"))
+        self.runs.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._loaded: LoadedModel | None = None
+
+    def new_run(self) -> str:
+        """The id of a run to come."""
+        return secrets.token_urlsafe(16)
+
+    def path(self, run_id: str) -> Path:
+        """The directory of a run. The id is checked, so that it can name nothing outside `runs`."""
+        if not RUN_ID.fullmatch(run_id or ""):
+            raise UserError("This is not the id of a run: start a run first.")
+        return self.runs / run_id
+
+    def events(self, run_id: str | None) -> list[Event]:
+        """The events of a run as far as it came; none where there is no such run."""
+        if not run_id or not self.path(run_id).is_dir():
+            return []
+        return RunDirectory(self.path(run_id)).events()
+
+    def run(self, run_id: str, spec: JobSpec) -> Iterator[Event]:
+        """The whole job as a stream of events, written to the run's directory as it goes."""
+
+        def job(loaded: LoadedModel) -> Iterator[Event]:
+            prompts = spec.prompts if loaded.tokenizer else ()
+            return run_job(replace(spec, run_dir=self.path(run_id), prompts=prompts), loaded)
+
+        return self._lend(spec.model, job)
+
+    def texts(self, run_id: str, prompt: str, tokens: int, temperature: float, seed: int) -> Iterator[Event]:
+        """The prompt continued by the model of a run at each of its stages, one after the other."""
+        run = RunDirectory(self.path(run_id))
+
+        def write(loaded: LoadedModel) -> Iterator[Event]:
+            if loaded.tokenizer is None:
+                raise UserError(f"Model {loaded.name} has no tokenizer, so it cannot write text.")
+            for stage in reached(run.events()):
+                with at_stage(loaded, run, stage):
+                    yield from generate(
+                        loaded.model,
+                        loaded.tokenizer,
+                        prompt,
+                        stage,
+                        max_new_tokens=tokens,
+                        temperature=temperature,
+                        seed=seed,
+                    )
+
+        return self._lend(run.config["model"], write)
+
+    def _lend(self, name: str, job: Job) -> Iterator[Event]:
+        """The events of `job` while it alone holds the model."""
+        while not self._lock.acquire(timeout=0.1):
+            yield Progress("waiting", 0, 1, "another run holds the model")
+        try:
+            yield Progress("load", 0, 1, name)
+            loaded = self._model(name)
+            dense = fingerprint(loaded)
+            try:
+                yield from job(loaded)
+            finally:
+                if fingerprint(loaded) != dense:
+                    self._loaded = None
+        finally:
+            self._lock.release()
+
+    def _model(self, name: str) -> LoadedModel:
+        """The loaded model; another one is let go first, so that two never fill the memory together."""
+        if self._loaded is None or self._loaded.name != name:
+            self._loaded = None
+            self._loaded = load(name)
+        return self._loaded
+
+
+def fingerprint(loaded: LoadedModel) -> list[tuple[float, int]]:
+    """Sum and number of non-zeros of every prunable weight: any pruning changes it."""
+    return [
+        (weight.view.float().sum().item(), int(weight.view.count_nonzero()))
+        for layer in DecoderView(loaded.model).layers
+        for weight in layer.weights
+    ]
+
+
+def reached(events: list[Event]) -> list[Stage]:
+    """The stages whose masks the run has for every layer: dense always."""
+    stages = {str(event.stage) for event in events if isinstance(event, StageReached)}
+    return [stage for stage in Stage if stage is Stage.DENSE or stage in stages]

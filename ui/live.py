@@ -1,0 +1,183 @@
+"""A run as it goes, folded from its events into two pieces of HTML: the status and the finished sub-blocks."""
+
+from __future__ import annotations
+
+import math
+import time
+from html import escape
+
+from analysis import frames
+from barber.events import (
+    Event,
+    JobPlanned,
+    Notice,
+    PerplexityMeasured,
+    Progress,
+    RunFinished,
+    RunStarted,
+    Stage,
+    SubBlockRebuilt,
+)
+from barber.progress import Eta
+
+IDLE = """
+<div class="bb-card bb-idle">
+  <p class="bb-headline">Choose, press Run, look.</p>
+  <ol class="bb-steps-intro">
+    <li><b>Initial mask.</b> A simple rule decides which weights go, each matrix on its own.</li>
+    <li><b>Rebuild.</b> Every attention and MLP block looks at its own output error: weights that matter for it grow
+    back, weights that matter least are cut for them. The number of zeros stays exactly the same.</li>
+    <li><b>Look.</b> Which masks flipped, how salient those weights are, what perplexity and text make of it.</li>
+  </ol>
+</div>
+"""
+
+STARTING = """
+<div class="bb-card bb-running"><p class="bb-where"><span>Waiting for the model</span></p></div>
+"""
+
+
+STEPS = {Stage.DENSE: "Dense model", Stage.INITIAL: "Initial mask", Stage.REBUILT: "Rebuild"}
+
+
+class Live:
+    """What the user sees of a running job. `update` takes each event; `status` and `blocks` render."""
+
+    def __init__(self) -> None:
+        self.eta = Eta()
+        self.started = time.monotonic()
+        self.phases: list[str] = []
+        self.now = Progress("waiting", 0, 1)
+        self.notices: list[str] = []
+        self.seen: list[Event] = []
+        self.finished = False
+
+    def update(self, event: Event) -> None:
+        if isinstance(event, JobPlanned):
+            self.phases = list(event.phases)
+        if isinstance(event, Progress):
+            self.now = event
+        if isinstance(event, (JobPlanned, Progress)):
+            self.eta.update(event)
+        if isinstance(event, Notice) and event.message not in self.notices:
+            self.notices.append(event.message)
+        if isinstance(event, (RunStarted, SubBlockRebuilt, PerplexityMeasured, RunFinished)):
+            self.seen.append(event)
+        self.finished = self.finished or isinstance(event, RunFinished)
+
+    def status(self) -> str:
+        """The running state: phases, bar, where it is, time left."""
+        percent = 100 * self.eta.fraction
+        remaining = duration(self.eta.seconds_left)
+        steps = "".join(f'<li class="{self._state(step)}">{title}</li>' for step, title in self._steps())
+        where = escape(f"{self.now.phase.capitalize()}{' · ' + self.now.where if self.now.where else ''}")
+        return (
+            '<div class="bb-card bb-running">'
+            f'<ol class="bb-phases">{steps}</ol>'
+            f'<div class="bb-bar" role="progressbar" aria-label="Progress of the run" aria-valuemin="0" '
+            f'aria-valuemax="100" aria-valuenow="{percent:.0f}"><span style="width:{percent:.1f}%"></span></div>'
+            f'<p class="bb-where"><span>{where}</span><span class="bb-eta">{percent:.0f} %'
+            f"{' · about ' + remaining + ' left' if remaining else ''}</span></p>"
+            f"{self._notices()}</div>"
+        )
+
+    def _steps(self) -> list[tuple[Stage, str]]:
+        """The stages that this job goes through, with their titles."""
+        planned = {stage_of(phase) for phase in self.phases}
+        return [(stage, title) for stage, title in STEPS.items() if stage in planned]
+
+    def _state(self, step: Stage) -> str:
+        now = stage_of(self.now.phase) if self.now.phase in self.phases else None
+        if step == now:
+            return "now"
+        order = list(STEPS)
+        return "done" if now and order.index(step) < order.index(now) else "todo"
+
+    def _notices(self) -> str:
+        return "".join(f'<p class="bb-notice">{escape(message)}</p>' for message in self.notices)
+
+    def done(self) -> str:
+        """The end: one headline with what came out."""
+        facts = frames.summary(self.seen)
+        zeros = f"{facts['zeros']:,} of {facts['weights']:,} weights pruned ({share(facts['zeros'], facts['weights'])})"
+        moved = f", {facts['swaps']:,} pairs changed places" if facts["config"].get("barber") else ""
+        return (
+            '<div class="bb-card bb-done">'
+            f'<p class="bb-headline">{escape(self._verdict())}</p>'
+            f'<p class="bb-where"><span>{zeros}{moved}</span>'
+            f'<span class="bb-eta">{duration(time.monotonic() - self.started)}</span></p>{self._notices()}</div>'
+        )
+
+    def _verdict(self) -> str:
+        measured = frames.perplexities(self.seen)
+        if measured.empty:
+            return "Done."
+        first = measured[measured["dataset"] == measured["dataset"].iloc[0]].set_index("stage")
+        values = " → ".join(f"{first['perplexity'][stage]:.4g}" for stage in Stage if stage in first.index)
+        back = first["recovered"].get(Stage.REBUILT, math.nan)
+        if math.isnan(back):
+            return f"Perplexity {values}"
+        return f"Perplexity {values}: the rebuild {recovery(back)}"
+
+    def blocks(self) -> str:
+        """Finished sub-blocks, the newest first: error before and after, swaps."""
+        rows = frames.sub_blocks(self.seen)
+        if rows.empty:
+            return ""
+        body = "".join(
+            f"<tr><th scope='row'>{row.layer} · {escape(row.kind)}</th>"
+            f"<td>{row.before:.3g}</td><td>{row.after:.3g}</td>"
+            f"<td class='bb-change'><span style='--share:{left(row):.3f}'></span>{signed(row.change)}</td>"
+            f"<td>{row.swaps:,}</td></tr>"
+            for row in rows[::-1].itertuples()
+        )
+        titles = ("layer", "error before", "after", "change", "swaps")
+        head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
+        return (
+            f'<details class="bb-card bb-blocks" {"" if self.finished else "open"}>'
+            f"<summary>{len(rows)} sub-blocks rebuilt</summary>"
+            '<div tabindex="0" role="region" aria-label="Rebuilt sub-blocks">'
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
+        )
+
+
+def stage_of(phase: str) -> Stage:
+    """The stage that a phase of the job belongs to: "initial mask" and "perplexity initial" to the initial one."""
+    return next((stage for stage in Stage if stage in phase or stage.removesuffix("t") in phase), Stage.DENSE)
+
+
+def message(text: str, kind: str) -> str:
+    """A card with one sentence; kind is "stopped" or "failed"."""
+    role = "alert" if kind == "failed" else "status"
+    return f'<div class="bb-card bb-{kind}" role="{role}"><p class="bb-headline">{escape(text)}</p></div>'
+
+
+def recovery(recovered: float) -> str:
+    """The share of the gap recovered, in words."""
+    if recovered >= 0:
+        return f"recovered {100 * recovered:.0f} % of the gap"
+    return f"widened the gap by {-100 * recovered:.0f} %"
+
+
+def left(row) -> float:
+    """The share of a sub-block's error that is left, from 0 to 1."""
+    return min(row.after / row.before, 1.0) if row.before else 1.0
+
+
+def share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.4g} %" if whole else "none"
+
+
+def signed(change: float) -> str:
+    """A relative change like "-43 %", with a true minus sign."""
+    return "" if math.isnan(change) else f"{100 * change:+.0f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says it: "8 s", "3 min", "1 h 20 min"; empty where unknown."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,57 @@
+"""The page: a run panel on the left, the run and its four views on the right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from ui import api, flips_tab, perplexity_tab, run_panel, saliency_tab, text_tab
+from ui.hub import Hub
+from ui.live import IDLE
+
+HEADER = """
+<header class="bb-header">
+  <span class="bb-pole" aria-hidden="true"></span>
+  <div>
+    <h1>Barber</h1>
+    <p>Prune a language model in one shot, then let each block reconsider which weights it keeps.
+    <a href="https://arxiv.org/abs/2408.10631" target="_blank" rel="noopener">The paper</a></p>
+  </div>
+</header>
+"""
+
+
+def build(runs: Path | None = None) -> gr.Blocks:
+    """The app; `runs` is where run directories are kept, a new temporary folder unless given."""
+    hub = Hub(runs)
+    with gr.Blocks(title="Barber", analytics_enabled=False, fill_width=True) as page:
+        run_id = gr.State(None)
+        gr.HTML(HEADER)
+        with gr.Row(elem_classes="bb-page"):
+            with gr.Column(scale=0, min_width=340, elem_classes="bb-panel"):
+                form = run_panel.build_form()
+                run, stop = run_panel.build_buttons()
+            with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
+                status = gr.HTML(IDLE, elem_id="status")
+                blocks = gr.HTML("", elem_id="blocks")
+                triggers = run_panel.wire(hub, form, run, stop, status, blocks, run_id)
+                with gr.Tabs(elem_id="views"):
+                    for title, tab in (
+                        ("Mask flips", flips_tab),
+                        ("Saliency", saliency_tab),
+                        ("Perplexity", perplexity_tab),
+                        ("Text", text_tab),
+                    ):
+                        with gr.Tab(title):
+                            tab.build(hub, run_id, triggers)
+        api.build(hub)
+        page.load(
+            run_panel.fill_from_link,
+            None,
+            list(form.values()),
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    return page

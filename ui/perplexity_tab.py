@@ -1,0 +1,69 @@
+"""Perplexity: the dense, the initial and the rebuilt model, and how much of the damage the rebuild took back."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+import gradio as gr
+
+from analysis import figures, frames
+from ui.hub import Hub
+from ui.live import recovery
+from ui.plots import plot
+from ui.views import empty, intro, nothing_yet, results_there, show_after
+
+EMPTY = empty(
+    "Press <b>Run</b>. Here you will see how much worse the pruned model predicts text, "
+    "and how much of that the rebuild takes back."
+)
+
+
+def build(hub: Hub, run_id: gr.State, triggers: list) -> None:
+    nothing = gr.HTML(EMPTY)
+    with gr.Column(visible=False) as results:
+        headline = gr.HTML()
+        figure = gr.Plot(show_label=False, container=False, elem_id="perplexity-bars")
+        table = gr.HTML(elem_id="perplexity-table")
+        intro(
+            "Perplexity is the number of tokens the model is, on average, undecided between; 1 would be certainty. "
+            "The gap is measured in log perplexity, from the dense model to the initial mask."
+        )
+
+    def show(name: str | None):
+        measured = frames.perplexities(hub.events(name))
+        if measured.empty:
+            return nothing_yet(EMPTY, 3)
+        return (
+            *results_there(),
+            _headline(measured),
+            plot(figures.perplexity_bars(measured), "perplexity"),
+            _table(measured),
+        )
+
+    show_after(triggers, show, [run_id], [nothing, results, headline, figure, table])
+
+
+def _headline(measured) -> str:
+    """One big number per dataset that has all three stages."""
+    rows = [row for row in measured.itertuples() if not math.isnan(row.recovered)]
+    return "".join(
+        f'<div class="bb-figure"><strong>{100 * row.recovered:.0f} %</strong>'
+        f"<span>On {escape(row.dataset)} the rebuild {recovery(row.recovered)} to the dense model.</span></div>"
+        for row in rows
+    )
+
+
+def _table(measured) -> str:
+    body = "".join(
+        f"<tr><th scope='row'>{escape(row.dataset)}</th><td>{figures.STAGE_LABEL[row.stage]}</td>"
+        f"<td>{row.perplexity:,.4g}</td><td>{'' if math.isnan(row.recovered) else f'{100 * row.recovered:.1f} %'}</td>"
+        f"<td>{row.seqlen:,}</td><td>{row.tokens:,}</td></tr>"
+        for row in measured.itertuples()
+    )
+    head = "".join(
+        f"<th scope='col'>{title}</th>"
+        for title in ("data", "model", "perplexity", "gap recovered", "window", "tokens")
+    )
+    table = f'<table class="bb-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="bb-scroll" tabindex="0" role="region" aria-label="Perplexities">{table}</div>'

@@ -1,0 +1,192 @@
+"""The run panel: what to prune and how, Run and Stop, and the live progress beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import gradio as gr
+
+from barber.errors import UserError
+from ui import settings
+from ui.catalogue import choices
+from ui.gpu import ONE_AT_A_TIME, on_gpu
+from ui.hub import Hub
+from ui.live import STARTING, Live, message
+from ui.worker import Worker
+
+SECONDS_BETWEEN_UPDATES = 0.25
+DEFECT = "The run failed ({}): this is a defect of Barber, and the log of the server has its details."
+
+# Written into the address bar when a run starts, so that the address is a link to these settings.
+SHARE_LINK = """(...values) => {
+  const names = %s, query = new URLSearchParams(window.location.search);
+  names.forEach((name, i) => query.set(name, values[i] ?? ""));
+  window.history.replaceState(window.history.state, "", "?" + query.toString());
+}"""
+
+
+def build_form() -> dict[str, gr.components.Component]:
+    """The fields of settings.FIELDS, by name."""
+    default = settings.DEFAULTS
+    form: dict[str, gr.components.Component] = {}
+    form["model"] = gr.Dropdown(
+        choices(),
+        value=default["model"],
+        label="Model",
+        info="Pick one, or type a hub id or a local folder.",
+        allow_custom_value=True,
+        elem_id="model",
+    )
+    with gr.Row():
+        form["method"] = gr.Dropdown(
+            [(title, name) for name, title in settings.METHOD_TITLES.items()],
+            value=default["method"],
+            label="Initial mask",
+            min_width=150,
+            elem_id="method",
+        )
+        form["sparsity"] = gr.Dropdown(
+            list(settings.PATTERNS),
+            value=default["sparsity"],
+            label="Pattern",
+            allow_custom_value=True,
+            min_width=100,
+            elem_id="sparsity",
+        )
+    form["rebuild"] = gr.Checkbox(default["rebuild"], label="Rebuild the mask block by block", elem_id="rebuild")
+    form["threshold"] = gr.Slider(
+        0,
+        1,
+        value=default["threshold"],
+        step=0.01,
+        label="Threshold",
+        info="Share of the gaining pairs that change places.",
+        elem_id="threshold",
+    )
+    with gr.Accordion("Rebuild settings", open=False):
+        form["granularity"] = gr.Dropdown(
+            [(title, name) for name, title in settings.GRANULARITY_TITLES.items()],
+            value=default["granularity"],
+            label="Swaps happen within",
+            elem_id="granularity",
+        )
+        form["metric"] = gr.Dropdown(
+            [(title, name) for name, title in settings.METRIC_TITLES.items()],
+            value=default["metric"],
+            label="Saliency",
+            elem_id="metric",
+        )
+        form["retain_reconstruction"] = gr.Checkbox(
+            default["retain_reconstruction"],
+            label="Keep the values that SparseGPT updated",
+            elem_id="retain_reconstruction",
+        )
+    with gr.Accordion("Data and seed", open=False):
+        for name, label in (("calibration", "Calibration text"), ("evaluation", "Evaluation text")):
+            form[name] = gr.Dropdown(
+                list(settings.DATASETS),
+                value=default[name],
+                label=label,
+                info="A data set, or a local .txt, .jsonl or .npy file.",
+                allow_custom_value=True,
+                elem_id=name,
+            )
+        with gr.Row():
+            form["nsamples"] = _number(default["nsamples"], "Samples", "nsamples")
+            form["seqlen"] = _number(default["seqlen"], "Tokens each", "seqlen", "the model's own")
+        with gr.Row():
+            form["eval_windows"] = _number(default["eval_windows"], "Windows", "eval_windows", "all")
+            form["seed"] = _number(default["seed"], "Seed", "seed")
+    return {name: form[name] for name in settings.FIELDS}
+
+
+def _number(value: object, label: str, elem_id: str, placeholder: str | None = None) -> gr.Number:
+    return gr.Number(value, label=label, precision=0, min_width=90, elem_id=elem_id, placeholder=placeholder)
+
+
+def build_buttons() -> tuple[gr.Button, gr.Button]:
+    with gr.Row():
+        run = gr.Button("Run", variant="primary", elem_id="run", min_width=120)
+        stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=80)
+    return run, stop
+
+
+def wire(
+    hub: Hub,
+    form: dict[str, gr.components.Component],
+    run: gr.Button,
+    stop: gr.Button,
+    status: gr.HTML,
+    blocks: gr.HTML,
+    run_id: gr.State,
+) -> list[gr.events.Dependency]:
+    """Connect the panel. Returns what the views wait for: the end of a run, and its stop."""
+    fields = list(form.values())
+    on, off = gr.update(interactive=True), gr.update(interactive=False)
+    idle, busy = (on, off), (off, on)  # Run, Stop
+
+    def check(*values: object):
+        if sentence := settings.problem(*values):
+            raise gr.Error(sentence, title="Not started", print_exception=False)
+        return STARTING, "", *busy
+
+    def explain(*values: object) -> str:
+        return message(settings.problem(*values) or "", "failed")
+
+    def work(*values: object) -> Iterator[tuple]:
+        name = hub.new_run()
+        worker = Worker(hub.run(name, settings.to_spec(dict(zip(settings.FIELDS, values, strict=True)))))
+        live, shown = Live(), 0
+        try:
+            yield gr.skip(), gr.skip(), *busy, name
+            for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
+                for event in batch:
+                    live.update(event)
+                blocks_html = live.blocks() if len(live.seen) != shown else gr.skip()
+                shown = len(live.seen)
+                yield live.status(), blocks_html, *busy, gr.skip()
+            yield live.done(), live.blocks(), *idle, gr.skip()
+        except UserError as error:
+            gr.Warning(str(error), title="Not possible")
+            yield message(str(error), "failed"), gr.skip(), *idle, gr.skip()
+        except Exception as error:
+            logging.getLogger(__name__).exception("A run failed")
+            yield message(DEFECT.format(type(error).__name__), "failed"), gr.skip(), *idle, gr.skip()
+        finally:
+            worker.stop()
+
+    def stopped(name: str | None):
+        kept = " What it reached so far is shown below." if hub.events(name) else ""
+        return message(f"Stopped. The model is dense again.{kept}", "stopped"), *idle
+
+    run.click(fn=None, inputs=fields, js=SHARE_LINK % list(settings.FIELDS), api_visibility="private")
+    checked = run.click(
+        check, fields, [status, blocks, run, stop], queue=False, show_progress="hidden", api_visibility="private"
+    )
+    checked.failure(explain, fields, status, queue=False, show_progress="hidden", api_visibility="private")
+    started = checked.success(
+        on_gpu(work),
+        fields,
+        [status, blocks, run, stop, run_id],
+        show_progress="minimal",
+        show_progress_on=status,
+        api_visibility="private",
+        **ONE_AT_A_TIME,
+    )
+    ended = stop.click(
+        stopped,
+        run_id,
+        [status, run, stop],
+        queue=False,
+        show_progress="hidden",
+        cancels=[started],
+        api_visibility="private",
+    )
+    return [started, ended]
+
+
+def fill_from_link(request: gr.Request) -> list:
+    """The values of FIELDS that the page's address carries; the others stay."""
+    given = settings.from_query(dict(request.query_params))
+    return [given.get(name, gr.skip()) for name in settings.FIELDS]

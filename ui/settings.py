@@ -1,0 +1,160 @@
+"""What the form, the API and a link say, as a JobSpec; every mistake is one sentence, found before anything runs."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from barber.config import Granularity, Metric, PruneConfig, Sparsity
+from barber.errors import UserError
+from barber.job import JobSpec
+from barber.presets import STORYTELLER as PRESET
+
+HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+PATTERNS = ("50%", "60%", "70%", "2:4", "4:8")
+DATASETS = ("storyteller", "wikitext2", "c4", "ptb")
+METHOD_TITLES = {
+    "magnitude": "Magnitude",
+    "wanda": "Wanda",
+    "wandd": "Wanda, derivative",
+    "sparsegpt": "SparseGPT",
+}
+METRIC_TITLES = {Metric.WD: "weight times gradient", Metric.W: "weight alone", Metric.D: "gradient alone"}
+GRANULARITY_TITLES = {
+    Granularity.BLOCK: "the whole block",
+    Granularity.LAYER: "one matrix",
+    Granularity.OUTPUT: "one output row",
+    Granularity.INPUT: "one input column",
+}
+PROMPTS = ("Once upon a time", "The capital of France is", "The most important thing about science is")
+LABELS = {
+    "threshold": "Threshold",
+    "nsamples": "Samples",
+    "seqlen": "Tokens each",
+    "seed": "Seed",
+    "eval_windows": "Windows",
+}
+
+DEFAULTS: dict[str, str | int | float | bool | None] = {
+    "model": PRESET.model,
+    "method": PRESET.prune.method,
+    "sparsity": str(PRESET.prune.sparsity),
+    "rebuild": PRESET.prune.barber,
+    "metric": str(PRESET.prune.metric),
+    "granularity": str(PRESET.prune.granularity),
+    "threshold": PRESET.prune.threshold,
+    "retain_reconstruction": PRESET.prune.retain_reconstruction,
+    "calibration": PRESET.calibration,
+    "nsamples": PRESET.nsamples,
+    "seqlen": PRESET.seqlen,
+    "seed": PRESET.seed,
+    "evaluation": ",".join(PRESET.evaluation),
+    "eval_windows": PRESET.eval_windows,
+}
+FIELDS = tuple(DEFAULTS)
+
+
+def to_spec(values: Mapping[str, object]) -> JobSpec:
+    """The job that the values of FIELDS describe. Raises UserError for the first value that is not allowed."""
+    model = _text(values, "model", "Give a model: pick one or type a hub id or a local folder.")
+    calibration = _text(values, "calibration", "Give calibration data, for example storyteller or wikitext2.")
+    evaluation = tuple(part.strip() for part in str(values["evaluation"] or "").split(",") if part.strip())
+    if not evaluation:
+        raise UserError("Give evaluation data, for example storyteller or wikitext2.")
+    if on_a_space():
+        _refuse_paths(model, (calibration, *evaluation))
+    prune = PruneConfig(
+        sparsity=Sparsity.parse(str(values["sparsity"] or "")),
+        method=str(values["method"]),
+        barber=bool(values["rebuild"]),
+        metric=str(values["metric"]),
+        granularity=str(values["granularity"]),
+        threshold=_number(values, "threshold"),
+        retain_reconstruction=bool(values["retain_reconstruction"]),
+    )
+    return replace(
+        PRESET,
+        model=model,
+        prune=prune,
+        calibration=calibration,
+        evaluation=evaluation,
+        nsamples=_whole(values, "nsamples", 1),
+        seqlen=_whole(values, "seqlen", 2, optional=True),
+        seed=_whole(values, "seed", 0),
+        eval_windows=_whole(values, "eval_windows", 1, optional=True),
+        prompts=PRESET.prompts if model == PRESET.model else PROMPTS,
+    )
+
+
+def problem(*values: object) -> str | None:
+    """The sentence that says what is wrong with the values of FIELDS, if anything is."""
+    try:
+        to_spec(dict(zip(FIELDS, values, strict=True)))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def from_query(query: Mapping[str, str]) -> dict[str, object]:
+    """The values that a link carries, for the fields it names; what cannot be read is left out."""
+    values: dict[str, object] = {}
+    for name, text in query.items():
+        if name not in DEFAULTS:
+            continue
+        try:
+            values[name] = _parse(name, text)
+        except ValueError:
+            continue
+    return values
+
+
+def on_a_space() -> bool:
+    """Whether this process serves strangers on a Hugging Face Space."""
+    return "SPACE_ID" in os.environ
+
+
+def _refuse_paths(model: str, specs: tuple[str, ...]) -> None:
+    if not HUB_ID.fullmatch(model) or Path(model).exists():
+        raise UserError(f"Model {model!r} is not a hub id: files of the server cannot be used here, give owner/name.")
+    for spec in specs:
+        if spec not in DATASETS:
+            raise UserError(f"Data {spec!r} cannot be used here: choose one of {', '.join(DATASETS)}.")
+
+
+def _text(values: Mapping[str, object], name: str, missing: str) -> str:
+    text = str(values[name] or "").strip()
+    if not text:
+        raise UserError(missing)
+    return text
+
+
+def _number(values: Mapping[str, object], name: str) -> float:
+    try:
+        return float(values[name])
+    except (TypeError, ValueError):
+        raise UserError(f"{LABELS[name]} {values[name]!r} is not a number.") from None
+
+
+def _whole(values: Mapping[str, object], name: str, least: int, optional: bool = False) -> int | None:
+    value = values[name]
+    if optional and value in (None, "", 0):
+        return None
+    number = _number(values, name)
+    if not math.isfinite(number) or number != int(number) or number < least:
+        raise UserError(f"{LABELS[name]} {number:g} is not allowed: give a whole number of at least {least}.")
+    return int(number)
+
+
+def _parse(name: str, text: str) -> object:
+    """A value of a link, typed as the field is. Raises ValueError."""
+    if name in ("rebuild", "retain_reconstruction"):
+        return text.lower() in ("true", "1", "yes")
+    if name == "threshold":
+        return float(text)
+    if name in ("nsamples", "seqlen", "seed", "eval_windows"):
+        return int(text) if text else None
+    return text
