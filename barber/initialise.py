@@ -13,7 +13,7 @@ from torch import Tensor
 
 from barber import scores
 from barber.capture import Call, observe_inputs
-from barber.config import Granularity, Sparsity
+from barber.config import Granularity, PruneConfig, Sparsity
 from barber.masks import initial_mask
 from barber.model import Layer
 from barber.sparsegpt import sparsegpt
@@ -62,6 +62,11 @@ METHODS: dict[str, Method] = {
     "wandd": Method(_squares, _wandd),
     "sparsegpt": Method(_outer, _sparsegpt),
 }
+
+
+def needs_calibration(config: PruneConfig) -> bool:
+    """Whether a run looks at calibration data at all: magnitude without rebuild does not."""
+    return config.barber or (config.method in METHODS and METHODS[config.method].statistic is not None)
 
 
 class Statistics:

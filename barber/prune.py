@@ -26,7 +26,7 @@ from barber.events import (
     StageReached,
     SubBlockRebuilt,
 )
-from barber.initialise import METHODS, Statistics, initialise_layer
+from barber.initialise import METHODS, Statistics, initialise_layer, needs_calibration
 from barber.masks import check_pattern
 from barber.memory import peak_memory, reset_peak_memory
 from barber.model import DecoderView, DenseWeights, Layer, SubBlock
@@ -43,25 +43,28 @@ def prune(
     config: PruneConfig,
     *,
     initial: Mapping[int, tuple[Masks, Masks]] | None = None,
+    dense: DenseWeights | None = None,
     name: str = "",
 ) -> Iterator[Event]:
     """Prune a model in place and tell about it.
 
     model: a decoder model of transformers, on one device. calibration: needed by every method but magnitude, and by
     the rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as runs.read_masks
-    gives them. A run that is stopped or fails leaves the model dense, bit for bit.
+    gives them. dense: a copy of the dense weights, if the caller has one. A run that is stopped or fails leaves the model dense, bit for bit.
     Raises UserError for what the model or the settings do not allow, before anything is changed.
     """
     view = DecoderView(model)
     view.check_finite()
     view.check_width(config.sparsity.m)
-    needs_calibration = config.barber or (config.method != "masks" and METHODS[config.method].statistic is not None)
-    if needs_calibration and calibration is None:
-        raise UserError(f"Method {config.method} with rebuild={config.barber} needs calibration data: give a set of it.")
+    if config.method == "masks":
+        _check_initial(view, initial or {}, config)
+    calibrated = needs_calibration(config)
+    if calibrated and calibration is None:
+        raise UserError(f"Method {config.method} with rebuild={config.barber} needs calibration data: give a set.")
     yield RunStarted(
         model=name or type(model).__name__,
         config=config.to_dict(),
-        calibration=calibration.describe() if calibration and needs_calibration else {},
+        calibration=calibration.describe() if calibrated else {},
         modules=view.describe(),
         device=str(view.device),
         dtype=str(view.dtype).removeprefix("torch."),
@@ -69,7 +72,7 @@ def prune(
     started, training = time.monotonic(), model.training
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)
-    dense = DenseWeights(view)
+    dense = dense or DenseWeights(view)
     swaps, finished = 0, False
     try:
         masks: dict[int, Masks] = {}
@@ -103,6 +106,20 @@ def prune(
         model.train(training)
 
 
+def _check_initial(view: DecoderView, initial: Mapping[int, tuple[Masks, Masks]], config: PruneConfig) -> None:
+    """UserError unless there is a mask of the right shape and pattern for every weight."""
+    for layer in view.layers:
+        masks = initial.get(layer.index, ({}, {}))[0]
+        for weight in layer.weights:
+            name, mask = f"layers.{layer.index}.{weight.name}", masks.get(weight.name)
+            if mask is None or mask.shape != weight.view.shape:
+                found = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
+                raise UserError(
+                    f"The initial masks hold {found} for {name} {tuple(weight.view.shape)}: give masks of this model."
+                )
+            check_pattern(mask, config.sparsity, name)
+
+
 def _feed(view: DecoderView, calibration: CalibrationSet) -> Stream:
     stream = Stream(view.model, [layer.module for layer in view.layers])
     for row in calibration.tokens.to(view.device):
@@ -131,7 +148,7 @@ def _initialise(
         if method:
             masks, updates = initialise_layer(layer, method, statistics.sums, config.sparsity)
         else:
-            masks, updates = _apply(layer, *initial[layer.index], config)
+            masks, updates = _apply(layer, *initial[layer.index])
         for sequence in range(len(stream) if stream else 0):
             stream.advance(layer.index, sequence)
             yield next(progress)
@@ -142,14 +159,13 @@ def _initialise(
 
 
 @torch.no_grad()
-def _apply(layer: Layer, masks: Masks, updates: Masks, config: PruneConfig) -> tuple[Masks, Masks]:
+def _apply(layer: Layer, masks: Masks, updates: Masks) -> tuple[Masks, Masks]:
     """Put masks of an earlier run (and the weights that its initialiser had updated) on a layer."""
+    placed = {weight.name: masks[weight.name].to(weight.view.device) for weight in layer.weights}
     for weight in layer.weights:
-        mask = masks[weight.name] = masks[weight.name].to(weight.view.device)
-        check_pattern(mask, config.sparsity, f"layers.{layer.index}.{weight.name}")
         values = updates.get(weight.name, weight.view).to(weight.view)
-        weight.view.copy_(values.masked_fill(mask, 0))
-    return masks, updates
+        weight.view.copy_(values.masked_fill(placed[weight.name], 0))
+    return placed, updates
 
 
 def _rebuild(

@@ -1,4 +1,4 @@
-"""Settings of the whole suite: no network, and one thread, since small tensors on shared cores only wait for each other."""
+"""Settings of the whole suite: no network, no deadlines, and one thread: small tensors on shared cores only wait."""
 
 from __future__ import annotations
 

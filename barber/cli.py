@@ -1,0 +1,125 @@
+"""The command line, with the published flags: parse, run the job, show its events."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from barber.config import METHODS, Granularity, Metric
+from barber.errors import UserError
+
+if TYPE_CHECKING:
+    from barber.job import JobSpec
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Flags that are absent stay out of the namespace, so that the bundled model's preset can tell what was given."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Prune a language model in one shot and rebuild its mask (LLM-Barber). Without --model, the bundled "
+        "model runs with settings worth seeing.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    flag = parser.add_argument
+    flag("--model", help="hub id or Hugging Face folder (default: the bundled storyteller)")
+    flag("--seed", type=int, help="seed of the calibration sampling (default 0)")
+    flag("--nsamples", type=int, help="calibration sequences (default 128)")
+    flag("--seqlen", type=int, help="tokens per sequence (default 2048, or the model's maximum if that is smaller)")
+    flag("--sparsity_ratio", type=float, help="share of the weights to prune, between 0 and 1")
+    flag("--sparsity_type", help="unstructured (default) or n:m, n zeros in every m inputs, like 2:4")
+    flag("--prune_method", choices=METHODS, help="initial mask")
+    flag("--prune_barber", action="store_true", help="rebuild the initial mask")
+    flag("--prune_metric", choices=[str(metric) for metric in Metric], help="saliency of the rebuild (default WD)")
+    flag("--prune_granularity", choices=[str(g) for g in Granularity], help="swap groups (default output1)")
+    flag("--threshold", type=float, help="share of the gaining pairs that are swapped, 0 to 1 (default 0.01)")
+    flag("--retain_reconstruction", action="store_true", help="keep SparseGPT's updated weights in the rebuild")
+    flag("--initial_masks", metavar="PATH", help="masks file or run directory to take the initial mask from")
+    flag("--calibration", metavar="SPEC", help="c4 (default), wikitext2, ptb, storyteller, or a .txt/.jsonl/.npy file")
+    flag("--eval_data", metavar="SPEC[,SPEC]", help="perplexity data, same choices (default wikitext2)")
+    flag("--eval_windows", type=int, metavar="N", help="at most N perplexity windows per data set (default all)")
+    flag("--prompt", help="text to continue with the dense, the initial and the rebuilt model")
+    flag("--datasets_cache_dir", metavar="DIR", help="where data sets are kept")
+    flag("--cache_dir", metavar="DIR", help="where downloaded models are kept")
+    flag("--save_data", metavar="FILE", type=Path, help="write the calibration tokens (.npy)")
+    flag("--save_model", metavar="DIR", type=Path, help="write the pruned model as a Hugging Face folder")
+    flag("--save_ppl", metavar="DIR", type=Path, help="write the perplexities")
+    flag("--save_zeroshot", metavar="DIR", type=Path, help="run zero-shot tasks and write their results")
+    flag("--zeroshot_tasks", metavar="TASK[,TASK]", help="lm-eval tasks (default: the published seven)")
+    flag("--limit", type=int, metavar="N", help="at most N items per zero-shot task")
+    flag("--run_dir", metavar="DIR", type=Path, help="record the run: masks, events, histograms")
+    flag("--delete", action="store_true", help="delete the model that --save_model wrote, after the evaluation")
+    flag("--device", help="auto (default), cpu, cuda, cuda:1 ...")
+    flag("--dtype", help="auto (default), float32, bfloat16, float16")
+    flag("--trust_remote_code", action="store_true", help="run Python code that a model brings along")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code: 0, 2 for a user's error, 130 for an interrupt."""
+    args = build_parser().parse_args(argv)
+    logging.captureWarnings(True)
+    try:
+        # Torch and transformers take seconds to import: --help and a mistyped flag need not wait for them.
+        from barber.options import job_from
+
+        _run(job_from(vars(args)), vars(args))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped; the model on disk is as it was.\n")
+        return 130
+    return 0
+
+
+def _run(spec: JobSpec, given: dict) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from barber.events import Notice
+    from barber.job import run_job
+    from barber.progress import Eta
+    from barber.save import check_writable
+    from barber.summary import Summary, write_results
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for flag in ("save_ppl", "save_zeroshot"):
+        check_writable(given[flag] / "log.txt" if flag in given else None, f"--{flag}")
+    summary, eta = Summary(spec), Eta()
+    with _bar() as bar, contextlib.closing(run_job(spec)) as events:
+        for event in events:
+            eta.update(event)
+            summary.add(event)
+            if isinstance(event, Notice):
+                bar.write(event.message, file=sys.stderr)
+            _show(bar, eta, event)
+    write_results(summary, given.get("save_ppl"), given.get("save_zeroshot"))
+    sys.stdout.write(summary.text())
+    if given.get("delete") and summary.model_path:
+        shutil.rmtree(summary.model_path)
+        sys.stdout.write(f"Deleted the saved model {summary.model_path}.\n")
+
+
+def _bar():
+    from tqdm import tqdm
+
+    return tqdm(total=100, file=sys.stderr, bar_format="{percentage:3.0f}% |{bar:30}| {desc}", leave=False)
+
+
+def _show(bar, eta, event) -> None:
+    """Phase, place and time left on stderr."""
+    from barber.events import Progress
+
+    if isinstance(event, Progress):
+        left = "" if eta.seconds_left is None else f", {eta.seconds_left:.0f} s left"
+        bar.n = round(100 * eta.fraction)
+        bar.set_description_str(f"{event.phase} {event.where} {event.done}/{event.total}{left}", refresh=False)
+        bar.update(0)
+        bar.refresh() if event.done == event.total else None

@@ -1,0 +1,91 @@
+"""From the flags that were given to a JobSpec, with the published defaults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from barber.config import PruneConfig, Sparsity
+from barber.errors import UserError
+from barber.job import JobSpec
+from barber.load import BUNDLED
+from barber.presets import STORYTELLER
+from barber.runs import RunDirectory
+from barber.zeroshot import PUBLISHED_TASKS
+
+PRUNING_FLAGS = {
+    "sparsity_ratio", "sparsity_type", "prune_method", "prune_barber", "prune_metric", "prune_granularity", "threshold",
+    "retain_reconstruction", "initial_masks",
+}  # fmt: skip
+SPEC_FLAGS = {
+    "model", "nsamples", "seqlen", "seed", "device", "dtype", "calibration", "eval_windows", "run_dir", "save_model",
+    "save_data", "cache_dir", "datasets_cache_dir", "trust_remote_code",
+}  # fmt: skip
+
+
+def job_from(given: dict[str, Any]) -> JobSpec:
+    """The job that the given flags ask for (name -> value, only those given).
+
+    The bundled model brings its own data, and its preset pruning where no pruning flag is given; any other model takes
+    the published defaults, and without a pruning flag only its dense weights are evaluated.
+    """
+    base = STORYTELLER if given.get("model", BUNDLED) == BUNDLED else JobSpec()
+    changes = {name: value for name, value in given.items() if name in SPEC_FLAGS}
+    if PRUNING_FLAGS & given.keys():
+        changes["prune"] = _prune_config(given)
+    if "eval_data" in given:
+        changes["evaluation"] = _names(given["eval_data"], "--eval_data")
+    if "prompt" in given:
+        changes["prompts"] = (given["prompt"],)
+    if "save_zeroshot" in given or "zeroshot_tasks" in given:
+        changes["zeroshot_tasks"] = _names(given.get("zeroshot_tasks", ",".join(PUBLISHED_TASKS)), "--zeroshot_tasks")
+    if given.get("limit", 1) < 1:
+        raise UserError(f"--limit {given['limit']} is not allowed: give 1 or more items per task.")
+    changes["zeroshot_limit"] = given.get("limit")
+    if given.get("delete") and "save_model" not in given:
+        raise UserError("--delete removes the folder that --save_model writes: give --save_model too, or leave it out.")
+    return replace(base, **changes)
+
+
+def _names(text: str, flag: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UserError(f"{flag} {text!r} names nothing: give one name, or several with commas between.")
+    return names
+
+
+def _prune_config(given: dict[str, Any]) -> PruneConfig:
+    masks = given.get("initial_masks")
+    if masks and "prune_method" in given:
+        raise UserError("--initial_masks and --prune_method both name an initial mask: give one of them.")
+    if not masks and "prune_method" not in given:
+        raise UserError("No initial mask was chosen: give --prune_method magnitude, wanda, wandd or sparsegpt.")
+    names = {"prune_metric": "metric", "prune_granularity": "granularity"}
+    kept = ("prune_metric", "prune_granularity", "threshold", "retain_reconstruction")
+    return PruneConfig(
+        sparsity=_sparsity(given),
+        method="masks" if masks else given["prune_method"],
+        barber=given.get("prune_barber", False),
+        initial_masks=masks,
+        **{names.get(flag, flag): given[flag] for flag in kept if flag in given},
+    )
+
+
+def _sparsity(given: dict[str, Any]) -> Sparsity:
+    """n:m sets the ratio by itself; Sparsity refuses a ratio that contradicts it."""
+    kind, ratio = given.get("sparsity_type", "unstructured"), given.get("sparsity_ratio")
+    if kind != "unstructured":
+        pattern = Sparsity.parse(kind) if ":" in kind else None
+        if pattern is None:
+            raise UserError(f"Sparsity type {kind!r} is unknown: give unstructured, or n:m like 2:4.")
+        return pattern if ratio is None else Sparsity(ratio, pattern.n, pattern.m)
+    if ratio is not None:
+        return Sparsity(ratio)
+    if given.get("initial_masks"):
+        try:
+            return Sparsity.parse(RunDirectory(given["initial_masks"]).config["config"]["sparsity"])
+        except UserError:
+            raise UserError(
+                f"The pattern of the masks in {given['initial_masks']} is not known: give --sparsity_ratio or --sparsity_type."
+            ) from None
+    raise UserError("No sparsity was given: add --sparsity_ratio between 0 and 1, or --sparsity_type n:m like 2:4.")

@@ -1,0 +1,17 @@
+"""Jobs worth seeing without any choice made."""
+
+from __future__ import annotations
+
+from barber.config import Granularity, PruneConfig, Sparsity
+from barber.job import JobSpec
+from barber.storyteller import documents
+
+STORYTELLER = JobSpec(
+    prune=PruneConfig(Sparsity.parse("60%"), "magnitude", granularity=Granularity.BLOCK, threshold=0.1),
+    calibration="storyteller",
+    evaluation=("storyteller",),
+    nsamples=64,
+    seqlen=256,
+    eval_windows=64,
+    prompts=tuple(documents("prompts", 1)),
+)

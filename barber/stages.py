@@ -1,0 +1,45 @@
+"""Put a model into the state that a recorded run gave it, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from barber.errors import UserError
+from barber.events import Stage
+from barber.load import LoadedModel
+from barber.model import DecoderView, DenseWeights
+from barber.runs import RunDirectory
+
+
+@contextmanager
+def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[LoadedModel]:
+    """The model with the weights of `stage` ("dense", "initial", "rebuilt") of a run inside, its dense weights after.
+
+    Raises UserError if the run has no such stage or was made of another model.
+    """
+    if stage == Stage.DENSE:
+        yield loaded
+        return
+    view = DecoderView(loaded.model)
+    if view.describe() != run.config["modules"]:
+        raise UserError(f"The run in {run.path} was made of another model ({run.config['model']}): load that model.")
+    dense = DenseWeights(view)
+    try:
+        _apply(view, run, stage)
+        yield loaded
+    finally:
+        dense.restore()
+
+
+@torch.no_grad()
+def _apply(view: DecoderView, run: RunDirectory, stage: str) -> None:
+    for layer in view.layers:
+        masks, values = run.masks(layer.index, stage), run.weights(layer.index, stage)
+        for weight in layer.weights:
+            if weight.name not in masks:
+                raise UserError(f"The run in {run.path} did not reach stage {stage!r}: let it run to its end first.")
+            value = values.get(weight.name, weight.view).to(weight.view)
+            weight.view.copy_(value.masked_fill(masks[weight.name].to(value.device), 0))
