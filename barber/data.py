@@ -111,7 +111,9 @@ def _read_jsonl(path: Path) -> list[str]:
         except (ValueError, KeyError, TypeError, IndexError):
             text = None
         if not isinstance(text, str):
-            raise UserError(f'Line {number} of {path.name} is not of the form {{"text": "..."}}: mend it or leave it out.')
+            raise UserError(
+                f'Line {number} of {path.name} is not of the form {{"text": "..."}}: mend it or leave it out.'
+            )
         texts.append(text)
     return texts
 

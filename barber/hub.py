@@ -1,4 +1,4 @@
-"""Published data sets of the Hugging Face hub: their texts, quick and clear when offline, and a cache of their tokens."""
+"""Published data sets of the Hugging Face hub: their texts, quick and clear offline, and a cache of their tokens."""
 
 from __future__ import annotations
 
