@@ -38,7 +38,7 @@ def flip_heatmap(flips: pd.DataFrame) -> go.Figure:
             colorbar={"title": {"text": "% changed", "side": "right"}, "thickness": 10, "outlinewidth": 0},
         )
     )
-    styled(figure, x="layer", height=110 + 30 * len(order))
+    styled(figure, x="layer", height=70 + 30 * len(order), top=8)
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(showgrid=False, **_layer_ticks(table.columns.tolist()))
     return figure

@@ -128,7 +128,8 @@ def recovered(dense: float, initial: float, rebuilt: float) -> float:
     1 is the dense model again, 0 no help, below 0 harm; NaN where the initial mask did no damage to recover from.
     """
     gap = math.log(initial) - math.log(dense)
-    return (math.log(initial) - math.log(rebuilt)) / gap if gap > 0 else math.nan
+    share = (math.log(initial) - math.log(rebuilt)) / gap if gap > 0 else math.nan
+    return share if math.isfinite(share) else math.nan
 
 
 def texts(events: Sequence[Event]) -> pd.DataFrame:

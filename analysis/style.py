@@ -14,12 +14,12 @@ FATE_COLOUR = {"kept": GREY, "pruned": "#b9a27c", "grown": BLUE, "cut": RED}
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
 
 
-def styled(figure: go.Figure, *, x: str = "", y: str = "", height: int = 320) -> go.Figure:
+def styled(figure: go.Figure, *, x: str = "", y: str = "", height: int = 320, top: int = 36) -> go.Figure:
     """The figure with the common layout: transparent, mid-grey text, legend above, growing margins."""
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 12, "r": 12, "t": 36, "b": 12},
+        margin={"l": 12, "r": 12, "t": top, "b": 12},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": FONT, "size": 13, "color": TEXT},

@@ -7,13 +7,13 @@ import gradio as gr
 from analysis import figures, frames
 from ui.hub import Hub
 from ui.plots import plot
-from ui.views import CALM, empty, intro, nothing_yet, results_there, show_after
+from ui.views import CALM, empty, intro, nothing_yet, results_there
 
 EMPTY = empty("Press <b>Run</b>. Here you will see which layers changed their mind about which weights.")
 NO_FLIPS = empty("This run has no rebuild, so no mask flipped. Switch the rebuild on and run again.")
 
 
-def build(hub: Hub, run_id: gr.State, triggers: list) -> None:
+def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         intro(
@@ -51,5 +51,5 @@ def build(hub: Hub, run_id: gr.State, triggers: list) -> None:
         flips = frames.flips(hub.events(name))
         return gr.skip() if flips.empty else plot(figures.flip_bars(flips, by), "grown-and-cut")
 
-    show_after(triggers, show, [run_id, by], [nothing, results, heatmap, bars, errors])
+    ended.then(show, [run_id, by], [nothing, results, heatmap, bars, errors], **CALM)
     by.input(regroup, [run_id, by], bars, **CALM)

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from barber.evaluate import generate
-
 from barber.errors import UserError
+from barber.evaluate import generate
 from barber.events import Event, Progress, Stage, StageReached
 from barber.job import JobSpec, run_job
 from barber.load import LoadedModel, load
@@ -47,9 +46,17 @@ class Hub:
             raise UserError("This is not the id of a run: start a run first.")
         return self.runs / run_id
 
+    def stop(self, run_id: str | None) -> None:
+        """Mark a run as stopped. A file, since on ZeroGPU the run goes on in another process."""
+        if run_id:
+            self.path(run_id).with_suffix(".stopped").touch()
+
+    def stopped(self, run_id: str) -> bool:
+        return self.path(run_id).with_suffix(".stopped").exists()
+
     def events(self, run_id: str | None) -> list[Event]:
-        """The events of a run as far as it came; none where there is no such run."""
-        if not run_id or not self.path(run_id).is_dir():
+        """The events of a run as far as it came; none where no pruning has begun."""
+        if not run_id or not (self.path(run_id) / "config.json").exists():
             return []
         return RunDirectory(self.path(run_id)).events()
 

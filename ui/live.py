@@ -37,6 +37,7 @@ STARTING = """
 """
 
 
+LABELS = {Stage.DENSE: "dense", Stage.INITIAL: "initial mask", Stage.REBUILT: "rebuilt"}
 STEPS = {Stage.DENSE: "Dense model", Stage.INITIAL: "Initial mask", Stage.REBUILT: "Rebuild"}
 
 
@@ -78,7 +79,7 @@ class Live:
             f'aria-valuemax="100" aria-valuenow="{percent:.0f}"><span style="width:{percent:.1f}%"></span></div>'
             f'<p class="bb-where"><span>{where}</span><span class="bb-eta">{percent:.0f} %'
             f"{' · about ' + remaining + ' left' if remaining else ''}</span></p>"
-            f"{self._notices()}</div>"
+            f"{self._figures()}{self._notices()}</div>"
         )
 
     def _steps(self) -> list[tuple[Stage, str]]:
@@ -102,22 +103,22 @@ class Live:
         zeros = f"{facts['zeros']:,} of {facts['weights']:,} weights pruned ({share(facts['zeros'], facts['weights'])})"
         moved = f", {facts['swaps']:,} pairs changed places" if facts["config"].get("barber") else ""
         return (
-            '<div class="bb-card bb-done">'
-            f'<p class="bb-headline">{escape(self._verdict())}</p>'
+            f'<div class="bb-card bb-done" role="status">{self._figures()}'
             f'<p class="bb-where"><span>{zeros}{moved}</span>'
             f'<span class="bb-eta">{duration(time.monotonic() - self.started)}</span></p>{self._notices()}</div>'
         )
 
-    def _verdict(self) -> str:
+    def _figures(self) -> str:
+        """The perplexities known so far on the first data set, and the share of the gap recovered."""
         measured = frames.perplexities(self.seen)
         if measured.empty:
-            return "Done."
-        first = measured[measured["dataset"] == measured["dataset"].iloc[0]].set_index("stage")
-        values = " → ".join(f"{first['perplexity'][stage]:.4g}" for stage in Stage if stage in first.index)
-        back = first["recovered"].get(Stage.REBUILT, math.nan)
-        if math.isnan(back):
-            return f"Perplexity {values}"
-        return f"Perplexity {values}: the rebuild {recovery(back)}"
+            return ""
+        first = measured[measured["dataset"] == measured["dataset"].iloc[0]]
+        rows = list(first.itertuples())
+        cells = [(f"{row.perplexity:,.4g}", f"perplexity, {LABELS[row.stage]}", row.stage) for row in rows]
+        cells += [(f"{100 * share:.0f} %", "of the gap recovered", "gap") for share in first["recovered"].dropna()]
+        body = "".join(f'<div class="bb-{kind}"><dd>{value}</dd><dt>{label}</dt></div>' for value, label, kind in cells)
+        return f'<dl class="bb-figures">{body}</dl>'
 
     def blocks(self) -> str:
         """Finished sub-blocks, the newest first: error before and after, swaps."""
@@ -165,7 +166,7 @@ def left(row) -> float:
 
 
 def share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.4g} %" if whole else "none"
+    return f"{100 * part / whole:.3g} %" if whole else "none"
 
 
 def signed(change: float) -> str:

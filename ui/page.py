@@ -35,7 +35,7 @@ def build(runs: Path | None = None) -> gr.Blocks:
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
                 status = gr.HTML(IDLE, elem_id="status")
                 blocks = gr.HTML("", elem_id="blocks")
-                triggers = run_panel.wire(hub, form, run, stop, status, blocks, run_id)
+                ended = run_panel.wire(hub, form, run, stop, status, blocks, run_id)
                 with gr.Tabs(elem_id="views"):
                     for title, tab in (
                         ("Mask flips", flips_tab),
@@ -44,7 +44,7 @@ def build(runs: Path | None = None) -> gr.Blocks:
                         ("Text", text_tab),
                     ):
                         with gr.Tab(title):
-                            tab.build(hub, run_id, triggers)
+                            tab.build(hub, run_id, ended)
         api.build(hub)
         page.load(
             run_panel.fill_from_link,

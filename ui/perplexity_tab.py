@@ -11,7 +11,7 @@ from analysis import figures, frames
 from ui.hub import Hub
 from ui.live import recovery
 from ui.plots import plot
-from ui.views import empty, intro, nothing_yet, results_there, show_after
+from ui.views import CALM, empty, intro, nothing_yet, results_there
 
 EMPTY = empty(
     "Press <b>Run</b>. Here you will see how much worse the pruned model predicts text, "
@@ -19,7 +19,7 @@ EMPTY = empty(
 )
 
 
-def build(hub: Hub, run_id: gr.State, triggers: list) -> None:
+def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         headline = gr.HTML()
@@ -41,7 +41,7 @@ def build(hub: Hub, run_id: gr.State, triggers: list) -> None:
             _table(measured),
         )
 
-    show_after(triggers, show, [run_id], [nothing, results, headline, figure, table])
+    ended.then(show, [run_id], [nothing, results, headline, figure, table], **CALM)
 
 
 def _headline(measured) -> str:

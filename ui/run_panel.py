@@ -120,70 +120,60 @@ def wire(
     status: gr.HTML,
     blocks: gr.HTML,
     run_id: gr.State,
-) -> list[gr.events.Dependency]:
-    """Connect the panel. Returns what the views wait for: the end of a run, and its stop."""
+) -> gr.events.Dependency:
+    """Connect the panel. Returns what the views wait for: the end of a run, also of one that was stopped."""
     fields = list(form.values())
-    on, off = gr.update(interactive=True), gr.update(interactive=False)
-    idle, busy = (on, off), (off, on)  # Run, Stop
+    on, off, same = gr.update(interactive=True), gr.update(interactive=False), gr.skip()
 
     def check(*values: object):
         if sentence := settings.problem(*values):
             raise gr.Error(sentence, title="Not started", print_exception=False)
-        return STARTING, "", *busy
+        return STARTING, "", off, on, hub.new_run()
 
     def explain(*values: object) -> str:
         return message(settings.problem(*values) or "", "failed")
 
-    def work(*values: object) -> Iterator[tuple]:
-        name = hub.new_run()
+    def work(name: str, *values: object) -> Iterator[tuple]:
+        if hub.stopped(name):  # while it waited in the queue
+            yield same, same, on, off
+            return
         worker = Worker(hub.run(name, settings.to_spec(dict(zip(settings.FIELDS, values, strict=True)))))
         live, shown = Live(), 0
         try:
-            yield gr.skip(), gr.skip(), *busy, name
             for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
+                if hub.stopped(name):
+                    yield stopped_card(name), same, on, off
+                    return
                 for event in batch:
                     live.update(event)
-                blocks_html = live.blocks() if len(live.seen) != shown else gr.skip()
+                blocks_html = live.blocks() if len(live.seen) != shown else same
                 shown = len(live.seen)
-                yield live.status(), blocks_html, *busy, gr.skip()
-            yield live.done(), live.blocks(), *idle, gr.skip()
+                yield live.status(), blocks_html, same, same
+            yield live.done(), live.blocks(), on, off
         except UserError as error:
             gr.Warning(str(error), title="Not possible")
-            yield message(str(error), "failed"), gr.skip(), *idle, gr.skip()
+            yield message(str(error), "failed"), same, on, off
         except Exception as error:
             logging.getLogger(__name__).exception("A run failed")
-            yield message(DEFECT.format(type(error).__name__), "failed"), gr.skip(), *idle, gr.skip()
+            yield message(DEFECT.format(type(error).__name__), "failed"), same, on, off
         finally:
             worker.stop()
 
-    def stopped(name: str | None):
+    def stopped_card(name: str | None) -> str:
         kept = " What it reached so far is shown below." if hub.events(name) else ""
-        return message(f"Stopped. The model is dense again.{kept}", "stopped"), *idle
+        return message(f"Stopped; the model goes back to its dense weights.{kept}", "stopped")
 
+    def halt(name: str | None):
+        hub.stop(name)
+        return stopped_card(name), on, off
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     run.click(fn=None, inputs=fields, js=SHARE_LINK % list(settings.FIELDS), api_visibility="private")
-    checked = run.click(
-        check, fields, [status, blocks, run, stop], queue=False, show_progress="hidden", api_visibility="private"
-    )
-    checked.failure(explain, fields, status, queue=False, show_progress="hidden", api_visibility="private")
-    started = checked.success(
-        on_gpu(work),
-        fields,
-        [status, blocks, run, stop, run_id],
-        show_progress="minimal",
-        show_progress_on=status,
-        api_visibility="private",
-        **ONE_AT_A_TIME,
-    )
-    ended = stop.click(
-        stopped,
-        run_id,
-        [status, run, stop],
-        queue=False,
-        show_progress="hidden",
-        cancels=[started],
-        api_visibility="private",
-    )
-    return [started, ended]
+    checked = run.click(check, fields, [status, blocks, run, stop, run_id], **quiet)
+    checked.failure(explain, fields, status, queue=False, **quiet)
+    started = checked.success(on_gpu(work), [run_id, *fields], [status, blocks, run, stop], **quiet, **ONE_AT_A_TIME)
+    stop.click(halt, run_id, [status, run, stop], queue=False, **quiet)
+    return started
 
 
 def fill_from_link(request: gr.Request) -> list:

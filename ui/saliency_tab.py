@@ -7,13 +7,13 @@ import gradio as gr
 from analysis import figures, frames
 from ui.hub import Hub
 from ui.plots import plot
-from ui.views import CALM, empty, intro, nothing_yet, results_there, show_after
+from ui.views import CALM, empty, intro, nothing_yet, results_there
 
 EMPTY = empty("Press <b>Run</b>. Here you will see how much each weight matters, and what became of it.")
 NO_SALIENCY = empty("This run has no rebuild, so no saliency was measured. Switch the rebuild on and run again.")
 
 
-def build(hub: Hub, run_id: gr.State, triggers: list) -> None:
+def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         intro(
@@ -59,6 +59,6 @@ def build(hub: Hub, run_id: gr.State, triggers: list) -> None:
     def redraw(name: str | None, layer: int, module: str, scale: str):
         return draw(hub.events(name), layer, module, scale)
 
-    show_after(triggers, show, [run_id, scale], [nothing, results, layer, module, figure])
+    ended.then(show, [run_id, scale], [nothing, results, layer, module, figure], **CALM)
     layer.input(choose_layer, [run_id, layer, module, scale], [module, figure], **CALM)
     gr.on([module.input, scale.input], redraw, [run_id, layer, module, scale], figure, **CALM)

@@ -13,7 +13,7 @@ from barber.errors import UserError
 from barber.events import Stage, TextGenerated
 from ui.gpu import ONE_AT_A_TIME, on_gpu
 from ui.hub import Hub
-from ui.views import CALM, empty, intro, nothing_yet, results_there, show_after
+from ui.views import CALM, empty, intro, nothing_yet, results_there
 from ui.worker import Worker
 
 EMPTY = empty("Press <b>Run</b>. Here the dense, the pruned and the rebuilt model will continue the same prompt.")
@@ -21,7 +21,7 @@ TITLES = {Stage.DENSE: "Dense", Stage.INITIAL: "Initial mask", Stage.REBUILT: "R
 SECONDS_BETWEEN_UPDATES = 0.15
 
 
-def build(hub: Hub, run_id: gr.State, triggers: list) -> None:
+def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         intro("<mark>Marked</mark>: still, word for word, what the dense model writes.")
@@ -36,7 +36,7 @@ def build(hub: Hub, run_id: gr.State, triggers: list) -> None:
             seed = gr.Number(0, label="Seed", precision=0, min_width=90, elem_id="text-seed")
         with gr.Row():
             write = gr.Button("Write", variant="primary", scale=0, elem_id="write", min_width=140)
-            stop = gr.Button("Stop writing", scale=0, elem_id="stop-writing", min_width=140)
+            stop = gr.Button("Stop", scale=0, elem_id="stop-writing", min_width=140)
         with gr.Row(equal_height=True, elem_classes="bb-columns"):
             columns = [gr.HTML(_column(stage, "", ""), elem_id=f"text-{stage}", min_width=220) for stage in Stage]
 
@@ -73,15 +73,14 @@ def build(hub: Hub, run_id: gr.State, triggers: list) -> None:
             if worker:
                 worker.stop()
 
-    show_after(triggers, show, [run_id], [nothing, results, prompt, *columns])
+    ended.then(show, [run_id], [nothing, results, prompt, *columns], **CALM)
     prompt.input(recall, [run_id, prompt], columns, **CALM)
     telling = gr.on(
         [write.click],
         on_gpu(tell),
         [run_id, prompt, tokens, temperature, seed],
         columns,
-        show_progress="minimal",
-        show_progress_on=write,
+        show_progress="hidden",
         api_visibility="private",
         **ONE_AT_A_TIME,
     )

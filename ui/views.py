@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import gradio as gr
 
 CALM = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
@@ -27,9 +25,3 @@ def results_there() -> tuple:
 def intro(sentence: str) -> gr.HTML:
     """The line at the head of a view that says how to read it."""
     return gr.HTML(f'<p class="bb-intro">{sentence}</p>')
-
-
-def show_after(triggers: Sequence[gr.events.Dependency], fn: Callable, inputs: list, outputs: list) -> None:
-    """Refresh a view whenever a run ended or was stopped."""
-    for trigger in triggers:
-        trigger.then(fn, inputs, outputs, **CALM)
