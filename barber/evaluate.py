@@ -81,16 +81,18 @@ def generate(
     ends = _end_tokens(model, tokenizer)
     generator = torch.Generator().manual_seed(seed)
     given = _decode(tokenizer, ids)
-    cache = None
-    for step in range(1, room + 1):
+    cache, unseen = None, 0
+    for _ in range(room):
         token, cache = _next_token(model, ids, cache, temperature, generator)
         if token in ends:
             break
         ids.append(token)
-        if step % TOKENS_PER_EVENT == 0 and step < room:
-            written = _decode(tokenizer, ids)[len(given) :]
-            if not written.endswith("\ufffd"):  # the character is not complete yet
-                yield TextGenerated(str(stage), prompt, written, done=False)
+        unseen += 1
+        if unseen >= TOKENS_PER_EVENT:
+            text = _decode(tokenizer, ids)[len(given) :]
+            if not text.endswith("\ufffd"):  # a character of several tokens that is not complete yet
+                yield TextGenerated(str(stage), prompt, text, done=False)
+                unseen = 0
     yield TextGenerated(str(stage), prompt, _decode(tokenizer, ids)[len(given) :], done=True)
 
 

@@ -104,7 +104,8 @@ def hub_texts(spec: str, split: Split, cache_dir: str | None = None):
             f"Data set {spec} ({data.path}) cannot be loaded because {_reason(error)}, or give storyteller or a "
             ".txt, .jsonl or .npy file instead."
         ) from error
-    return loaded[data.column][: split.first]
+    texts = loaded[data.column]  # read from disk as it is indexed: C4's shard would not fit in memory
+    return texts if split.first is None else texts[: split.first]
 
 
 def _reason(error: Exception) -> str:

@@ -29,8 +29,8 @@ def check_tasks(tasks: Sequence[str]) -> None:
         unknown = [name for name in unknown if name not in _task_manager(with_all=True).task_index]
     if unknown:
         raise UserError(
-            f"Zero-shot task {', '.join(map(repr, unknown))} is unknown: name tasks that `lm-eval ls tasks` lists, such as "
-            f"{PUBLISHED_TASKS[0]}, or {STORY_TASK}, or the YAML file of a task."
+            f"Zero-shot task {', '.join(map(repr, unknown))} is unknown: name tasks that `lm-eval ls tasks` lists, "
+            f"such as {PUBLISHED_TASKS[0]}, or {STORY_TASK}, or the YAML file of a task."
         )
 
 
