@@ -78,16 +78,18 @@ def _task_manager(with_all: bool):
     return TaskManager(include_defaults=with_all)
 
 
+def _file(name: str) -> str:
+    """The bundled task's YAML file; any other name as it is."""
+    from barber.storyteller.task import TASKS_DIR
+
+    return str(TASKS_DIR / f"{name}.yaml") if name == STORY_TASK else name
+
+
 def _load(name: str) -> list | str:
     """lm-eval's task objects of a name, with their data; or one sentence why they cannot be had."""
-    spec = name
-    if name == STORY_TASK:
-        from barber.storyteller.task import story_ending_config
-
-        spec = story_ending_config()
     try:
         with quick_offline(), contextlib.redirect_stdout(sys.stderr):
-            loaded = _task_manager(with_all=not _stands_alone(name)).load([spec])
+            loaded = _task_manager(with_all=not _stands_alone(name)).load([_file(name)])
     except Exception as error:  # a task runs its authors' code and its data comes from anywhere: all of it can fail
         if isinstance(error, ConnectionError):
             return f"The data of task {name} cannot be had because the hub cannot be reached: connect to the network."
@@ -107,7 +109,9 @@ def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int)
         with contextlib.redirect_stdout(sys.stderr):
             # HFLM gives a tokenizer that has no padding token one: it gets a copy.
             scorer = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-            return lm_eval.simple_evaluate(scorer, tasks=tasks, limit=limit, log_samples=False)
+            return lm_eval.simple_evaluate(
+                scorer, tasks=tasks, limit=limit, log_samples=False, task_manager=_task_manager(with_all=False)
+            )
     finally:
         for module, flag in flags:
             module.training = flag
