@@ -1,0 +1,146 @@
+"""The training recipe of the bundled model, as a stream of steps."""
+
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from barber.errors import UserError
+from barber.storyteller import documents
+from barber.storyteller.tokens import token_stream
+
+CHUNK = 5000  # stories told under one seed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the bundled model is made.
+
+    The run ends after `minutes` of training or `steps`, whichever comes first; the learning rate falls to zero by then.
+    """
+
+    hidden: int = 64
+    layers: int = 5
+    heads: int = 2
+    intermediate: int = 192
+    positions: int = 512
+    stories: int = 200_000  # told beforehand; training passes over them again and again
+    seqlen: int = 256  # tokens of a training window; one batch in eight holds windows twice as long
+    batch_tokens: int = 4096  # tokens of a step
+    matrix_rate: float = 0.02  # peak learning rate of Muon, for the matrices of the decoder layers
+    rate: float = 4e-3  # peak learning rate of AdamW, for everything else
+    warmup: int = 100  # steps
+    decay: float = 0.4  # share of the run over which the rates fall to zero
+    minutes: float = 60.0
+    steps: int = 10**9
+    seed: int = 0
+    device: str = "cpu"
+    compile: bool = True
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0 or self.steps < 1:
+            raise UserError(
+                f"Training was given {self.minutes} minutes and {self.steps} steps; both must be above zero: give more."
+            )
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"Training needs torch 2.9 or later for its optimiser; this is {torch.__version__}: upgrade torch.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its number, tokens seen so far, mean loss (nats per token) and seconds since the start."""
+
+    step: int
+    tokens: int
+    loss: float
+    seconds: float
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A fresh Llama with tied embeddings, fp32."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.positions,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def training_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """The training stories as one row of token ids, (tokens,) uint16."""
+    seeds = range(1000 * recipe.seed, 1000 * recipe.seed + math.ceil(recipe.stories / CHUNK))
+    with ProcessPoolExecutor() as pool:
+        return np.concatenate(list(pool.map(_chunk, seeds, [tokenizer] * len(seeds))))
+
+
+def _chunk(seed: int, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    return token_stream(tokenizer, documents("train", CHUNK, seed))
+
+
+def train(model: nn.Module, tokens: np.ndarray, recipe: Recipe) -> Iterator[Step]:
+    """Train `model` in place on `tokens` (tokens,), yielding after each step. Stop iterating to stop early."""
+    device = torch.device(recipe.device)
+    model.to(device).train()
+    if device.type == "cpu":  # plain attention, compiled, is twice as fast there as the fused kernel for such small heads
+        model.set_attn_implementation("eager")
+    optimisers = _optimisers(model, recipe)
+    peaks = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
+    forward = torch.compile(_loss, dynamic=False) if recipe.compile else _loss
+    rng = np.random.default_rng(recipe.seed)
+    seen, begun = 0, time.monotonic()
+    for step in range(recipe.steps):
+        progress = max(step / recipe.steps, (time.monotonic() - begun) / (60 * recipe.minutes))
+        if progress >= 1:
+            return
+        scale = min(1.0, (step + 1) / recipe.warmup, (1 - progress) / recipe.decay)
+        groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak * scale
+        batch = windows(tokens, recipe, rng, recipe.seqlen * (2 if step % 8 == 7 else 1)).to(device)
+        loss = forward(model, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        seen += batch[:, 1:].numel()
+        yield Step(step + 1, seen, loss.item(), time.monotonic() - begun)
+
+
+def windows(tokens: np.ndarray, recipe: Recipe, rng: np.random.Generator, seqlen: int) -> Tensor:
+    """A batch of windows starting anywhere in the stream, (batch, seqlen + 1) int64."""
+    starts = rng.integers(0, len(tokens) - seqlen - 1, size=recipe.batch_tokens // seqlen)
+    return torch.from_numpy(tokens[starts[:, None] + np.arange(seqlen + 1)].astype(np.int64))
+
+
+def _loss(model: nn.Module, batch: Tensor) -> Tensor:
+    with torch.autocast(batch.device.type, dtype=torch.bfloat16):
+        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+
+
+def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the decoder layers, AdamW for embeddings and norms."""
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    chosen = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.matrix_rate, weight_decay=0.1),
+        torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
