@@ -86,7 +86,7 @@ def _file(name: str) -> str:
 
 
 def _load(name: str) -> list | str:
-    """lm-eval's task objects of a name, with their data; or one sentence why they cannot be had."""
+    """lm-eval's task and group objects of a name, with their data; or one sentence why they cannot be had."""
     try:
         with quick_offline(), contextlib.redirect_stdout(sys.stderr):
             loaded = _task_manager(with_all=not _stands_alone(name)).load([_file(name)])
@@ -96,7 +96,8 @@ def _load(name: str) -> list | str:
         return f"Task {name} cannot be loaded: {first_line(error)}."
     if any(getattr(task, "UNSAFE_CODE", False) for task in loaded["tasks"].values()):
         return f"Task {name} runs code that the model writes, which is not safe: use lm-eval itself for it."
-    return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
+    within = {child for children in loaded["group_map"].values() for child in children}
+    return [item for key, item in (loaded["groups"] | loaded["tasks"]).items() if key not in within]
 
 
 def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int) -> dict:

@@ -18,7 +18,6 @@ from barber.zeroshot import PUBLISHED_TASKS, check_tasks, zero_shot
 from tests.tiny import llama, story, tokenizer
 
 # Code of others that warns: the harness and its metrics, not ours.
-pytestmark = pytest.mark.filterwarnings("default")
 
 TASK = """
 task: {name}
@@ -108,6 +107,29 @@ def test_training_flags_are_kept(task):
     model = llama().train()
     list(zero_shot(model, tokenizer(), "dense", [task], limit=2))
     assert all(module.training for module in model.modules())
+
+
+def test_a_group_gives_its_tasks_and_itself(tmp_path, task, monkeypatch):
+    """A group of a task and of a group of two tasks, with their common accuracy."""
+    from lm_eval.tasks import TaskManager
+
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.yaml").write_text(Path(task).read_text().replace("task: endings", f"task: {name}"))
+    for name, members in {"pair": "[two, three]", "all": "[one, pair]"}.items():
+        mean = "[{metric: acc, weight_by_size: true}]"
+        (tmp_path / f"{name}.yaml").write_text(f"group: {name}\ntask: {members}\naggregate_metric_list: {mean}\n")
+    manager = TaskManager(include_defaults=False, include_path=tmp_path)
+    monkeypatch.setattr(zeroshot, "_task_manager", lambda with_all: manager)
+    measured = list(zero_shot(llama(), tokenizer(), "dense", ["all"]))[1:-1]
+    assert {event.task: event.samples for event in measured} == {
+        "one": 12,
+        "two": 12,
+        "three": 12,
+        "pair": 24,
+        "all": 36,
+    }
+    assert len(measured) == 5
+    assert len({event.metrics["acc"] for event in measured}) == 1
 
 
 def test_a_task_without_data_is_named_and_the_others_still_run(lost, task):
