@@ -76,7 +76,9 @@ def record_output(root: nn.Module, target: nn.Module, call: Call) -> Tensor:
     raise AssertionError(f"{type(root).__name__} did not call {type(target).__name__}")
 
 
-def observe_inputs(module: nn.Module, call: Call, watch: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> Tensor:
+def observe_inputs(
+    module: nn.Module, call: Call, watch: dict[str, nn.Module], see: Callable[[str, Tensor], None]
+) -> Tensor:
     """Replay `call`, passing the input (tokens, in) of each watched linear to `see` under its name; the output."""
     with ExitStack() as stack:
         for name, linear in watch.items():

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Flags that are absent stay out of the namespace, so that the bundled model's preset can tell what was given."""
+    """Flags that are absent stay out of the namespace, so that defaults can depend on what was given."""
     parser = argparse.ArgumentParser(
         prog="main.py",
-        description="Prune a language model in one shot and rebuild its mask (LLM-Barber). Without --model, the bundled "
-        "model runs with settings worth seeing.",
+        description="Prune a language model in one shot and rebuild its mask (LLM-Barber). Without --model, the "
+        "bundled model runs with settings worth seeing.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

@@ -70,7 +70,9 @@ class Sparsity:
         try:
             return cls(float(text[:-1]) / 100 if text.endswith("%") else float(text))
         except ValueError:
-            raise UserError(f"Sparsity {text!r} cannot be read: give a ratio like 0.5 or 50%, or n:m like 2:4.") from None
+            raise UserError(
+                f"Sparsity {text!r} cannot be read: give a ratio like 0.5 or 50%, or n:m like 2:4."
+            ) from None
 
     def count(self, size: int) -> int:
         """The exact number of weights pruned in a group of `size`: floor(ratio * size), the ratio as written."""

@@ -91,7 +91,7 @@ class Statistics:
 def initialise_layer(
     layer: Layer, method: Method, sums: dict[str, Tensor], sparsity: Sparsity
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Prune a layer's weights in place. Returns name -> mask, True = pruned, and name -> updated weight where one is."""
+    """Prune a layer's weights in place. Returns name -> mask, True = pruned, and name -> updated weight, if any."""
     masks, updates = {}, {}
     for weight in layer.weights:
         name = f"layers.{layer.index}.{weight.name}"

@@ -80,7 +80,9 @@ def run_job(spec: JobSpec, loaded: LoadedModel | None = None) -> Iterator[Event]
         yield Progress("load", 0, 1, spec.model)
         loaded = load(spec.model, spec.device, spec.dtype, spec.cache_dir, spec.trust_remote_code)
     if loaded.tokenizer is None and (spec.prompts or spec.zeroshot_tasks):
-        raise UserError(f"Model {spec.model!r} has no tokenizer, which texts and zero-shot tasks need: add it or skip them.")
+        raise UserError(
+            f"Model {spec.model!r} has no tokenizer, which texts and zero-shot tasks need: add it or skip them."
+        )
     view = DecoderView(loaded.model)
     if spec.prune:
         view.check_finite()
@@ -160,16 +162,18 @@ def _save(spec: JobSpec, loaded: LoadedModel) -> Iterator[Event]:
 def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice | None]:
     """The sequence length to use, and a notice where the default had to bend; UserError for one beyond the model's."""
     if seqlen is not None and seqlen > loaded.max_seqlen:
-        raise UserError(f"Sequence length {seqlen} is beyond the {loaded.max_seqlen} positions of {loaded.name}: make it shorter.")
+        raise UserError(
+            f"Sequence length {seqlen} is beyond the {loaded.max_seqlen} positions of {loaded.name}: make it shorter."
+        )
     if seqlen is None and loaded.max_seqlen < DEFAULT_SEQLEN:
-        message = f"Sequence length {loaded.max_seqlen}: the published default is {DEFAULT_SEQLEN}, the model has no more."
+        message = (
+            f"Sequence length {loaded.max_seqlen}: the published default is {DEFAULT_SEQLEN}, the model has no more."
+        )
         return loaded.max_seqlen, Notice(message)
     return seqlen or DEFAULT_SEQLEN, None
 
 
-def _load_data(
-    spec: JobSpec, loaded: LoadedModel, seqlen: int
-) -> tuple[CalibrationSet | None, list[EvaluationSet]]:
+def _load_data(spec: JobSpec, loaded: LoadedModel, seqlen: int) -> tuple[CalibrationSet | None, list[EvaluationSet]]:
     calibration = None
     if spec.prune and needs_calibration(spec.prune):
         calibration = load_calibration(
@@ -203,8 +207,8 @@ def check_vocabulary(loaded: LoadedModel, sets: Iterable[tuple[str, torch.Tensor
     for source, tokens in sets:
         if tokens.numel() and int(tokens.max()) >= size:
             raise UserError(
-                f"{source} holds token id {int(tokens.max())}, but {loaded.name} knows {size} tokens: give ids made with this "
-                "model's tokenizer."
+                f"{source} holds token id {int(tokens.max())}, but {loaded.name} knows {size} tokens: give ids "
+                "made with this model's tokenizer."
             )
 
 

@@ -114,13 +114,13 @@ def _check_hub(name: str, cache_dir: str | None) -> None:
         files = [file.rfilename for file in info.siblings or ()]
     except HFValidationError:
         raise UserError(
-            f"Model {name!r} is neither a folder nor a hub id: give '{BUNDLED}', the path of a Hugging Face folder, or an "
-            "id like facebook/opt-125m."
+            f"Model {name!r} is neither a folder nor a hub id: give '{BUNDLED}', the path of a Hugging Face folder, or "
+            "an id like facebook/opt-125m."
         ) from None
     except GatedRepoError:
         raise UserError(
-            f"Model {name!r} is gated: accept its licence on its hub page and log in with `hf auth login`, or choose an "
-            "open model."
+            f"Model {name!r} is gated: accept its licence on its hub page and log in with `hf auth login`, or choose "
+            "an open model."
         ) from None
     except RepositoryNotFoundError:
         raise UserError(
@@ -128,8 +128,8 @@ def _check_hub(name: str, cache_dir: str | None) -> None:
         ) from None
     except Exception as error:  # the HTTP library below the hub client, and so its errors, differ between versions
         raise UserError(
-            f"Model {name!r} is not on this machine and the hub cannot be reached ({type(error).__name__}): connect to the "
-            f"network, or give '{BUNDLED}' or the path of a Hugging Face folder."
+            f"Model {name!r} is not on this machine and the hub cannot be reached ({type(error).__name__}): connect to "
+            f"the network, or give '{BUNDLED}' or the path of a Hugging Face folder."
         ) from None
     if not any(file.endswith(".safetensors") for file in files):
         raise UserError(_no_safetensors(name))
@@ -152,8 +152,8 @@ def _check_weights(source: str, config: PreTrainedConfig, trust_remote_code: boo
 
 def _remote_code(name: str) -> str:
     return (
-        f"Model {name!r} brings its own Python code, which is refused: choose a model that transformers supports itself, "
-        "or pass --trust_remote_code if you have read that code and trust it."
+        f"Model {name!r} brings its own Python code, which is refused: choose a model that transformers supports "
+        "itself, or pass --trust_remote_code if you have read that code and trust it."
     )
 
 
@@ -166,6 +166,8 @@ def _explain(name: str, error: Exception) -> str:
     if "Unrecognized configuration class" in text:
         return f"Model {name!r} is not a decoder-only language model: give one that AutoModelForCausalLM can load."
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
-        return f"Model {name!r} has an architecture that this version of transformers does not know: upgrade transformers."
+        return (
+            f"Model {name!r} has an architecture that this version of transformers does not know: upgrade transformers."
+        )
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return f"Model {name!r} cannot be loaded ({first.rstrip('.')}): give an intact Hugging Face folder or hub id."

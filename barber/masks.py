@@ -47,7 +47,9 @@ def to_groups(matrices: Sequence[Tensor], granularity: Granularity, m: int) -> l
             return [matrix if m else matrix.unsqueeze(1) for matrix in split]
 
 
-def from_groups(groups: Sequence[Tensor], shapes: Sequence[torch.Size], granularity: Granularity, m: int) -> list[Tensor]:
+def from_groups(
+    groups: Sequence[Tensor], shapes: Sequence[torch.Size], granularity: Granularity, m: int
+) -> list[Tensor]:
     """The inverse of `to_groups`: matrices of the given (out, in) shapes."""
     if granularity is Granularity.BLOCK:
         parts = groups[0].flatten().split([shape.numel() for shape in shapes])

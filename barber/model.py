@@ -105,7 +105,7 @@ def _sub_blocks(layer: nn.Module) -> tuple[SubBlock, ...]:
 
 
 class DecoderView:
-    """A model as the paper sees it. Coverage is computed: a weight that could not be placed is an error that names it."""
+    """A model as the paper sees it. Coverage is computed: a weight without a place is an error that names it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

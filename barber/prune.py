@@ -28,10 +28,8 @@ from barber.events import (
 )
 from barber.initialise import METHODS, Statistics, initialise_layer, needs_calibration
 from barber.masks import check_pattern
-from barber.memory import peak_memory, reset_peak_memory
-from barber.model import DecoderView, DenseWeights, Layer, SubBlock
-from barber.rebuild import output, rebuild_masks, squared_error, squared_gradients, write
-from barber.scores import histogram
+from barber.model import DecoderView, DenseWeights, Layer
+from barber.rebuild import rebuild_sub_block
 from barber.stream import Stream
 
 Masks = dict[str, Tensor]
@@ -50,7 +48,8 @@ def prune(
 
     model: a decoder model of transformers, on one device. calibration: needed by every method but magnitude, and by
     the rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as runs.read_masks
-    gives them. dense: a copy of the dense weights, if the caller has one. A run that is stopped or fails leaves the model dense, bit for bit.
+    gives them. dense: a copy of the dense weights, if the caller has one.
+    A run that is stopped or fails leaves the model dense, bit for bit.
     Raises UserError for what the model or the settings do not allow, before anything is changed.
     """
     view = DecoderView(model)
@@ -133,7 +132,7 @@ def _initialise(
     config: PruneConfig,
     initial: Mapping[int, tuple[Masks, Masks]] | None,
 ) -> Iterator[Event]:
-    """Initial masks layer by layer; statistics come from the layer's dense weights on the sparse stream, as published."""
+    """Initial masks layer by layer; statistics are of the layer's dense weights on the sparse stream, as published."""
     method = METHODS.get(config.method)
     stream = _feed(view, calibration) if method and method.statistic else None
     steps = 2 * len(stream) if stream else 1
@@ -178,80 +177,13 @@ def _rebuild(
     for layer in view.layers:
         for block in layer.sub_blocks:
             progress = _steps("rebuild", done, steps, f"layer {layer.index} {block.kind}")
-            yield from _rebuild_sub_block(layer, block, stream, dense, masks[layer.index], config, progress)
+            yield from rebuild_sub_block(layer.index, block, stream, dense, masks[layer.index], config, progress)
             done += 3 * len(stream)
         progress = _steps("rebuild", done, steps, f"layer {layer.index} output")
         for sequence in range(len(stream)):
             stream.advance(layer.index, sequence)
             yield next(progress)
         done += len(stream)
-
-
-def _rebuild_sub_block(
-    layer: Layer,
-    block: SubBlock,
-    stream: Stream,
-    dense: DenseWeights,
-    layer_masks: Masks,
-    config: PruneConfig,
-    progress: Iterator[Progress],
-) -> Iterator[Event]:
-    """Steps 1 to 5 of the rebuild for one sub-block."""
-    started = time.monotonic()
-    reset_peak_memory(block.weights[0].view.device)
-    masks = {weight.name: layer_masks[weight.name] for weight in block.weights}
-    initial = {weight.name: weight.view.clone() for weight in block.weights}
-    original = {weight.name: dense[layer.index, weight.name] for weight in block.weights}
-
-    calls, outputs = [], []
-    for sequence in range(len(stream)):
-        calls.append(block.record(stream.call(layer.index, sequence)))
-        outputs.append(output(block, calls[-1]))
-        yield next(progress)
-
-    write(block, original)
-    before, mean = 0.0, {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
-    for sequence, call in enumerate(calls):
-        outputs[sequence], error, squares = squared_gradients(block, call, outputs[sequence])
-        before += error / len(calls)
-        for name, square in squares.items():
-            mean[name] += square / len(calls)
-        yield next(progress)
-
-    rebuilt = rebuild_masks(config, masks, original, initial, mean, f"layers.{layer.index}")
-    write(block, rebuilt.values)
-    after = 0.0
-    for call, target in zip(calls, outputs, strict=True):
-        after += squared_error(target, output(block, call)).item() / len(calls)
-        yield next(progress)
-
-    yield SubBlockRebuilt(
-        layer=layer.index,
-        sub_block=block.name,
-        kind=block.kind,
-        error_before=before,
-        error_after=after,
-        candidates=rebuilt.candidates,
-        swaps=rebuilt.swaps,
-        seconds=time.monotonic() - started,
-        peak_memory=peak_memory(block.weights[0].view.device),
-        modules={name: _describe(rebuilt.saliency[name], masks[name], rebuilt.masks[name]) for name in masks},
-        masks=rebuilt.masks,
-        weights=rebuilt.values if config.retain_reconstruction else {},
-    )
-
-
-def _describe(saliency: Tensor, initial: Tensor, rebuilt: Tensor) -> dict:
-    """What became of one weight matrix, JSON-able."""
-    return {
-        "weights": rebuilt.numel(),
-        "zeros": int(rebuilt.sum()),
-        "grown": int((initial & ~rebuilt).sum()),
-        "cut": int((~initial & rebuilt).sum()),
-        "saliency_before": saliency[~initial].sum(dtype=torch.float64).item(),
-        "saliency_after": saliency[~rebuilt].sum(dtype=torch.float64).item(),
-        "histogram": histogram(saliency, initial, rebuilt),
-    }
 
 
 def _steps(phase: str, done: int, total: int, where: str) -> Iterator[Progress]:

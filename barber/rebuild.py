@@ -1,11 +1,13 @@
 """The block-aware rebuild of one sub-block's masks (LLM-Barber, section 3), one calibration sequence at a time.
 
-Every function here does its tensor work and returns: the caller may yield events between the calls.
+The functions do their tensor work and return; `rebuild_sub_block` puts them in order and yields only between them.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +16,12 @@ from torch import Tensor
 from barber.capture import Call
 from barber.config import PruneConfig
 from barber.errors import UserError
+from barber.events import Event, Progress, SubBlockRebuilt
 from barber.masks import swap_matrices
-from barber.model import SubBlock
-from barber.scores import saliency
+from barber.memory import peak_memory, reset_peak_memory
+from barber.model import DenseWeights, SubBlock
+from barber.scores import histogram, saliency
+from barber.stream import Stream
 
 
 @torch.no_grad()
@@ -105,3 +110,75 @@ def rebuild_masks(
     rebuilt = dict(zip(masks, swapped, strict=True))
     values = {name: combined[name].masked_fill(mask, 0) for name, mask in rebuilt.items()}
     return Rebuilt(rebuilt, scores, values, candidates, swaps)
+
+
+def rebuild_sub_block(
+    layer: int,
+    block: SubBlock,
+    stream: Stream,
+    dense: DenseWeights,
+    layer_masks: dict[str, Tensor],
+    config: PruneConfig,
+    progress: Iterator[Progress],
+) -> Iterator[Event]:
+    """Steps 1 to 5 of the rebuild for one sub-block, ending with its SubBlockRebuilt.
+
+    The stream stands in front of layer number `layer`, whose weights are as the initialiser left them but for the
+    sub-blocks rebuilt before. layer_masks: name -> initial mask (out, in). `progress` gives one event per sequence and
+    step, three steps in all.
+    """
+    started = time.monotonic()
+    reset_peak_memory(block.weights[0].view.device)
+    masks = {weight.name: layer_masks[weight.name] for weight in block.weights}
+    initial = {weight.name: weight.view.clone() for weight in block.weights}
+    original = {weight.name: dense[layer, weight.name] for weight in block.weights}
+
+    calls, outputs = [], []
+    for sequence in range(len(stream)):
+        calls.append(block.record(stream.call(layer, sequence)))
+        outputs.append(output(block, calls[-1]))
+        yield next(progress)
+
+    write(block, original)
+    before, mean = 0.0, {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
+    for sequence, call in enumerate(calls):
+        outputs[sequence], error, squares = squared_gradients(block, call, outputs[sequence])
+        before += error / len(calls)
+        for name, square in squares.items():
+            mean[name] += square / len(calls)
+        yield next(progress)
+
+    rebuilt = rebuild_masks(config, masks, original, initial, mean, f"layers.{layer}")
+    write(block, rebuilt.values)
+    after = 0.0
+    for call, target in zip(calls, outputs, strict=True):
+        after += squared_error(target, output(block, call)).item() / len(calls)
+        yield next(progress)
+
+    yield SubBlockRebuilt(
+        layer=layer,
+        sub_block=block.name,
+        kind=block.kind,
+        error_before=before,
+        error_after=after,
+        candidates=rebuilt.candidates,
+        swaps=rebuilt.swaps,
+        seconds=time.monotonic() - started,
+        peak_memory=peak_memory(block.weights[0].view.device),
+        modules={name: _describe(rebuilt.saliency[name], masks[name], rebuilt.masks[name]) for name in masks},
+        masks=rebuilt.masks,
+        weights=rebuilt.values if config.retain_reconstruction else {},
+    )
+
+
+def _describe(saliency: Tensor, initial: Tensor, rebuilt: Tensor) -> dict:
+    """What became of one weight matrix, JSON-able."""
+    return {
+        "weights": rebuilt.numel(),
+        "zeros": int(rebuilt.sum()),
+        "grown": int((initial & ~rebuilt).sum()),
+        "cut": int((~initial & rebuilt).sum()),
+        "saliency_before": saliency[~initial].sum(dtype=torch.float64).item(),
+        "saliency_after": saliency[~rebuilt].sum(dtype=torch.float64).item(),
+        "histogram": histogram(saliency, initial, rebuilt),
+    }

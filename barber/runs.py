@@ -1,12 +1,12 @@
 """The run directory: written as a run goes, read back by everything that looks at a run.
 
-    config.json          the run as asked: model, PruneConfig, calibration, prunable weights
-    environment.json     versions, device, hashes of model and calibration
-    events.jsonl         every event, one per line (without Progress and growing texts)
-    masks/layer_000.safetensors    bit-packed masks, "initial/<name>" and "rebuilt/<name>", True = pruned
-    weights/layer_000.safetensors  values of the same keys, only where they are not the dense ones under the mask
-    saliency/layer_000.json        name -> histogram (see scores.histogram)
-    perplexity.json, generations.jsonl, zeroshot.json
+config.json          the run as asked: model, PruneConfig, calibration, prunable weights
+environment.json     versions, device, hashes of model and calibration
+events.jsonl         every event, one per line (without Progress and growing texts)
+masks/layer_000.safetensors    bit-packed masks, "initial/<name>" and "rebuilt/<name>", True = pruned
+weights/layer_000.safetensors  values of the same keys, only where they are not the dense ones under the mask
+saliency/layer_000.json        name -> histogram (see scores.histogram)
+perplexity.json, generations.jsonl, zeroshot.json
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def create(path: Path) -> Path:
         for part in ("masks", "saliency"):
             (path / part).mkdir()
     except OSError as error:
-        raise UserError(f"Run directory {path} cannot be written ({error.strerror}): give a folder you may write.") from None
+        raise UserError(
+            f"Run directory {path} cannot be written ({error.strerror}): give a folder you may write."
+        ) from None
     return path
 
 
@@ -156,7 +158,9 @@ class RunDirectory:
         return [Event.from_dict(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def layers(self) -> list[int]:
-        return sorted(int(file.stem.removeprefix("layer_")) for file in (self.path / "masks").glob("layer_*.safetensors"))
+        return sorted(
+            int(file.stem.removeprefix("layer_")) for file in (self.path / "masks").glob("layer_*.safetensors")
+        )
 
     def masks(self, layer: int, stage: str) -> dict[str, Tensor]:
         """name -> bool (out, in), True = pruned, of one layer at "initial" or "rebuilt"; empty where there are none."""
@@ -191,7 +195,7 @@ def read_masks(path: Path | str) -> dict[int, tuple[dict[str, Tensor], dict[str,
             masks.setdefault(int(layer), ({}, {}))[0][name] = tensor.bool()
     except Exception as error:  # safetensors has its own error type; a bad name or a missing file has others
         raise UserError(
-            f"Masks {str(path)!r} cannot be read ({type(error).__name__}): give a run directory, or a safetensors file of "
-            "boolean tensors named like 0.self_attn.q_proj."
+            f"Masks {str(path)!r} cannot be read ({type(error).__name__}): give a run directory, or a safetensors file "
+            "of boolean tensors named like 0.self_attn.q_proj."
         ) from None
     return masks

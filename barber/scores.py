@@ -51,7 +51,12 @@ def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48
     low, high = (seen.min().item(), seen.max().item()) if len(seen) else (-1.0, 0.0)
     high = max(high, low + 1e-3)
     edges = torch.linspace(low, high, bins + 1)
-    fate = {"kept": ~initial & ~rebuilt, "pruned": initial & rebuilt, "grown": initial & ~rebuilt, "cut": ~initial & rebuilt}
+    fate = {
+        "kept": ~initial & ~rebuilt,
+        "pruned": initial & rebuilt,
+        "grown": initial & ~rebuilt,
+        "cut": ~initial & rebuilt,
+    }
     counts = {
         name: torch.histc(logs[where & positive], bins=bins, min=low, max=high).long().tolist()
         for name, where in fate.items()

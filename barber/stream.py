@@ -77,12 +77,18 @@ class Stream:
         known = self._calls[0] if self._calls else calls
         bare = [call.with_hidden(None) for call in calls]
         self._calls.append(
-            [Call(_share(call.args, k.args), _share(call.kwargs, k.kwargs)) for call, k in zip(bare, known, strict=True)]
+            [
+                Call(_share(call.args, k.args), _share(call.kwargs, k.kwargs))
+                for call, k in zip(bare, known, strict=True)
+            ]
         )
 
     def _output_kinds(self, tokens: Tensor) -> list[bool]:
         kinds: list[bool] = []
-        hooks = [layer.register_forward_hook(lambda _m, _a, out: kinds.append(isinstance(out, tuple))) for layer in self.layers]
+        hooks = [
+            layer.register_forward_hook(lambda _m, _a, out: kinds.append(isinstance(out, tuple)))
+            for layer in self.layers
+        ]
         try:
             self.model(tokens, use_cache=False)
         finally:

@@ -100,7 +100,14 @@ class Summary:
 
     def zero_shot(self) -> str:
         rows = [
-            [e.task, e.stage, metric, f"{value:.4f}", f"{e.stderr[metric]:.4f}" if e.stderr.get(metric) else "-", f"{e.samples}"]
+            [
+                e.task,
+                e.stage,
+                metric,
+                f"{value:.4f}",
+                f"{e.stderr[metric]:.4f}" if e.stderr.get(metric) else "-",
+                f"{e.samples}",
+            ]
             for e in self.of(ZeroShotMeasured)
             for metric, value in e.metrics.items()
         ]
@@ -117,7 +124,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return ""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 or not _numeric(row[i]) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 or not _numeric(row[i]) else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line, row in [(head, rows[0]), *((row, row) for row in rows)]
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"

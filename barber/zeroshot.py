@@ -14,7 +14,7 @@ from barber.errors import UserError
 from barber.events import Event, Progress, ZeroShotMeasured, ZeroShotSkipped
 from barber.hub import first_line, quick_offline
 
-# As published (LLM-Barber, section 4).
+# As published: the seven tasks that LLM-Barber reports.
 PUBLISHED_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 STORY_TASK = "story_ending"  # bundled: needs no network
 

@@ -9,5 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
+from hypothesis import settings
 
+settings.register_profile("barber", deadline=None)
+settings.load_profile("barber")
 torch.set_num_threads(1)

@@ -39,7 +39,11 @@ FAMILIES = {
     "falcon": ("falcon", WIDTH | {"new_decoder_architecture": False, "multi_query": True, "parallel_attn": True}, 4),
     "falcon-alibi": ("falcon", WIDTH | {"alibi": True, "parallel_attn": False, "multi_query": False}, 4),
     "bloom": ("bloom", {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4}, 4),
-    "gptj": ("gptj", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8, "n_inner": 64}, 6),
+    "gptj": (
+        "gptj",
+        {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8, "n_inner": 64},
+        6,
+    ),
     "olmo2": ("olmo2", WIDTH, 7),
     "stablelm": ("stablelm", WIDTH, 7),
     "granite": ("granite", WIDTH, 7),

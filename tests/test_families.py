@@ -46,9 +46,7 @@ def test_replay_is_exact(family):
     view, data = DecoderView(model), sequences()
     seen: dict[int, list[torch.Tensor]] = {layer.index: [] for layer in view.layers}
     hooks = [
-        layer.module.register_forward_hook(
-            lambda _m, _a, out, i=layer.index: seen[i].append(first_tensor(out).clone())
-        )
+        layer.module.register_forward_hook(lambda _m, _a, out, i=layer.index: seen[i].append(first_tensor(out).clone()))
         for layer in view.layers
     ]
     for row in data.tokens:
@@ -68,7 +66,7 @@ def test_replay_is_exact(family):
                 whole = []
                 target = block.module or block.weights[-1].module
                 # Cloned at once: Falcon adds the attention's output to the MLP's in place.
-                keep = lambda _m, _a, out: whole.append(first_tensor(out).clone())  # noqa: E731
+                keep = lambda _m, _a, out, whole=whole: whole.append(first_tensor(out).clone())  # noqa: E731
                 with target.register_forward_hook(keep):
                     replay(layer.module, call)
                 assert torch.equal(block.replay(inner), whole[0])
