@@ -35,7 +35,11 @@ def flip_heatmap(flips: pd.DataFrame) -> go.Figure:
             zmin=0,
             xgap=2,
             ygap=2,
-            colorbar={"title": {"text": "% changed", "side": "right"}, "thickness": 10, "outlinewidth": 0},
+            colorbar={
+                "title": {"text": "% changed", "side": "right", "font": {"size": 13}},
+                "thickness": 10,
+                "outlinewidth": 0,
+            },
         )
     )
     styled(figure, x="layer", height=70 + 30 * len(order), top=8)
@@ -88,7 +92,7 @@ def sub_block_errors(sub_blocks: pd.DataFrame) -> go.Figure:
             hovertemplate=f"layer %{{x}}<br>{name}: %{{y:.3g}}<extra></extra>",
         )
     styled(figure, x="layer and sub-block", y="output error (mean squared)", height=320)
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_yaxes(type="log", tickformat="~g", dtick=1)
     figure.update_xaxes(type="category", showgrid=False, tickvals=x if len(x) <= 24 else x[:: len(x) // 12])
     return figure
 
@@ -138,9 +142,9 @@ def perplexity_bars(perplexities: pd.DataFrame) -> go.Figure:
         )
         finite = [value for value in values if math.isfinite(value)] or [1.0]
         if max(finite) > 25 * min(finite):
-            figure.update_xaxes(type="log", dtick=1, row=row, col=1, range=[0, math.log10(max(finite)) * 1.15])
+            figure.update_xaxes(type="log", dtick=1, row=row, col=1, range=[0, math.log10(max(finite)) * 1.25])
         else:
-            figure.update_xaxes(range=[0, 1.15 * max(finite)], row=row, col=1)
+            figure.update_xaxes(range=[0, 1.25 * max(finite)], row=row, col=1)
     styled(figure, height=70 + 160 * len(datasets))
     figure.update_xaxes(title_text="perplexity, lower is better", row=len(datasets), col=1)
     figure.update_yaxes(autorange="reversed", showgrid=False)

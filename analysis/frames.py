@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -16,6 +17,7 @@ from barber.events import (
     SubBlockRebuilt,
     TextGenerated,
 )
+from barber.summary import gap_recovered
 
 FATES = ("kept", "pruned", "grown", "cut")
 
@@ -123,22 +125,29 @@ def perplexities(events: Sequence[Event]) -> pd.DataFrame:
 
 
 def recovered(dense: float, initial: float, rebuilt: float) -> float:
-    """Share of the gap in log perplexity that the rebuild closed: (ln initial - ln rebuilt) / (ln initial - ln dense).
+    """Share of the gap in log perplexity that the rebuild closed; NaN where there is no gap or no end to it.
 
-    1 is the dense model again, 0 no help, below 0 harm; NaN where the initial mask did no damage to recover from.
+    1 is the dense model again, 0 no help, below 0 harm.
     """
-    gap = math.log(initial) - math.log(dense)
-    share = (math.log(initial) - math.log(rebuilt)) / gap if gap > 0 else math.nan
-    return share if math.isfinite(share) else math.nan
+    share = gap_recovered(dense, initial, rebuilt)
+    return share if share is not None and math.isfinite(share) else math.nan
 
 
 def texts(events: Sequence[Event]) -> pd.DataFrame:
     """The continuations of the run's prompts: prompt, stage, text; the last event of each pair holds the whole text."""
-    last = {
-        (event.prompt, str(event.stage)): event.text for event in events if isinstance(event, TextGenerated)
-    }
+    last = {(event.prompt, str(event.stage)): event.text for event in events if isinstance(event, TextGenerated)}
     rows = [{"prompt": prompt, "stage": stage, "text": text} for (prompt, stage), text in last.items()]
     return pd.DataFrame(rows, columns=["prompt", "stage", "text"])
+
+
+def agreement(text: str, other: str) -> int:
+    """How many characters at the start of `text` are, in whole words, the start of `other`."""
+    count = 0
+    for word, match in zip(re.findall(r"\s*\S+", text), re.findall(r"\s*\S+", other), strict=False):
+        if word != match:
+            break
+        count += len(word)
+    return count
 
 
 def summary(events: Sequence[Event]) -> dict:

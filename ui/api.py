@@ -36,9 +36,9 @@ def build(hub: Hub) -> None:
         calibration: str = DEFAULTS["calibration"],
         nsamples: int = DEFAULTS["nsamples"],
         seqlen: int | None = DEFAULTS["seqlen"],
-        seed: int = DEFAULTS["seed"],
         evaluation: str = DEFAULTS["evaluation"],
         eval_windows: int | None = DEFAULTS["eval_windows"],
+        seed: int = DEFAULTS["seed"],
     ) -> Iterator[dict]:
         values = {name: value for name, value in locals().items() if name in DEFAULTS}
         worker = None

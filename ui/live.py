@@ -38,6 +38,15 @@ STARTING = """
 
 
 LABELS = {Stage.DENSE: "dense", Stage.INITIAL: "initial mask", Stage.REBUILT: "rebuilt"}
+DOING = {  # by the first word of a phase
+    "waiting": "Waiting",
+    "load": "Loading the model",
+    "data": "Reading the data",
+    "perplexity": "Measuring perplexity",
+    "text": "Writing text",
+    "initial": "Computing the initial mask",
+    "rebuild": "Rebuilding",
+}
 STEPS = {Stage.DENSE: "Dense model", Stage.INITIAL: "Initial mask", Stage.REBUILT: "Rebuild"}
 
 
@@ -71,7 +80,8 @@ class Live:
         percent = 100 * self.eta.fraction
         remaining = duration(self.eta.seconds_left)
         steps = "".join(f'<li class="{self._state(step)}">{title}</li>' for step, title in self._steps())
-        where = escape(f"{self.now.phase.capitalize()}{' · ' + self.now.where if self.now.where else ''}")
+        doing = DOING.get(self.now.phase.split()[0], self.now.phase.capitalize())
+        where = escape(" · ".join(part for part in (doing, self.now.where) if part))
         return (
             '<div class="bb-card bb-running">'
             f'<ol class="bb-phases">{steps}</ol>'

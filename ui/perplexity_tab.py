@@ -55,15 +55,19 @@ def _headline(measured) -> str:
 
 
 def _table(measured) -> str:
-    body = "".join(
-        f"<tr><th scope='row'>{escape(row.dataset)}</th><td>{figures.STAGE_LABEL[row.stage]}</td>"
-        f"<td>{row.perplexity:,.4g}</td><td>{'' if math.isnan(row.recovered) else f'{100 * row.recovered:.1f} %'}</td>"
-        f"<td>{row.seqlen:,}</td><td>{row.tokens:,}</td></tr>"
-        for row in measured.itertuples()
-    )
-    head = "".join(
-        f"<th scope='col'>{title}</th>"
-        for title in ("data", "model", "perplexity", "gap recovered", "window", "tokens")
-    )
-    table = f'<table class="bb-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="bb-scroll" tabindex="0" role="region" aria-label="Perplexities">{table}</div>'
+    """One table per dataset; its caption says what was measured."""
+    head = "".join(f"<th scope='col'>{title}</th>" for title in ("model", "perplexity", "gap recovered"))
+    tables = []
+    for dataset, rows in measured.groupby("dataset", sort=False):
+        body = "".join(
+            f"<tr><th scope='row'>{figures.STAGE_LABEL[row.stage]}</th><td>{row.perplexity:,.4g}</td>"
+            f"<td>{'' if math.isnan(row.recovered) else f'{100 * row.recovered:.1f} %'}</td></tr>"
+            for row in rows.itertuples()
+        )
+        first = rows.iloc[0]
+        caption = f"{escape(dataset)}: {first.tokens:,} tokens in windows of {first.seqlen:,}"
+        tables.append(
+            f'<table class="bb-table"><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table>"
+        )
+    return "".join(tables)

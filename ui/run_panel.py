@@ -18,11 +18,12 @@ from ui.worker import Worker
 SECONDS_BETWEEN_UPDATES = 0.25
 DEFECT = "The run failed ({}): this is a defect of Barber, and the log of the server has its details."
 
-# Written into the address bar when a run starts, so that the address is a link to these settings.
-SHARE_LINK = """(...values) => {
+# When a run starts, the address bar becomes a link to these settings, and a narrow page moves to the progress.
+ON_RUN = """(...values) => {
   const names = %s, query = new URLSearchParams(window.location.search);
   names.forEach((name, i) => query.set(name, values[i] ?? ""));
   window.history.replaceState(window.history.state, "", "?" + query.toString());
+  if (window.innerWidth <= 820) document.getElementById("status").scrollIntoView({behavior: "smooth"});
 }"""
 
 
@@ -127,11 +128,13 @@ def wire(
 
     def check(*values: object):
         if sentence := settings.problem(*values):
-            raise gr.Error(sentence, title="Not started", print_exception=False)
+            raise gr.Error(sentence, visible=False, print_exception=False)
         return STARTING, "", off, on, hub.new_run()
 
     def explain(*values: object) -> str:
-        return message(settings.problem(*values) or "", "failed")
+        sentence = settings.problem(*values) or ""
+        gr.Warning(sentence, title="Not started")
+        return message(sentence, "failed")
 
     def work(name: str, *values: object) -> Iterator[tuple]:
         if hub.stopped(name):  # while it waited in the queue
@@ -167,12 +170,17 @@ def wire(
         hub.stop(name)
         return stopped_card(name), on, off
 
+    def suit(model: str) -> list:
+        return list(settings.data_for((model or "").strip()).values())
+
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    run.click(fn=None, inputs=fields, js=SHARE_LINK % list(settings.FIELDS), api_visibility="private")
+    run.click(fn=None, inputs=fields, js=ON_RUN % list(settings.FIELDS), api_visibility="private")
     checked = run.click(check, fields, [status, blocks, run, stop, run_id], **quiet)
     checked.failure(explain, fields, status, queue=False, **quiet)
     started = checked.success(on_gpu(work), [run_id, *fields], [status, blocks, run, stop], **quiet, **ONE_AT_A_TIME)
     stop.click(halt, run_id, [status, run, stop], queue=False, **quiet)
+    data = [form[name] for name in settings.data_for("")]
+    form["model"].input(suit, form["model"], data, queue=False, **quiet)
     return started
 
 

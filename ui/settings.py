@@ -13,6 +13,7 @@ from barber.config import Granularity, Metric, PruneConfig, Sparsity
 from barber.errors import UserError
 from barber.job import JobSpec
 from barber.presets import STORYTELLER as PRESET
+from barber.storyteller import documents
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 PATTERNS = ("50%", "60%", "70%", "2:4", "4:8")
@@ -39,7 +40,20 @@ LABELS = {
     "eval_windows": "Windows",
 }
 
-DEFAULTS: dict[str, str | int | float | bool | None] = {
+
+def data_for(model: str) -> dict[str, object]:
+    """Data settings that suit a model: the bundled one has its own stories, others take the published defaults."""
+    spec = PRESET if model == PRESET.model else JobSpec()
+    return {
+        "calibration": spec.calibration,
+        "nsamples": spec.nsamples,
+        "seqlen": spec.seqlen,
+        "evaluation": ",".join(spec.evaluation),
+        "eval_windows": spec.eval_windows,
+    }
+
+
+DEFAULTS: dict[str, object] = {
     "model": PRESET.model,
     "method": PRESET.prune.method,
     "sparsity": str(PRESET.prune.sparsity),
@@ -48,12 +62,8 @@ DEFAULTS: dict[str, str | int | float | bool | None] = {
     "granularity": str(PRESET.prune.granularity),
     "threshold": PRESET.prune.threshold,
     "retain_reconstruction": PRESET.prune.retain_reconstruction,
-    "calibration": PRESET.calibration,
-    "nsamples": PRESET.nsamples,
-    "seqlen": PRESET.seqlen,
+    **data_for(PRESET.model),
     "seed": PRESET.seed,
-    "evaluation": ",".join(PRESET.evaluation),
-    "eval_windows": PRESET.eval_windows,
 }
 FIELDS = tuple(DEFAULTS)
 
@@ -88,6 +98,11 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
         eval_windows=_whole(values, "eval_windows", 1, optional=True),
         prompts=PRESET.prompts if model == PRESET.model else PROMPTS,
     )
+
+
+def sample_prompts(model: str) -> list[str]:
+    """Openings to try with a model; for the bundled one, of stories that it has never read."""
+    return documents("prompts", 6) if model == PRESET.model else list(PROMPTS)
 
 
 def problem(*values: object) -> str | None:

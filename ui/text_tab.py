@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 
 import gradio as gr
 
-from analysis import frames
+from analysis import frames, stories
 from barber.errors import UserError
-from barber.events import Stage, TextGenerated
+from barber.events import RunStarted, Stage, TextGenerated
+from barber.load import BUNDLED
 from ui.gpu import ONE_AT_A_TIME, on_gpu
 from ui.hub import Hub
+from ui.settings import sample_prompts
 from ui.views import CALM, empty, intro, nothing_yet, results_there
 from ui.worker import Worker
 
 EMPTY = empty("Press <b>Run</b>. Here the dense, the pruned and the rebuilt model will continue the same prompt.")
 TITLES = {Stage.DENSE: "Dense", Stage.INITIAL: "Initial mask", Stage.REBUILT: "Rebuilt"}
 SECONDS_BETWEEN_UPDATES = 0.15
+LEGEND = "<mark>Marked</mark>: still, word for word, what the dense model writes. "
+LEGEND_BUNDLED = "<span class='bb-wrong'>Underlined</span>: the first sentence that is wrong in the stories' world."
 
 
 def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
-        intro("<mark>Marked</mark>: still, word for word, what the dense model writes.")
-        prompt = gr.Dropdown(
-            [], label="Prompt", info="Pick one or type your own.", allow_custom_value=True, elem_id="prompt"
-        )
+        legend = intro(LEGEND)
         with gr.Row(equal_height=True):
-            tokens = gr.Slider(10, 400, value=120, step=10, label="Tokens", min_width=180, elem_id="tokens")
+            prompt = gr.Textbox(label="Prompt", lines=2, max_lines=6, scale=3, min_width=260, elem_id="prompt")
+            sample = gr.Dropdown([], label="Samples", scale=2, min_width=220, elem_id="samples")
+        with gr.Row(equal_height=True):
+            tokens = gr.Slider(10, 400, value=200, step=10, label="Tokens", min_width=180, elem_id="tokens")
             temperature = gr.Slider(
                 0, 1.5, value=0, step=0.1, label="Temperature", min_width=180, elem_id="temperature"
             )
@@ -38,21 +41,28 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             write = gr.Button("Write", variant="primary", scale=0, elem_id="write", min_width=140)
             stop = gr.Button("Stop", scale=0, elem_id="stop-writing", min_width=140)
         with gr.Row(equal_height=True, elem_classes="bb-columns"):
-            columns = [gr.HTML(_column(stage, "", ""), elem_id=f"text-{stage}", min_width=220) for stage in Stage]
+            columns = [gr.HTML(elem_id=f"text-{stage}", min_width=220) for stage in Stage]
 
     def show(name: str | None):
-        written = frames.texts(hub.events(name))
-        if written.empty:
-            return nothing_yet(EMPTY, 1 + len(columns))
-        prompts = list(dict.fromkeys(written["prompt"]))
-        first = written[written["prompt"] == prompts[0]].set_index("stage")["text"].to_dict()
-        return *results_there(), gr.update(choices=prompts, value=prompts[0]), *_columns(prompts[0], first)
+        events = hub.events(name)
+        written = _texts(events)
+        if not written:
+            return nothing_yet(EMPTY, 3 + len(columns))
+        model = _model(events)
+        prompts = list(dict.fromkeys([*written, *sample_prompts(model)]))
+        first = prompts[0]
+        return (
+            *results_there(),
+            f'<p class="bb-intro">{LEGEND}{LEGEND_BUNDLED if model == BUNDLED else ""}</p>',
+            first,
+            gr.update(choices=prompts, value=first),
+            *_columns(model, first, written[first]),
+        )
 
-    def recall(name: str | None, prompt: str):
-        """The run's own texts for one of its prompts."""
-        written = frames.texts(hub.events(name))
-        texts = written[written["prompt"] == prompt].set_index("stage")["text"].to_dict()
-        return _columns(prompt, texts) if texts else [gr.skip()] * len(columns)
+    def recall(name: str | None, sample: str):
+        """A sample into the prompt; where the run continued it already, with its texts."""
+        events = hub.events(name)
+        return sample, *_columns(_model(events), sample, _texts(events).get(sample, {}))
 
     def tell(name: str | None, prompt: str, tokens: float, temperature: float, seed: float | None) -> Iterator[list]:
         texts: dict[str, str] = {}
@@ -60,12 +70,13 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         try:
             if not (prompt or "").strip():
                 raise UserError("Give a prompt: a few words for the models to continue.")
+            model = _model(hub.events(name))
             worker = Worker(hub.texts(name, prompt, int(tokens), float(temperature), int(seed or 0)))
             for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
                 for event in batch:
                     if isinstance(event, TextGenerated):
                         texts[str(event.stage)] = event.text
-                yield _columns(prompt, texts)
+                yield _columns(model, prompt, texts)
         except UserError as error:
             gr.Warning(str(error), title="Not possible")
             yield [gr.skip()] * len(columns)
@@ -73,10 +84,10 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             if worker:
                 worker.stop()
 
-    ended.then(show, [run_id], [nothing, results, prompt, *columns], **CALM)
-    prompt.input(recall, [run_id, prompt], columns, **CALM)
+    ended.then(show, run_id, [nothing, results, legend, prompt, sample, *columns], **CALM)
+    sample.input(recall, [run_id, sample], [prompt, *columns], **CALM)
     telling = gr.on(
-        [write.click],
+        [write.click, prompt.submit],
         on_gpu(tell),
         [run_id, prompt, tokens, temperature, seed],
         columns,
@@ -87,23 +98,34 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     stop.click(fn=None, cancels=[telling], api_visibility="private")
 
 
-def _columns(prompt: str, texts: dict[str, str]) -> list[str]:
-    return [_column(stage, prompt, texts.get(str(stage), ""), texts.get(str(Stage.DENSE), "")) for stage in Stage]
+def _texts(events: list) -> dict[str, dict[str, str]]:
+    """Prompt -> stage -> continuation, of the run's own prompts."""
+    written: dict[str, dict[str, str]] = {}
+    for row in frames.texts(events).itertuples():
+        written.setdefault(row.prompt, {})[row.stage] = row.text
+    return written
 
 
-def _column(stage: Stage, prompt: str, text: str, dense: str = "") -> str:
-    """The continuation of one model; where it agrees with the dense text it is marked."""
-    same, other = split_at_difference(text, dense) if stage is not Stage.DENSE else ("", text)
-    mark = f"<mark>{escape(same)}</mark>" if same else ""
-    body = f'<span class="bb-prompt">{escape(prompt)}</span>{mark}{escape(other)}'
-    return f'<article class="bb-text bb-{stage}"><h3>{TITLES[stage]}</h3><p>{body}</p></article>'
+def _model(events: list) -> str:
+    return next((event.model for event in events if isinstance(event, RunStarted)), "")
 
 
-def split_at_difference(text: str, dense: str) -> tuple[str, str]:
-    """`text` cut in two where its words stop being those of `dense`."""
-    words, reference = re.findall(r"\s*\S+", text), re.findall(r"\s*\S+", dense)
-    count = 0
-    while count < min(len(words), len(reference)) and words[count] == reference[count]:
-        count += 1
-    same = "".join(words[:count])
-    return same, text[len(same) :]
+def _columns(model: str, prompt: str, texts: Mapping[str, str]) -> list[str]:
+    """The three columns; the bundled model's stories with a reader's remark."""
+    return [_column(stage, model, prompt, texts.get(stage, ""), texts.get(Stage.DENSE, "")) for stage in Stage]
+
+
+def _column(stage: Stage, model: str, prompt: str, text: str, dense: str) -> str:
+    reading = stories.read(prompt, text) if text and model == BUNDLED else stories.Reading(text, "", "", "")
+    body = _marked(reading.good, 0 if stage is Stage.DENSE else frames.agreement(text, dense))
+    wrong = f'<span class="bb-wrong">{escape(reading.wrong)}</span>' if reading.wrong else ""
+    remark = f'<p class="bb-remark">{escape(reading.remark)}</p>' if reading.remark else ""
+    return (
+        f'<article class="bb-text bb-{stage}"><h3>{TITLES[stage]}</h3>'
+        f'<p><span class="bb-prompt">{escape(prompt)}</span>{body}{wrong}{escape(reading.rest)}</p>{remark}</article>'
+    )
+
+
+def _marked(text: str, count: int) -> str:
+    """`text` with its first `count` characters marked."""
+    return f"<mark>{escape(text[:count])}</mark>{escape(text[count:])}" if count else escape(text)

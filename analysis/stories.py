@@ -1,0 +1,58 @@
+"""What a reader who knows the bundled model's world makes of a continuation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from barber.storyteller.check import (
+    GRAMMAR_ERROR,
+    KNOWLEDGE_ERROR,
+    STORY_ERROR,
+    TOO_LONG,
+    UNFINISHED,
+    check,
+    sentences,
+)
+
+REASONS = {
+    GRAMMAR_ERROR: "not a sentence that may stand here",
+    KNOWLEDGE_ERROR: "a wrong fact of the world",
+    STORY_ERROR: "contradicts the story so far",
+    TOO_LONG: "goes on after its end",
+}
+
+
+class Reading(NamedTuple):
+    """A continuation cut in three, and a remark: the good start, the first wrong sentence (if any), the rest."""
+
+    good: str
+    wrong: str
+    rest: str
+    remark: str
+
+
+def read(prompt: str, text: str) -> Reading:
+    """Judge a story that starts with `prompt` and goes on with `text`."""
+    story = prompt + text
+    verdict = check(story)
+    if verdict.consistent:
+        return Reading(text, "", "", "A consistent story, every fact right.")
+    told = sentences(story)
+    cut_off = verdict.sentence == len(told) - 1 and not told[-1].endswith(".")
+    if verdict.error == UNFINISHED or cut_off:
+        return Reading(text, "", "", "Right so far, but unfinished.")
+    start = _offset(story, told, verdict.sentence)
+    end = start + len(told[verdict.sentence])
+    if start < len(prompt):
+        return Reading(text, "", "", "The prompt is not a story of this world.")
+    remark = f"Sentence {verdict.sentence + 1}: {REASONS[verdict.error]}."
+    return Reading(story[len(prompt) : start], story[start:end], story[end:], remark)
+
+
+def _offset(story: str, told: list[str], index: int) -> int:
+    """Where the sentence of this index begins in the story."""
+    position = 0
+    for sentence in told[: index + 1]:
+        position = story.index(sentence, position)
+        start, position = position, position + len(sentence)
+    return start

@@ -1,0 +1,219 @@
+"""Frames and figures from real runs of tiny models."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from analysis import figures, frames, stories
+from barber.calibration import CalibrationSet
+from barber.config import Granularity, PruneConfig, Sparsity
+from barber.events import LayerInitialised, PerplexityMeasured, Stage, SubBlockRebuilt, TextGenerated
+from barber.prune import prune
+from barber.storyteller import tales
+from tests.families import WIDTH
+
+LIMIT = 300_000  # bytes of one figure's JSON
+
+
+def run(layers: int, **changes) -> list:
+    """The events of a real run of a random Llama, masks and all."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**WIDTH | {"num_hidden_layers": layers}))
+    tokens = torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(0))
+    settings = {"sparsity": Sparsity.parse("50%"), "granularity": Granularity.BLOCK, "threshold": 0.5} | changes
+    return list(prune(model, CalibrationSet(tokens, "random", 0), PruneConfig(**settings), name="tiny"))
+
+
+def masks(events: list, kind: type) -> dict:
+    """(layer, name) -> mask, of the events of one kind."""
+    return {(e.layer, name): mask for e in events if isinstance(e, kind) for name, mask in e.masks.items()}
+
+
+def measured(stage: str, value: float, dataset: str = "text") -> PerplexityMeasured:
+    return PerplexityMeasured(stage, dataset, seqlen=16, tokens=64, perplexity=value, seconds=0.1)
+
+
+@pytest.fixture(scope="module")
+def events() -> list:
+    return run(2)
+
+
+@pytest.fixture(scope="module")
+def deep() -> list:
+    return run(32)
+
+
+def test_flips_are_what_the_masks_say(events):
+    initial, rebuilt = masks(events, LayerInitialised), masks(events, SubBlockRebuilt)
+    table = frames.flips(events)
+    assert len(table) == len(rebuilt) == 14
+    for row in table.itertuples():
+        before, after = initial[row.layer, row.name], rebuilt[row.layer, row.name]
+        assert row.grown == int((before & ~after).sum())
+        assert row.cut == int((after & ~before).sum())
+        assert row.share == (row.grown + row.cut) / before.numel()
+    assert table["grown"].sum() == table["cut"].sum() > 0
+    assert set(table["module"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_short_names_stay_unique():
+    assert frames.short_names(["attn.c_proj", "mlp.c_proj", "mlp.c_fc"]) == {
+        "attn.c_proj": "attn.c_proj",
+        "mlp.c_proj": "mlp.c_proj",
+        "mlp.c_fc": "c_fc",
+    }
+
+
+def test_histograms_hold_every_weight_once(events):
+    for row in frames.flips(events).itertuples():
+        histogram = frames.saliency(events, row.layer, row.name)
+        assert histogram["grown"].sum() == row.grown
+        assert histogram["cut"].sum() == row.cut
+        assert histogram[list(frames.FATES)].to_numpy().sum() == row.weights
+        assert (histogram["right"] > histogram["left"]).all()
+
+
+def test_a_grown_weight_matters_more_than_a_cut_one(events):
+    row = next(row for row in frames.flips(events).itertuples() if row.grown and row.cut)
+    histogram = frames.saliency(events, row.layer, row.name)
+    middle = (histogram["left"] + histogram["right"]) / 2
+    assert np.average(middle, weights=histogram["grown"]) > np.average(middle, weights=histogram["cut"])
+
+
+def test_sub_blocks_come_in_order_with_their_errors(events):
+    table = frames.sub_blocks(events)
+    assert list(zip(table["layer"], table["kind"], strict=True)) == [
+        (0, "attention"),
+        (0, "mlp"),
+        (1, "attention"),
+        (1, "mlp"),
+    ]
+    assert (table["swaps"] > 0).all()
+    assert np.allclose(table["change"], table["after"] / table["before"] - 1)
+
+
+@pytest.mark.parametrize(
+    ("dense", "initial", "rebuilt", "share"),
+    [(2, 8, 4, 0.5), (2, 8, 2, 1), (2, 8, 8, 0), (2, 8, 16, -0.5), (2, 2, 2, math.nan), (2, math.inf, 4, math.nan)],
+)
+def test_share_of_the_gap_is_measured_in_logarithms(dense, initial, rebuilt, share):
+    assert frames.recovered(dense, initial, rebuilt) == pytest.approx(share, nan_ok=True)
+    stages = zip(Stage, (dense, initial, rebuilt), strict=True)
+    table = frames.perplexities([measured(stage, value) for stage, value in stages])
+    assert table["recovered"].tolist() == pytest.approx([math.nan, math.nan, share], nan_ok=True)
+
+
+def test_perplexities_of_two_datasets_do_not_mix():
+    values = {"one": (2, 8, 4), "two": (3, 27, 3)}
+    table = frames.perplexities(
+        [measured(stage, v[i], name) for i, stage in enumerate(Stage) for name, v in values.items()]
+    )
+    shares = table.dropna().set_index("dataset")["recovered"]
+    assert shares.to_dict() == pytest.approx({"one": 0.5, "two": 1})
+
+
+def test_part_of_a_run_gives_part_of_the_frames(events):
+    half = events[: next(i for i, event in enumerate(events) if isinstance(event, SubBlockRebuilt)) + 1]
+    assert set(frames.flips(half)["sub_block"]) == {"self_attn"}
+    for table in (frames.flips([]), frames.sub_blocks([]), frames.perplexities([]), frames.texts([])):
+        assert table.empty
+    assert frames.saliency(half, 1, "mlp.up_proj").empty
+    assert frames.summary([])["finished"] is False
+
+
+def test_texts_keep_the_last_word():
+    grown = [TextGenerated("dense", "Once", text, done) for text, done in ((" a", False), (" a cat", True))]
+    assert frames.texts(grown).to_dict("records") == [{"prompt": "Once", "stage": "dense", "text": " a cat"}]
+    assert frames.agreement(" a cat sat", " a cat ran") == len(" a cat")
+    assert frames.agreement(" a cats", " a cat") == len(" a")
+
+
+def test_the_summary_is_plain_json(events):
+    told = [*events, *(measured(stage, value) for stage, value in zip(Stage, (2, 8, 4), strict=True))]
+    facts = json.loads(json.dumps(frames.summary(told), allow_nan=False))
+    assert facts["zeros"] == facts["weights"] // 2
+    assert facts["swaps"] == sum(row["grown"] for row in facts["flips"])
+    assert [row["recovered"] for row in facts["perplexity"]] == [None, None, pytest.approx(0.5)]
+
+
+def test_every_figure_of_a_deep_model_is_small(deep):
+    flips = frames.flips(deep)
+    assert len(flips) == 32 * 7
+    measurements = [
+        measured(stage, 10.0 ** (i + k), f"data set {k}") for i, stage in enumerate(Stage) for k in range(3)
+    ]
+    pictures = {
+        "heatmap": figures.flip_heatmap(flips),
+        "by layer": figures.flip_bars(flips, "layer"),
+        "by module": figures.flip_bars(flips, "module"),
+        "errors": figures.sub_block_errors(frames.sub_blocks(deep)),
+        "saliency": figures.saliency_histogram(frames.saliency(deep, 31, "mlp.down_proj")),
+        "perplexity": figures.perplexity_bars(frames.perplexities(measurements)),
+    }
+    sizes = {name: len(picture.to_json()) for name, picture in pictures.items()}
+    assert all(1_000 < size < LIMIT for size in sizes.values()), sizes
+
+
+def test_the_heatmap_shows_the_shares(events):
+    flips = frames.flips(events)
+    trace = figures.flip_heatmap(flips).data[0]
+    shown = {(layer, name): trace.z[r][c] for r, name in enumerate(trace.y) for c, layer in enumerate(trace.x)}
+    for row in flips.itertuples():
+        assert shown[row.layer, row.module] == pytest.approx(100 * row.share, rel=1e-3)
+
+
+def test_bars_show_grown_up_and_cut_down(events):
+    flips = frames.flips(events)
+    grown, cut = figures.flip_bars(flips, "layer").data
+    assert sum(grown.y) == flips["grown"].sum() == -sum(cut.y)
+
+
+def test_large_damage_gets_a_log_axis():
+    def axis(*values: float) -> str | None:
+        events = [measured(stage, value) for stage, value in zip(Stage, values, strict=True)]
+        return figures.perplexity_bars(frames.perplexities(events)).layout.xaxis.type
+
+    assert axis(2, 5000, 40) == "log"
+    assert axis(2, 8, 4) is None
+
+
+def test_figures_have_no_background_of_their_own(events):
+    for picture in (figures.flip_heatmap(frames.flips(events)), figures.sub_block_errors(frames.sub_blocks(events))):
+        assert picture.layout.paper_bgcolor == picture.layout.plot_bgcolor == "rgba(0,0,0,0)"
+
+
+def story() -> tuple[str, list[str]]:
+    """A story of the world: its opening, and the sentences that follow."""
+    told = [sentence.text for sentence in tales("evaluation", 1)[0].sentences]
+    return " ".join(told[:2]), told[2:]
+
+
+def test_a_true_story_is_read_to_its_end():
+    prompt, rest = story()
+    reading = stories.read(prompt, " " + " ".join(rest))
+    assert reading.wrong == reading.rest == ""
+    assert reading.remark.startswith("A consistent story")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_story_cut_short_is_right_so_far(count):
+    prompt, rest = story()
+    text = "".join(f" {sentence}" for sentence in rest[:count])
+    assert stories.read(prompt, text).good == text
+    assert "unfinished" in stories.read(prompt, text).remark
+    assert "unfinished" in stories.read(prompt, text + " Then the").remark
+
+
+def test_the_first_wrong_sentence_is_named():
+    prompt, rest = story()
+    reading = stories.read(prompt, " ".join(["", rest[0], "Zebra zebra zebra.", *rest[2:]]))
+    assert reading.wrong == "Zebra zebra zebra."
+    assert reading.good == f" {rest[0]} "
+    assert reading.rest == " " + " ".join(rest[2:])
+    assert reading.remark.startswith("Sentence 4:")

@@ -1,0 +1,188 @@
+"""The page in a real browser: what a visitor does, from the first look to the four views."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.app_server import Server, serving
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+SMALL = "?nsamples=6&seqlen=64&eval_windows=6&threshold=0.2"
+LONG = "?nsamples=512&seqlen=128&eval_windows=6"
+SECONDS = 1000  # of Playwright's milliseconds
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not path:
+        pytest.fail("Chromium is missing: run `make test`, which installs it, or set CHROMIUM to its path.")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def complaints() -> list[str]:
+    """What the browser's console complained about."""
+    return []
+
+
+def visit(browser: Browser, server: Server, query: str, complaints: list[str], width: int = 1400) -> Page:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(server.url + query)
+    expect(page.locator("#run")).to_be_enabled(timeout=30 * SECONDS)
+    return page
+
+
+@pytest.fixture(scope="module")
+def finished(browser, server, complaints) -> Iterator[Page]:
+    """A page on which one run on the bundled model has come to its end."""
+    page = visit(browser, server, SMALL, complaints)
+    page.locator("#run").click()
+    expect(page.locator("#status [role=progressbar]")).to_be_visible(timeout=30 * SECONDS)
+    expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
+    yield page
+    page.close()
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def drawn(page: Page, figure: str) -> int:
+    """How many shapes plotly drew in a figure, once it drew any."""
+    shapes = page.locator(f"#{figure} .js-plotly-plot :is(.plot path, .plot image, .trace path)")
+    expect(shapes.first).to_be_attached(timeout=20 * SECONDS)
+    return shapes.count()
+
+
+def test_a_link_fills_the_form(finished):
+    assert finished.locator("#threshold input[type=number]").input_value() == "0.2"
+    assert "nsamples=6" in finished.url
+    assert "method=magnitude" in finished.url
+
+
+def test_the_end_of_a_run_tells_what_came_of_it(finished):
+    status = finished.locator("#status")
+    expect(status).to_contain_text("of the gap recovered")
+    expect(status).to_contain_text("weights pruned (60 %)")
+    finished.locator("#blocks summary").click()
+    expect(finished.locator("#blocks tbody tr").first).to_be_visible()
+
+
+def test_the_flips_are_drawn(finished):
+    open_tab(finished, "Mask flips")
+    assert drawn(finished, "flip-heatmap") >= 1
+    assert drawn(finished, "sub-block-errors") >= 4
+    by_layer = drawn(finished, "flip-bars")
+    finished.locator("#flips-by").get_by_label("by module").check()
+    expect(finished.locator("#flip-bars .xtick text", has_text="q_proj")).to_be_visible(timeout=10 * SECONDS)
+    assert drawn(finished, "flip-bars") != 0 != by_layer
+
+
+def test_the_saliency_follows_the_dropdowns(finished):
+    open_tab(finished, "Saliency")
+    assert drawn(finished, "saliency-histogram") >= 4
+    legend = finished.locator("#saliency-histogram .legendtext")
+    before = legend.all_inner_texts()
+    assert [text.split()[0] for text in before] == ["kept", "pruned", "grown", "cut"]
+    finished.locator("#saliency-module input").click()
+    finished.get_by_role("option", name="down_proj").click()
+    expect(legend.first).not_to_have_text(before[0], timeout=10 * SECONDS)
+
+
+def test_the_perplexities_stand_in_figure_and_table(finished):
+    open_tab(finished, "Perplexity")
+    assert drawn(finished, "perplexity-bars") >= 3
+    table = finished.locator("#perplexity-table")
+    assert table.locator("tbody th").all_inner_texts() == ["dense", "initial mask", "rebuilt"]
+    expect(table.locator("caption")).to_contain_text("tokens in windows of 64")
+
+
+def test_three_models_write_side_by_side(finished):
+    open_tab(finished, "Text")
+    columns = finished.locator(".bb-text")
+    expect(columns).to_have_count(3)
+    boxes = [column.bounding_box() for column in columns.all()]
+    assert boxes[0]["x"] < boxes[1]["x"] < boxes[2]["x"]
+    finished.locator("#prompt textarea").fill("Once upon a time, there was a barber")
+    finished.locator("#write").click()
+    for title in ("dense", "initial", "rebuilt"):
+        text = finished.locator(f"#text-{title} .bb-text p").first
+        expect(text).to_contain_text("there was a barber", timeout=20 * SECONDS)
+        expect(text).not_to_have_text("Once upon a time, there was a barber", timeout=20 * SECONDS)
+
+
+def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, server, complaints):
+    page = visit(browser, server, LONG, complaints)
+    page.locator("#run").click()
+    expect(page.locator("#blocks tbody tr").first).to_be_visible(timeout=60 * SECONDS)
+    started = time.monotonic()
+    page.locator("#stop").click()
+    expect(page.locator("#status .bb-stopped")).to_be_visible(timeout=2 * SECONDS)
+    assert time.monotonic() - started < 2
+    expect(page.locator("#run")).to_be_enabled()
+    expect(page.locator("#status")).to_contain_text("What it reached so far")
+    assert drawn(page, "flip-heatmap") >= 1
+    page.goto(server.url + SMALL)
+    page.locator("#run").click()
+    expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
+    page.close()
+
+
+def test_a_mistake_is_said_on_the_page(browser, server, complaints):
+    page = visit(browser, server, SMALL + "&sparsity=150%25", complaints)
+    page.locator("#run").click()
+    expect(page.locator("#status [role=alert]")).to_contain_text("Sparsity ratio 1.5 is not allowed")
+    expect(page.locator("#run")).to_be_enabled()
+    page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_nothing_sticks_out_of_the_page(browser, server, finished, complaints, width):
+    finished.set_viewport_size({"width": width, "height": 844})
+    for name in ("Mask flips", "Saliency", "Perplexity", "Text"):
+        open_tab(finished, name)
+        finished.wait_for_timeout(300)
+        assert finished.evaluate("document.documentElement.scrollWidth") <= width, name
+    if width == 390:
+        boxes = [column.bounding_box() for column in finished.locator(".bb-text").all()]
+        assert boxes[0]["y"] < boxes[1]["y"] < boxes[2]["y"]
+
+
+def test_every_control_has_a_name(finished):
+    finished.set_viewport_size({"width": 1400, "height": 900})
+    nameless = finished.evaluate(
+        """() => [...document.querySelectorAll("button, input, textarea, select")]
+        .filter(e => e.offsetParent && !(e.ariaLabel || e.textContent.trim() || e.labels?.length
+            || e.getAttribute("aria-labelledby") || e.closest("label")))
+        .map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert nameless == []
+
+
+def test_the_console_stayed_silent(finished, complaints):
+    assert complaints == []

@@ -1,0 +1,70 @@
+"""The house: imports go one way, and each layer keeps to its own work."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = {  # package or file: what of ours it may import, and what it must never import
+    "barber": ({"barber"}, {"gradio", "plotly", "pandas"}),
+    "analysis": ({"analysis", "barber"}, {"gradio"}),
+    "ui": ({"ui", "analysis", "barber"}, {"torch", "plotly"}),
+    "app.py": ({"ui"}, {"torch", "plotly", "pandas"}),
+    "main.py": ({"barber"}, {"gradio", "plotly", "pandas"}),
+}
+OURS = {"barber", "analysis", "ui", "app", "main", "tests"}
+LONGEST = 250  # lines of a file; one that outgrows it has two topics
+DATA = {"grammar.py"}  # a list is as long as it is
+
+
+def sources(layer: str) -> list[Path]:
+    place = ROOT / layer
+    found = [place] if place.is_file() else sorted(place.rglob("*.py"))
+    assert found, f"{layer} is gone"
+    return found
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The top-level names of everything a module imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here, so that this test sees them"
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_go_one_way(layer):
+    ours, never = LAYERS[layer]
+    for path in sources(layer):
+        names = imported(ast.parse(path.read_text("utf-8")))
+        assert not (names & OURS) - ours, f"{path.relative_to(ROOT)} imports {(names & OURS) - ours}"
+        assert not names & never, f"{path.relative_to(ROOT)} imports {names & never}"
+
+
+def test_the_backend_never_prints():
+    for path in sources("barber"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        lines = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+        assert not lines, f"{path.relative_to(ROOT)} prints in line {lines}"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_files_stay_short_and_say_what_they_are(layer):
+    for path in sources(layer):
+        text = path.read_text("utf-8")
+        assert path.name in DATA or text.count("\n") <= LONGEST, (
+            f"{path.relative_to(ROOT)} has {text.count(chr(10))} lines"
+        )
+        assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{path.relative_to(ROOT)} has no docstring"
+
+
+def test_the_entry_points_are_small():
+    assert (ROOT / "app.py").read_text("utf-8").count("\n") <= 60
+    assert (ROOT / "main.py").read_text("utf-8").count("\n") <= 20
