@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -78,6 +78,13 @@ def _task_manager(with_all: bool):
     return TaskManager(include_defaults=with_all)
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep lm-eval's prints and progress bars off the terminal, which is the front end's; errors are still raised."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
 def _file(name: str) -> str:
     """The bundled task's YAML file; any other name as it is."""
     from barber.storyteller.task import TASKS_DIR
@@ -88,7 +95,7 @@ def _file(name: str) -> str:
 def _load(name: str) -> list | str:
     """lm-eval's task and group objects of a name, with their data; or one sentence why they cannot be had."""
     try:
-        with quick_offline(), contextlib.redirect_stdout(sys.stderr):
+        with quick_offline(), _silence():
             loaded = _task_manager(with_all=not _stands_alone(name)).load([_file(name)])
     except Exception as error:  # a task runs its authors' code and its data comes from anywhere: all of it can fail
         if isinstance(error, ConnectionError):
@@ -101,13 +108,13 @@ def _load(name: str) -> list | str:
 
 
 def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int) -> dict:
-    """lm-eval's results for loaded tasks. Its prints go to stderr: stdout is the front end's."""
+    """lm-eval's results for loaded tasks."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     flags = [(module, module.training) for module in model.modules()]
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with _silence():
             # HFLM gives a tokenizer that has no padding token one: it gets a copy.
             scorer = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
             return lm_eval.simple_evaluate(
