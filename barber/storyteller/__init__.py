@@ -1,9 +1,11 @@
 """The bundled model's world: a story generator that knows its own probability, a checker, a probe, a training recipe.
 
-grammar.py  the sentences, as data        lexicon.py  the words, as data
+grammar.py  the sentences, as data        lexicon.*   the words, as data
 world.py    who there is, what is true    stories.py  tells a story and its log-probability
-check.py    reads a story back            probe.py    what a model knows and tells
-task.py     a story-ending task           train.py    the training recipe
+check.py    reads a story back            probe.py    what a model knows
+measure.py  how well a model tells        task.py     a story-ending task for lm-eval
+tokens.py   the tokenizer                 train.py    the training recipe
+card.py     the model's folder and card
 """
 
 import random

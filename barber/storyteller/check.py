@@ -27,10 +27,11 @@ GRAMMAR_ERROR, KNOWLEDGE_ERROR, STORY_ERROR, UNFINISHED, TOO_LONG = (
 class Verdict:
     """What the reader found.
 
-    `error` is None for a consistent story; otherwise the first thing that is wrong: "grammar" (no sentence of the world, or
-    not one that may stand here), "knowledge" (a sentence with a wrong fact of the world), "story" (one that contradicts
-    the story so far), "unfinished", or "too long" (goes on after its end). `sentence` is the index of that sentence,
-    which is the number of good sentences before it, and `logprob` the text's log-probability in nats (-inf if none).
+    `error` is None for a consistent story; otherwise the first thing that is wrong: "grammar" (no sentence of the
+    world, or not one that may stand here), "knowledge" (a sentence with a wrong fact of the world), "story" (one that
+    contradicts the story so far), "unfinished", or "too long" (goes on after its end). `sentence` is the index of that
+    sentence, which is the number of good sentences before it. `logprob` is the text's log-probability in nats, -inf
+    for a text that the world cannot tell.
     """
 
     error: str | None

@@ -43,7 +43,9 @@ def window_perplexity(
     """Perplexity per token of windows of `seqlen` tokens, cut from the stories one after the other, fp32 loss."""
     stream = torch.from_numpy(token_stream(tokenizer, texts).astype("int64"))
     windows = stream[: len(stream) // seqlen * seqlen].view(-1, seqlen).to(model.device)
-    return math.exp(sum(_losses(model, batch).double().sum().item() for batch in windows.split(BATCH)) / windows[:, 1:].numel())
+    return math.exp(
+        sum(_losses(model, batch).double().sum().item() for batch in windows.split(BATCH)) / windows[:, 1:].numel()
+    )
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Telling:
 
 
 @torch.no_grad()
-def tell_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, count: int, seed: int = 0) -> list[Telling]:
+def tell_greedily(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, count: int, seed: int = 0
+) -> list[Telling]:
     """Continue the first `count` documents of the split "prompts" greedily to their EOS, and judge each story."""
     tellings = []
     prompts = documents("prompts", count, seed)
@@ -71,7 +75,10 @@ def tell_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, co
 
 @torch.no_grad()
 def prune_by_magnitude(model: nn.Module, share: float | None = None, n_of_m: tuple[int, int] | None = None) -> None:
-    """Zero the smallest weights of each linear of the decoder layers, in place: a share of each matrix, or n of every m."""
+    """Zero the smallest weights of each linear of the decoder layers, in place.
+
+    Give `share` of each matrix, or `n_of_m`: n in every m consecutive inputs.
+    """
     for linear in (module for module in model.model.layers.modules() if isinstance(module, nn.Linear)):
         n, m = n_of_m or (int(share * linear.weight.numel()), linear.weight.numel())
         groups = linear.weight.data.view(-1, m)

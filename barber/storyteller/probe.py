@@ -78,9 +78,7 @@ def _asked_by(story: Story) -> Iterator[Question]:
 
 
 @torch.no_grad()
-def probe(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: list[Question]
-) -> dict[str, Score]:
+def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: list[Question]) -> dict[str, Score]:
     """The score of a model by kind of fact, in the order of the kinds' names.
 
     An answer is right when each of its tokens is the model's likeliest: the same as answering greedily.

@@ -29,7 +29,9 @@ class Item:
 
 def items(count: int) -> list[Item]:
     """The first `count` items, the same on every machine."""
-    return [_item(story, random.Random(f"ending-{index}")) for index, story in enumerate(tales("evaluation", count, SEED))]
+    return [
+        _item(story, random.Random(f"ending-{index}")) for index, story in enumerate(tales("evaluation", count, SEED))
+    ]
 
 
 def write_items(count: int, path: Path = ITEMS) -> None:
@@ -41,7 +43,7 @@ def write_items(count: int, path: Path = ITEMS) -> None:
 
 def load_dataset(**_: object) -> dict:
     """The bundled items as lm-eval wants them: {"test": datasets.Dataset}. The task file names this function."""
-    from datasets import Dataset  # noqa: PLC0415  (heavy, and needed by the harness alone)
+    from datasets import Dataset
 
     return {"test": Dataset.from_list([json.loads(line) for line in ITEMS.read_text(encoding="utf-8").splitlines()])}
 

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field
 from functools import cache
 
-from barber.storyteller import lexicon
+from barber.storyteller.lexicon import described, listed
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ KNOWLEDGE = {
 def world() -> dict[str, tuple[Entity, ...]]:
     """Every entity, by kind. Persons get their facts from a fixed seed; the rest is written in the lexicon."""
     plain = {
-        "colour": lexicon.COLOURS,
-        "place": lexicon.PLACES,
-        "day": lexicon.DAYS,
-        "weather": lexicon.WEATHERS,
-        "loss": lexicon.LOSSES,
-        "harm": lexicon.HARMS,
-        "trap": lexicon.TRAPS,
-        "prize": lexicon.PRIZES,
-        "game": lexicon.GAMES,
+        "colour": listed("colours"),
+        "place": listed("places"),
+        "day": listed("days"),
+        "weather": listed("weathers"),
+        "loss": listed("losses"),
+        "harm": listed("harms"),
+        "trap": listed("traps"),
+        "prize": listed("prizes"),
+        "game": listed("games"),
     }
-    animals = {name: dict(zip(KNOWLEDGE["animal"], facts, strict=True)) for name, facts in lexicon.ANIMALS.items()}
-    things = {name: dict(zip(KNOWLEDGE["thing"], facts, strict=True)) for name, facts in lexicon.THINGS.items()}
+    animals = {name: dict(zip(KNOWLEDGE["animal"], facts, strict=True)) for name, facts in described("animals").items()}
+    things = {name: dict(zip(KNOWLEDGE["thing"], facts, strict=True)) for name, facts in described("things").items()}
     return {kind: tuple(Entity(kind, name) for name in names) for kind, names in plain.items()} | {
         "person": _persons(),
         "animal": tuple(Entity("animal", name, facts) for name, facts in animals.items()),
@@ -62,17 +62,17 @@ def world() -> dict[str, tuple[Entity, ...]]:
 def _persons() -> tuple[Entity, ...]:
     rng = random.Random("the people of the storyteller's world")
     persons = []
-    for name in sorted(lexicon.WOMEN + lexicon.MEN):
-        he, him, his = PRONOUNS[name in lexicon.WOMEN]
-        pet = rng.choice(list(lexicon.PETS))
+    for name in sorted(listed("women") + listed("men")):
+        he, him, his = PRONOUNS[name in listed("women")]
+        pet = rng.choice(list(described("pets")))
         facts = {
-            "trade": rng.choice(lexicon.TRADES),
-            "town": rng.choice(lexicon.TOWNS),
-            "food": rng.choice(lexicon.FOODS),
-            "colour": rng.choice(lexicon.COLOURS),
+            "trade": rng.choice(listed("trades")),
+            "town": rng.choice(listed("towns")),
+            "food": rng.choice(listed("foods")),
+            "colour": rng.choice(listed("colours")),
             "pet": pet,
-            "petname": rng.choice(lexicon.PET_NAMES),
-            "petsound": lexicon.PETS[pet],
+            "petname": rng.choice(listed("pet_names")),
+            "petsound": described("pets")[pet],
             "he": he,
             "him": him,
             "his": his,
