@@ -139,8 +139,8 @@ class RunDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if not (self.path / "config.json").is_file():
-            raise UserError(f"{self.path} holds no run (config.json is missing): give the folder of an earlier run.")
+        if not all((self.path / name).is_file() for name in ("config.json", "events.jsonl")):
+            raise UserError(f"{self.path} holds no run: give the folder that an earlier run was recorded in.")
 
     @property
     def config(self) -> dict:

@@ -111,7 +111,8 @@ class Summary:
             for e in self.of(ZeroShotMeasured)
             for metric, value in e.metrics.items()
         ]
-        skipped = "".join(f"{event.task}: skipped. {event.reason}\n" for event in self.of(ZeroShotSkipped))
+        reasons = {event.task: event.reason for event in self.of(ZeroShotSkipped)}
+        skipped = "".join(f"{task}: skipped. {reason}\n" for task, reason in reasons.items())
         return table(["task", "model", "metric", "value", "stderr", "items"], rows) + skipped
 
     def saved(self) -> str:

@@ -60,7 +60,11 @@ def zero_shot(
         if isinstance(loaded, str):
             yield ZeroShotSkipped(name, loaded)
         else:
-            yield from _measured(_evaluate(model, tokenizer, loaded, limit, batch_size), str(stage))
+            results = _evaluate(model, tokenizer, loaded, limit, batch_size)
+            if results is None:
+                yield ZeroShotSkipped(name, f"The answers of task {name} are longer than the positions of the model.")
+            else:
+                yield from _measured(results, str(stage))
     yield Progress(phase, len(tasks), len(tasks))
 
 
@@ -107,8 +111,8 @@ def _load(name: str) -> list | str:
     return [item for key, item in (loaded["groups"] | loaded["tasks"]).items() if key not in within]
 
 
-def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int) -> dict:
-    """lm-eval's results for loaded tasks."""
+def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int) -> dict | None:
+    """lm-eval's results for loaded tasks; None if the model is too short for them, which lm-eval asserts."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -120,6 +124,8 @@ def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int)
             return lm_eval.simple_evaluate(
                 scorer, tasks=tasks, limit=limit, log_samples=False, task_manager=_task_manager(with_all=False)
             )
+    except AssertionError:
+        return None
     finally:
         for module, flag in flags:
             module.training = flag

@@ -204,3 +204,10 @@ def test_bad_requests(task):
 def test_the_module_alone_does_not_load_the_harness():
     code = "import sys, barber.zeroshot; sys.exit('lm_eval' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_model_too_short_for_the_answers_is_said():
+    (event,) = [e for e in zero_shot(llama(max_position_embeddings=8), tokenizer(), "dense", ["story_ending"], limit=2)
+                if not isinstance(e, Progress)]  # fmt: skip
+    assert isinstance(event, ZeroShotSkipped)
+    assert "longer than the positions" in event.reason

@@ -1,0 +1,44 @@
+"""The same runs on a CUDA device, where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from barber.events import RunFinished, SubBlockRebuilt
+from barber.prune import prune
+from tests import golden_data as golden
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_masks_agree_with_the_cpu(method):
+    """Other kernels round otherwise, so near-ties may differ; counts may not."""
+    run = golden.RUNS[f"llama-{method}-unstructured-0.5-block-0.5-WD"]
+    masks = {}
+    for device in ("cpu", "cuda"):
+        model = golden.model("llama").to(device)
+        events = list(prune(model, golden.calibration(), golden.config(run)))
+        masks[device] = {
+            (event.layer, name): mask.cpu()
+            for event in events
+            if isinstance(event, SubBlockRebuilt)
+            for name, mask in event.masks.items()
+        }
+        (finished,) = [event for event in events if isinstance(event, RunFinished)]
+        assert finished.zeros == sum(int(mask.sum()) for mask in masks[device].values())
+    total = sum(mask.numel() for mask in masks["cpu"].values())
+    differing = sum(int((masks["cpu"][key] ^ masks["cuda"][key]).sum()) for key in masks["cpu"])
+    assert differing / total < 0.002
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_neither_overflows_nor_underflows(dtype):
+    run = golden.RUNS["llama-wanda-unstructured-0.5-block-0.5-WD"]
+    model = golden.model("llama").to("cuda", dtype)
+    rebuilt = [e for e in prune(model, golden.calibration(), golden.config(run)) if isinstance(e, SubBlockRebuilt)]
+    assert all(event.swaps > 0 and event.error_after < event.error_before for event in rebuilt)
