@@ -10,7 +10,7 @@ with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  (ZeroGPU needs it before torch)
 
 from ui.page import build
-from ui.theme import CSS, THEME
+from ui.theme import CSS, FAVICON, THEME
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
         server_port=arguments.port,
         theme=THEME,
         css_paths=CSS,
+        favicon_path=FAVICON,
         run_history=False,
         show_error=True,
         footer_links=["api"],

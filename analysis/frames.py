@@ -65,6 +65,13 @@ def flips(events: Sequence[Event]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def most_telling(flips: pd.DataFrame) -> tuple[int, str]:
+    """Layer and name of the module where growing and cutting meet most, as a share of its weights."""
+    both = flips[["grown", "cut"]].min(axis=1) / flips["weights"]
+    row = flips.loc[(both + flips["share"] / 1000).idxmax()]
+    return int(row["layer"]), row["name"]
+
+
 def sub_blocks(events: Sequence[Event]) -> pd.DataFrame:
     """Output error of each sub-block before and after the rebuild, in the order in which they were done."""
     rows = [

@@ -43,8 +43,9 @@ def read(prompt: str, text: str) -> Reading:
         return Reading(text, "", "", "Right so far, but unfinished.")
     start = _offset(story, told, verdict.sentence)
     end = start + len(told[verdict.sentence])
-    if start < len(prompt):
-        return Reading(text, "", "", "The prompt is not a story of this world.")
+    if end <= len(prompt):
+        return Reading(text, "", "", "The prompt does not open a story of this world.")
+    start = max(start, len(prompt))
     remark = f"Sentence {verdict.sentence + 1}: {REASONS[verdict.error]}."
     return Reading(story[len(prompt) : start], story[start:end], story[end:], remark)
 

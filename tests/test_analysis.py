@@ -86,6 +86,13 @@ def test_a_grown_weight_matters_more_than_a_cut_one(events):
     assert np.average(middle, weights=histogram["grown"]) > np.average(middle, weights=histogram["cut"])
 
 
+def test_the_most_telling_module_grows_and_cuts(events):
+    flips = frames.flips(events).set_index(["layer", "name"])
+    chosen = flips.loc[frames.most_telling(flips.reset_index())]
+    both = flips[["grown", "cut"]].min(axis=1) / flips["weights"]
+    assert min(chosen["grown"], chosen["cut"]) / chosen["weights"] == both.max() > 0
+
+
 def test_sub_blocks_come_in_order_with_their_errors(events):
     table = frames.sub_blocks(events)
     assert list(zip(table["layer"], table["kind"], strict=True)) == [
@@ -217,3 +224,10 @@ def test_the_first_wrong_sentence_is_named():
     assert reading.good == f" {rest[0]} "
     assert reading.rest == " " + " ".join(rest[2:])
     assert reading.remark.startswith("Sentence 4:")
+
+
+def test_a_prompt_from_elsewhere_is_told_from_a_bad_continuation():
+    assert "prompt" in stories.read("Call me Ishmael.", " Some years ago").remark
+    reading = stories.read("Once upon", " a midnight dreary. The end.")
+    assert reading.wrong == " a midnight dreary."
+    assert reading.rest == " The end."

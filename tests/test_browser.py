@@ -74,7 +74,7 @@ def open_tab(page: Page, name: str) -> None:
 
 def drawn(page: Page, figure: str) -> int:
     """How many shapes plotly drew in a figure, once it drew any."""
-    shapes = page.locator(f"#{figure} .js-plotly-plot :is(.plot path, .plot image, .trace path)")
+    shapes = page.locator(f"#{figure} .cartesianlayer").locator("image, .trace path, .trace .point")
     expect(shapes.first).to_be_attached(timeout=20 * SECONDS)
     return shapes.count()
 
@@ -107,7 +107,7 @@ def test_the_saliency_follows_the_dropdowns(finished):
     open_tab(finished, "Saliency")
     assert drawn(finished, "saliency-histogram") >= 4
     legend = finished.locator("#saliency-histogram .legendtext")
-    before = legend.all_inner_texts()
+    before = legend.all_text_contents()
     assert [text.split()[0] for text in before] == ["kept", "pruned", "grown", "cut"]
     finished.locator("#saliency-module input").click()
     finished.get_by_role("option", name="down_proj").click()

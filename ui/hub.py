@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import secrets
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from barber.runs import RunDirectory
 from barber.stages import at_stage
 
 Job = Callable[[LoadedModel], Iterator[Event]]
+KEPT_SECONDS = 24 * 3600
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
@@ -31,13 +34,18 @@ class Hub:
     """
 
     def __init__(self, runs: Path | None = None) -> None:
-        self.runs = Path(runs) if runs else Path(tempfile.mkdtemp(prefix="barber-runs-"))
+        self.temporary = runs is None
+        self.runs = Path(tempfile.mkdtemp(prefix="barber-runs-")) if runs is None else Path(runs)
         self.runs.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._loaded: LoadedModel | None = None
 
     def new_run(self) -> str:
-        """The id of a run to come."""
+        """The id of a run to come. Runs that nobody asked to keep go after a day."""
+        if self.temporary:
+            for path in self.runs.iterdir():
+                if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         return secrets.token_urlsafe(16)
 
     def path(self, run_id: str) -> Path:

@@ -72,7 +72,7 @@ class Live:
         if isinstance(event, Notice) and event.message not in self.notices:
             self.notices.append(event.message)
         if isinstance(event, (RunStarted, SubBlockRebuilt, PerplexityMeasured, RunFinished)):
-            self.seen.append(event)
+            self.seen.append(Event.from_dict(event.to_dict()))  # without its tensors
         self.finished = self.finished or isinstance(event, RunFinished)
 
     def status(self) -> str:
@@ -139,14 +139,14 @@ class Live:
             f"<tr><th scope='row'>{row.layer} · {escape(row.kind)}</th>"
             f"<td>{row.before:.3g}</td><td>{row.after:.3g}</td>"
             f"<td class='bb-change'><span style='--share:{left(row):.3f}'></span>{signed(row.change)}</td>"
-            f"<td>{row.swaps:,}</td></tr>"
+            f"<td>{row.swaps:,}</td><td>{row.seconds:.1f} s</td></tr>"
             for row in rows[::-1].itertuples()
         )
-        titles = ("layer", "error before", "after", "change", "swaps")
+        titles = ("layer", "error before", "after", "change", "swaps", "time")
         head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
         return (
             f'<details class="bb-card bb-blocks" {"" if self.finished else "open"}>'
-            f"<summary>{len(rows)} sub-blocks rebuilt</summary>"
+            f"<summary>{len(rows)} sub-block{'' if len(rows) == 1 else 's'} rebuilt</summary>"
             '<div tabindex="0" role="region" aria-label="Rebuilt sub-blocks">'
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
         )

@@ -22,7 +22,7 @@ EMPTY = empty(
 def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
-        headline = gr.HTML()
+        head = gr.HTML()
         figure = gr.Plot(show_label=False, container=False, elem_id="perplexity-bars")
         table = gr.HTML(elem_id="perplexity-table")
         intro(
@@ -36,12 +36,12 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             return nothing_yet(EMPTY, 3)
         return (
             *results_there(),
-            _headline(measured),
+            gr.update(value=(headline := _headline(measured)), visible=bool(headline)),
             plot(figures.perplexity_bars(measured), "perplexity"),
             _table(measured),
         )
 
-    ended.then(show, [run_id], [nothing, results, headline, figure, table], **CALM)
+    ended.then(show, [run_id], [nothing, results, head, figure, table], **CALM)
 
 
 def _headline(measured) -> str:

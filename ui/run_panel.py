@@ -84,26 +84,32 @@ def build_form() -> dict[str, gr.components.Component]:
             elem_id="retain_reconstruction",
         )
     with gr.Accordion("Data and seed", open=False):
-        for name, label in (("calibration", "Calibration text"), ("evaluation", "Evaluation text")):
-            form[name] = gr.Dropdown(
-                list(settings.DATASETS),
-                value=default[name],
-                label=label,
-                info="A data set, or a local .txt, .jsonl or .npy file.",
-                allow_custom_value=True,
-                elem_id=name,
-            )
+        form["calibration"] = _dataset("calibration", "Calibration text")
         with gr.Row():
-            form["nsamples"] = _number(default["nsamples"], "Samples", "nsamples")
-            form["seqlen"] = _number(default["seqlen"], "Tokens each", "seqlen", "the model's own")
+            form["nsamples"] = _number("nsamples", "Samples")
+            form["seqlen"] = _number("seqlen", "Tokens each", "the model's own")
+        form["evaluation"] = _dataset("evaluation", "Evaluation text")
         with gr.Row():
-            form["eval_windows"] = _number(default["eval_windows"], "Windows", "eval_windows", "all")
-            form["seed"] = _number(default["seed"], "Seed", "seed")
+            form["eval_windows"] = _number("eval_windows", "Windows at most", "all")
+            form["seed"] = _number("seed", "Seed")
     return {name: form[name] for name in settings.FIELDS}
 
 
-def _number(value: object, label: str, elem_id: str, placeholder: str | None = None) -> gr.Number:
-    return gr.Number(value, label=label, precision=0, min_width=90, elem_id=elem_id, placeholder=placeholder)
+def _dataset(name: str, label: str) -> gr.Dropdown:
+    return gr.Dropdown(
+        list(settings.DATASETS),
+        value=settings.DEFAULTS[name],
+        label=label,
+        info="A data set, or a local .txt, .jsonl or .npy file.",
+        allow_custom_value=True,
+        elem_id=name,
+    )
+
+
+def _number(name: str, label: str, placeholder: str | None = None) -> gr.Number:
+    return gr.Number(
+        settings.DEFAULTS[name], label=label, precision=0, min_width=90, elem_id=name, placeholder=placeholder
+    )
 
 
 def build_buttons() -> tuple[gr.Button, gr.Button]:
@@ -170,8 +176,11 @@ def wire(
         hub.stop(name)
         return stopped_card(name), on, off
 
-    def suit(model: str) -> list:
-        return list(settings.data_for((model or "").strip()).values())
+    def suit(model: str, calibration: str) -> list:
+        """Other data where the model no longer fits them: the bundled stories are for the bundled model."""
+        data = settings.data_for((model or "").strip())
+        fits = "storyteller" not in (calibration, data["calibration"]) or calibration == data["calibration"]
+        return [gr.skip()] * len(data) if fits else list(data.values())
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     run.click(fn=None, inputs=fields, js=ON_RUN % list(settings.FIELDS), api_visibility="private")
@@ -180,7 +189,7 @@ def wire(
     started = checked.success(on_gpu(work), [run_id, *fields], [status, blocks, run, stop], **quiet, **ONE_AT_A_TIME)
     stop.click(halt, run_id, [status, run, stop], queue=False, **quiet)
     data = [form[name] for name in settings.data_for("")]
-    form["model"].input(suit, form["model"], data, queue=False, **quiet)
+    form["model"].input(suit, [form["model"], form["calibration"]], data, queue=False, **quiet)
     return started
 
 

@@ -35,18 +35,18 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         rows = flips[flips["layer"] == layer]
         return list(zip(rows["module"], rows["name"], strict=True))
 
-    def show(name: str | None, scale: str):
-        events = hub.events(name)
+    def show(run: str | None, scale: str):
+        events = hub.events(run)
         flips = frames.flips(events)
         if flips.empty:
             return nothing_yet(NO_SALIENCY if events else EMPTY, 3)
-        most = flips.loc[flips["share"].idxmax()]
-        first, layers = int(most["layer"]), sorted(set(flips["layer"].tolist()))
+        first, name = frames.most_telling(flips)
+        layers = sorted(set(flips["layer"].tolist()))
         return (
             *results_there(),
             gr.update(choices=layers, value=first),
-            gr.update(choices=modules_of(flips, first), value=most["name"]),
-            draw(events, first, most["name"], scale),
+            gr.update(choices=modules_of(flips, first), value=name),
+            draw(events, first, name, scale),
         )
 
     def choose_layer(name: str | None, layer: int, module: str, scale: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from html import escape
+from typing import NamedTuple
 
 import gradio as gr
 
@@ -12,7 +13,7 @@ from barber.errors import UserError
 from barber.events import RunStarted, Stage, TextGenerated
 from barber.load import BUNDLED
 from ui.gpu import ONE_AT_A_TIME, on_gpu
-from ui.hub import Hub
+from ui.hub import Hub, reached
 from ui.settings import sample_prompts
 from ui.views import CALM, empty, intro, nothing_yet, results_there
 from ui.worker import Worker
@@ -48,21 +49,21 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         written = _texts(events)
         if not written:
             return nothing_yet(EMPTY, 3 + len(columns))
-        model = _model(events)
-        prompts = list(dict.fromkeys([*written, *sample_prompts(model)]))
+        run = _run(events)
+        prompts = list(dict.fromkeys([*written, *sample_prompts(run.model)]))
         first = prompts[0]
         return (
             *results_there(),
-            f'<p class="bb-intro">{LEGEND}{LEGEND_BUNDLED if model == BUNDLED else ""}</p>',
+            f'<p class="bb-intro">{LEGEND}{LEGEND_BUNDLED if run.model == BUNDLED else ""}</p>',
             first,
             gr.update(choices=prompts, value=first),
-            *_columns(model, first, written[first]),
+            *_columns(run, first, written[first]),
         )
 
     def recall(name: str | None, sample: str):
         """A sample into the prompt; where the run continued it already, with its texts."""
         events = hub.events(name)
-        return sample, *_columns(_model(events), sample, _texts(events).get(sample, {}))
+        return sample, *_columns(_run(events), sample, _texts(events).get(sample, {}))
 
     def tell(name: str | None, prompt: str, tokens: float, temperature: float, seed: float | None) -> Iterator[list]:
         texts: dict[str, str] = {}
@@ -70,13 +71,13 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         try:
             if not (prompt or "").strip():
                 raise UserError("Give a prompt: a few words for the models to continue.")
-            model = _model(hub.events(name))
+            run = _run(hub.events(name))
             worker = Worker(hub.texts(name, prompt, int(tokens), float(temperature), int(seed or 0)))
             for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
                 for event in batch:
                     if isinstance(event, TextGenerated):
                         texts[str(event.stage)] = event.text
-                yield _columns(model, prompt, texts)
+                yield _columns(run, prompt, texts)
         except UserError as error:
             gr.Warning(str(error), title="Not possible")
             yield [gr.skip()] * len(columns)
@@ -106,17 +107,26 @@ def _texts(events: list) -> dict[str, dict[str, str]]:
     return written
 
 
-def _model(events: list) -> str:
-    return next((event.model for event in events if isinstance(event, RunStarted)), "")
+class _Run(NamedTuple):
+    """What the columns need to know of a run: its model, and the stages that it reached."""
+
+    model: str
+    stages: list[Stage]
 
 
-def _columns(model: str, prompt: str, texts: Mapping[str, str]) -> list[str]:
+def _run(events: list) -> _Run:
+    return _Run(next((event.model for event in events if isinstance(event, RunStarted)), ""), reached(events))
+
+
+def _columns(run: _Run, prompt: str, texts: Mapping[str, str]) -> list[str]:
     """The three columns; the bundled model's stories with a reader's remark."""
-    return [_column(stage, model, prompt, texts.get(stage, ""), texts.get(Stage.DENSE, "")) for stage in Stage]
+    return [_column(run, stage, prompt, texts.get(stage, ""), texts.get(Stage.DENSE, "")) for stage in Stage]
 
 
-def _column(stage: Stage, model: str, prompt: str, text: str, dense: str) -> str:
-    reading = stories.read(prompt, text) if text and model == BUNDLED else stories.Reading(text, "", "", "")
+def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str) -> str:
+    reading = stories.Reading(text, "", "", "" if stage in run.stages else "The run did not come this far.")
+    if text and run.model == BUNDLED:
+        reading = stories.read(prompt, text)
     body = _marked(reading.good, 0 if stage is Stage.DENSE else frames.agreement(text, dense))
     wrong = f'<span class="bb-wrong">{escape(reading.wrong)}</span>' if reading.wrong else ""
     remark = f'<p class="bb-remark">{escape(reading.remark)}</p>' if reading.remark else ""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import gradio as gr
 
-CSS = Path(__file__).resolve().parent.parent / "assets" / "style.css"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+CSS, FAVICON = ASSETS / "style.css", ASSETS / "favicon.svg"
 
 BLUE = gr.themes.Color(
     c50="#f1f6fb", c100="#e0ecf7", c200="#c3daf0", c300="#99c0e5", c400="#6aa1d8", c500="#3b82c9",
