@@ -86,6 +86,6 @@ def _sparsity(given: dict[str, Any]) -> Sparsity:
             return Sparsity.parse(RunDirectory(given["initial_masks"]).config["config"]["sparsity"])
         except UserError:
             raise UserError(
-                f"The pattern of the masks in {given['initial_masks']} is unknown: give --sparsity_ratio or --sparsity_type."
+                f"The pattern of the masks in {given['initial_masks']} is unknown: give the ratio or the type."
             ) from None
     raise UserError("No sparsity was given: add --sparsity_ratio between 0 and 1, or --sparsity_type n:m like 2:4.")
