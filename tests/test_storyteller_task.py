@@ -6,8 +6,10 @@ import sys
 from collections import Counter
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from barber.storyteller import probe
+from barber.storyteller import MODEL_DIR, probe
 from barber.storyteller.check import check
 from barber.storyteller.task import ENDINGS, ITEMS, TASKS_DIR, items
 from barber.storyteller.world import KNOWLEDGE, world
@@ -51,7 +53,8 @@ def test_lm_eval_finds_the_task_from_any_directory(tmp_path):
         "import sys; from lm_eval.tasks import TaskManager;"
         "tasks = TaskManager(include_defaults=False, include_path=sys.argv[1]).load(['story_ending'])['tasks'];"
         "task = tasks['story_ending']; doc = next(iter(task.test_docs()));"
-        "print(len(task.test_docs()), task.doc_to_choice(doc) == doc['endings'], task.doc_to_target(doc) == doc['label'])"
+        "right = task.doc_to_target(doc) == doc['label'];"
+        "print(len(task.test_docs()), task.doc_to_choice(doc) == doc['endings'], right)"
     )
     root = str(TASKS_DIR.parents[1])
     done = subprocess.run(
@@ -77,3 +80,17 @@ def test_probe_asks_for_what_the_world_knows_and_the_story_has_not_said():
 
 def test_probe_holds_to_its_limit():
     assert set(Counter(question.kind for question in probe.questions(40, per_kind=3)).values()) == {3}
+
+
+def test_the_harness_scores_the_bundled_model():
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    scorer = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(MODEL_DIR), batch_size=8)
+    tasks = TaskManager(include_defaults=False, include_path=str(TASKS_DIR))
+    results = lm_eval.simple_evaluate(scorer, tasks=["story_ending"], task_manager=tasks, limit=40, bootstrap_iters=0)
+    scores = results["results"]["story_ending"]
+    assert scores["acc,none"] > 0.6  # chance is 0.25
+    assert scores["acc_norm,none"] > 0.6
