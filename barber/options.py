@@ -79,6 +79,11 @@ def _sparsity(given: dict[str, Any]) -> Sparsity:
         if pattern is None:
             raise UserError(f"Sparsity type {kind!r} is unknown: give unstructured, or n:m like 2:4.")
         return pattern if ratio is None else Sparsity(ratio, pattern.n, pattern.m)
+    if ratio == 0:
+        raise UserError(
+            "--sparsity_ratio 0 prunes nothing: give a number between 0 and 1, or no pruning flag at all to measure "
+            "the dense model."
+        )
     if ratio is not None:
         return Sparsity(ratio)
     if given.get("initial_masks"):
