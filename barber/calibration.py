@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from barber.data import STORYTELLER, Part, file_tokens, local_file, need_tokenizer, story_tokens, tokenise
+from barber.data import STORYTELLER, Part, file_tokens, local_file, need_tokenizer, story_rows, tokenise
 from barber.errors import UserError
 from barber.hub import HUB, cached_tokens, hub_texts, tokenizer_fingerprint
 
@@ -87,7 +87,7 @@ def load_calibration(
         return CalibrationSet(_draw(tokens, samples, seqlen, random.Random(seed), source), source, seed)
     need_tokenizer(tokenizer, spec)
     if spec == STORYTELLER:
-        tokens = story_tokens("calibration", tokenizer, samples * seqlen, seed).view(samples, seqlen)
+        tokens = story_rows("calibration", tokenizer, samples, seqlen, seed)
         return CalibrationSet(tokens, f"{spec} (calibration split)", seed)
     split = HUB[spec].calibration
     key = _key(spec, split.name, tokenizer, seqlen) | {"samples": samples, "seed": seed}
@@ -123,7 +123,7 @@ def load_evaluation(
         need_tokenizer(tokenizer, spec)
         if spec == STORYTELLER:
             dataset = f"{spec} (evaluation split)"
-            tokens = story_tokens("evaluation", tokenizer, seqlen * (windows or max(1, STORY_TOKENS // seqlen)), seed=0)
+            tokens = story_rows("evaluation", tokenizer, windows or max(1, STORY_TOKENS // seqlen), seqlen, seed=0)
         else:
             split = HUB[spec].evaluation
             dataset = f"{spec} ({split.name} split)"

@@ -78,20 +78,27 @@ def file_tokens(path: Path, tokenizer, part: Part) -> torch.Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def story_tokens(split: str, tokenizer, count: int, seed: int) -> torch.Tensor:
-    """The first `count` tokens of the bundled stories of a split, (count,) int64: BOS story EOS BOS story EOS ..."""
+def story_rows(split: str, tokenizer, rows: int, seqlen: int, seed: int) -> torch.Tensor:
+    """The bundled stories of a split in windows, (rows, seqlen) int64, each BOS story EOS BOS story ...
+
+    Every window begins with a story, so that nothing in it is told without its beginning; the last story is cut.
+    """
     from barber.storyteller import documents
 
     need_tokenizer(tokenizer, STORYTELLER)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids: list[int] = []
+    full: list[list[int]] = []
+    row: list[int] = []
     stories = 0
-    while len(ids) < count:
+    while len(full) < rows:
         wanted = max(64, 2 * stories)
         for text in documents(split, wanted, seed)[stories:]:
-            ids += tokenise(tokenizer, text) + end
+            row += tokenise(tokenizer, text) + end
+            if len(row) >= seqlen:
+                full.append(row[:seqlen])
+                row = []
         stories = wanted
-    return torch.tensor(ids[:count], dtype=torch.int64)
+    return torch.tensor(full[:rows], dtype=torch.int64)
 
 
 def _read_text(path: Path) -> str:

@@ -116,8 +116,9 @@ def test_stories_are_split_endless_and_seeded(tok):
     assert data.fingerprint != load_calibration("storyteller", tok, 70, 64, seed=1).fingerprint
     prefix = load_calibration("storyteller", tok, 7, 64, seed=0)
     assert prefix.tokens.equal(data.tokens[:7])
-    flat = data.tokens.flatten().tolist()
-    follows = [after for token, after in pairwise(flat) if token == tok.eos_token_id]
+    assert (data.tokens[:, 0] == tok.bos_token_id).all(), "every window begins with a story"
+    (long,) = load_calibration("storyteller", tok, 1, 4000, seed=0).tokens.tolist()
+    follows = [after for token, after in pairwise(long) if token == tok.eos_token_id]
     assert follows
     assert set(follows) == {tok.bos_token_id}
     evaluation = load_evaluation("storyteller", tok, 64, windows=70)
