@@ -9,6 +9,7 @@ from barber.events import SubBlockRebuilt
 from barber.initialise import METHODS, Statistics, initialise_layer
 from barber.model import DecoderView
 from barber.prune import prune
+from barber.rebuild import output, rebuild_masks, squared_gradients, write
 from barber.stream import Stream
 from tests import golden_data as golden
 
@@ -102,3 +103,33 @@ def test_patterns_stay_valid_and_never_lose_saliency(run_id):
             module = event.modules[name]
             assert module["saliency_after"] >= module["saliency_before"]
             assert int(expected[event.layer][name].sum()) == module["zeros"]
+
+
+@pytest.mark.parametrize("run_id", PATTERNED)
+def test_patterns_keep_at_least_as_much_saliency_as_published(run_id):
+    """On the first sub-block, whose input is the same for both, the masks are judged by one saliency."""
+    run = golden.RUNS[run_id]
+    config, family = golden.config(run), run["family"]
+    view = DecoderView(golden.model(family, "eager"))
+    view.model.requires_grad_(False)
+    block = view.layers[0].sub_blocks[0]
+    masks = golden.masks("initial_masks", run["init"], family)[0]
+    masks = {weight.name: masks[weight.name] for weight in block.weights}
+    theirs = golden.masks("rebuilt_masks", run_id, family)[0]
+    updates = golden.updates(run["init"], family)[0] if run["method"] == "sparsegpt" else {}
+    dense = {weight.name: weight.view.clone() for weight in block.weights}
+    initial = {name: updates.get(name, dense[name]).masked_fill(mask, 0) for name, mask in masks.items()}
+
+    stream = Stream(view.model, [layer.module for layer in view.layers])
+    squares = {name: torch.zeros_like(value) for name, value in dense.items()}
+    for row in golden.calibration().tokens:
+        stream.feed(row[None])
+        call = block.record(stream.call(0, len(stream) - 1))
+        write(block, initial)
+        sparse = output(block, call)
+        write(block, dense)
+        for name, square in squared_gradients(block, call, sparse)[2].items():
+            squares[name] += square / 16
+    rebuilt = rebuild_masks(config, masks, dense, initial, squares, "layer 0")
+    for name, saliency in rebuilt.saliency.items():
+        assert saliency[~rebuilt.masks[name]].sum() >= saliency[~theirs[name]].sum() - 1e-9, name
