@@ -33,7 +33,8 @@ def flip_heatmap(flips: pd.DataFrame) -> go.Figure:
             "<br>%{customdata[0]:,} grown, %{customdata[1]:,} cut<extra></extra>",
             colorscale=[[0, "rgba(59,130,201,0.06)"], [1, "rgba(59,130,201,1)"]],
             zmin=0,
-            xgap=2,
+            zmax=max(table.max(axis=None), 1e-9),
+            xgap=2 if table.shape[1] <= 16 else 0.5,
             ygap=2,
             colorbar={
                 "title": {"text": "% changed", "side": "right", "font": {"size": 13}},
@@ -92,8 +93,9 @@ def sub_block_errors(sub_blocks: pd.DataFrame) -> go.Figure:
             hovertemplate=f"layer %{{x}}<br>{name}: %{{y:.3g}}<extra></extra>",
         )
     styled(figure, x="layer and sub-block", y="output error (mean squared)", height=320)
-    figure.update_yaxes(type="log", tickformat="~g", dtick=1)
-    figure.update_xaxes(type="category", showgrid=False, tickvals=x if len(x) <= 24 else x[:: len(x) // 12])
+    narrow = max(before, default=1.0) < 50 * max(min(after, default=1.0), 1e-30)
+    figure.update_yaxes(type="log", tickformat="~g", dtick="D2" if narrow else 1)
+    figure.update_xaxes(type="category", showgrid=False, tickvals=x if len(x) <= 24 else x[:: len(x) // 16 * 2])
     return figure
 
 
@@ -116,6 +118,25 @@ def saliency_histogram(histogram: pd.DataFrame, log_counts: bool = False) -> go.
     styled(figure, x="log₁₀ saliency", y="weights", height=380)
     if log_counts:
         figure.update_yaxes(type="log", dtick=1)
+    return figure
+
+
+def mask_map(fates: np.ndarray) -> go.Figure:
+    """A weight matrix weight by weight, coloured by fate: rows are outputs, columns inputs."""
+    rows, columns = fates.shape
+    steps = np.linspace(0, 1, len(FATES) + 1)
+    colours = [FATE_COLOUR[fate] if fate != "pruned" else "rgba(128,134,145,0.12)" for fate in FATES]
+    scale = [[float(step), colour] for i, colour in enumerate(colours) for step in steps[i : i + 2]]
+    figure = go.Figure(
+        go.Heatmap(
+            z=fates.tolist(), zmin=-0.5, zmax=len(FATES) - 0.5, colorscale=scale, showscale=False, hoverinfo="skip"
+        )
+    )
+    for fate, colour in zip(FATES, colours, strict=True):
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=fate, marker={"color": colour, "symbol": "square"})
+    styled(figure, x="input", y="output", height=80 + max(240, min(520, 5 * rows)))
+    figure.update_yaxes(range=[rows - 0.5, -0.5], showgrid=False, scaleanchor="x", constrain="domain")
+    figure.update_xaxes(range=[-0.5, columns - 0.5], showgrid=False, constrain="domain")
     return figure
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from barber.events import (
@@ -17,6 +18,7 @@ from barber.events import (
     SubBlockRebuilt,
     TextGenerated,
 )
+from barber.runs import RunDirectory
 from barber.summary import gap_recovered
 
 FATES = ("kept", "pruned", "grown", "cut")
@@ -104,6 +106,16 @@ def saliency(events: Sequence[Event], layer: int, name: str) -> pd.DataFrame:
                 {"left": edges[:-1], "right": edges[1:]} | {fate: histogram[fate] for fate in FATES},
             )
     return pd.DataFrame(columns=["left", "right", *FATES])
+
+
+def fates(run: RunDirectory, layer: int, name: str, rows: int = 96, columns: int = 192) -> np.ndarray:
+    """The top left corner of one weight matrix (out, in), each weight as its index in FATES."""
+    masks = [run.masks(layer, stage).get(name) for stage in (Stage.INITIAL, Stage.REBUILT)]
+    if any(mask is None for mask in masks):
+        return np.zeros((0, 0), dtype=np.uint8)
+    initial, rebuilt = (mask[:rows, :columns].numpy() for mask in masks)
+    cases = [~initial & ~rebuilt, initial & rebuilt, initial & ~rebuilt, ~initial & rebuilt]
+    return np.select(cases, range(len(FATES))).astype(np.uint8)
 
 
 def perplexities(events: Sequence[Event]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from barber.calibration import CalibrationSet
 from barber.config import Granularity, PruneConfig, Sparsity
 from barber.events import LayerInitialised, PerplexityMeasured, Stage, SubBlockRebuilt, TextGenerated
 from barber.prune import prune
+from barber.runs import RunDirectory, create, record
 from barber.storyteller import tales
 from tests.families import WIDTH
 
@@ -231,3 +232,16 @@ def test_a_prompt_from_elsewhere_is_told_from_a_bad_continuation():
     reading = stories.read("Once upon", " a midnight dreary. The end.")
     assert reading.wrong == " a midnight dreary."
     assert reading.rest == " The end."
+
+
+def test_the_mask_map_shows_the_masks_of_the_directory(tmp_path):
+    written = list(record(create(tmp_path / "run"), run(1)))
+    directory = RunDirectory(tmp_path / "run")
+    row = max(frames.flips(written).itertuples(), key=lambda row: min(row.grown, row.cut))
+    fates = frames.fates(directory, row.layer, row.name)
+    histogram = frames.saliency(written, row.layer, row.name)
+    assert fates.size == row.weights
+    assert [int((fates == i).sum()) for i in range(4)] == histogram[list(frames.FATES)].sum().tolist()
+    assert frames.fates(directory, row.layer, row.name, rows=3, columns=5).shape == (3, 5)
+    assert frames.fates(directory, 7, row.name).size == 0
+    assert len(figures.mask_map(np.zeros((96, 192), dtype=np.uint8)).to_json()) < LIMIT

@@ -15,7 +15,7 @@ class Entry(NamedTuple):
 
 
 CATALOGUE = (
-    Entry("storyteller", "Storyteller, bundled", "small"),
+    Entry("storyteller", "Storyteller, bundled", "0.4 M"),
     Entry("HuggingFaceTB/SmolLM2-135M", "SmolLM2", "135 M"),
     Entry("HuggingFaceTB/SmolLM2-360M", "SmolLM2", "362 M"),
     Entry("facebook/opt-125m", "OPT", "125 M"),

@@ -8,6 +8,7 @@ from html import escape
 import gradio as gr
 
 from analysis import figures, frames
+from barber.events import Stage
 from ui.hub import Hub
 from ui.live import recovery
 from ui.plots import plot
@@ -61,7 +62,7 @@ def _table(measured) -> str:
     for dataset, rows in measured.groupby("dataset", sort=False):
         body = "".join(
             f"<tr><th scope='row'>{figures.STAGE_LABEL[row.stage]}</th><td>{row.perplexity:,.4g}</td>"
-            f"<td>{'' if math.isnan(row.recovered) else f'{100 * row.recovered:.1f} %'}</td></tr>"
+            f"<td>{_share(row)}</td></tr>"
             for row in rows.itertuples()
         )
         first = rows.iloc[0]
@@ -71,3 +72,10 @@ def _table(measured) -> str:
             f"<tbody>{body}</tbody></table>"
         )
     return "".join(tables)
+
+
+def _share(row) -> str:
+    """The share of the gap recovered, in the rows that can have one."""
+    if not math.isnan(row.recovered):
+        return f"{100 * row.recovered:.1f} %"
+    return "no gap" if row.stage == Stage.REBUILT else ""

@@ -170,7 +170,7 @@ def wire(
 
     def stopped_card(name: str | None) -> str:
         kept = " What it reached so far is shown below." if hub.events(name) else ""
-        return message(f"Stopped; the model goes back to its dense weights.{kept}", "stopped")
+        return message(f"Stopped. No weight stays changed.{kept}", "stopped")
 
     def halt(name: str | None):
         hub.stop(name)

@@ -1,10 +1,11 @@
-"""Saliency: the distribution of log10 saliency in one weight matrix, by what became of each weight."""
+"""Saliency: the distribution of log10 saliency in one weight matrix by what became of each weight, and where they lie."""
 
 from __future__ import annotations
 
 import gradio as gr
 
 from analysis import figures, frames
+from barber.runs import RunDirectory
 from ui.hub import Hub
 from ui.plots import plot
 from ui.views import CALM, empty, intro, nothing_yet, results_there
@@ -25,40 +26,48 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             layer = gr.Dropdown([], label="Layer", elem_id="saliency-layer", min_width=110)
             module = gr.Dropdown([], label="Module", elem_id="saliency-module", min_width=150)
             scale = gr.Radio(["linear", "log"], value="linear", label="Counts", elem_id="saliency-scale", min_width=150)
-        figure = gr.Plot(show_label=False, container=False, elem_id="saliency-histogram")
+        histogram = gr.Plot(show_label=False, container=False, elem_id="saliency-histogram")
+        intro("The same matrix, weight by weight; of a large one, the corner.")
+        mask = gr.Plot(show_label=False, container=False, elem_id="mask-map")
 
-    def draw(events: list, layer: int, module: str, scale: str):
-        histogram = frames.saliency(events, layer, module)
-        return gr.skip() if histogram.empty else plot(figures.saliency_histogram(histogram, scale == "log"), "saliency")
+    def draw_histogram(name: str | None, layer: int, module: str, scale: str):
+        bins = frames.saliency(hub.events(name), layer, module)
+        return gr.skip() if bins.empty else plot(figures.saliency_histogram(bins, scale == "log"), "saliency")
 
-    def modules_of(flips, layer: int) -> list[tuple[str, str]]:
+    def draw(name: str | None, layer: int, module: str, scale: str) -> tuple:
+        """The histogram and the map of one matrix."""
+        fates = frames.fates(RunDirectory(hub.path(name)), layer, module)
+        return (
+            draw_histogram(name, layer, module, scale),
+            plot(figures.mask_map(fates), "mask") if fates.size else gr.skip(),
+        )
+
+    def modules_of(name: str | None, layer: int) -> list[tuple[str, str]]:
+        flips = frames.flips(hub.events(name))
         rows = flips[flips["layer"] == layer]
         return list(zip(rows["module"], rows["name"], strict=True))
 
-    def show(run: str | None, scale: str):
-        events = hub.events(run)
+    def show(name: str | None, scale: str):
+        events = hub.events(name)
         flips = frames.flips(events)
         if flips.empty:
-            return nothing_yet(NO_SALIENCY if events else EMPTY, 3)
-        first, name = frames.most_telling(flips)
-        layers = sorted(set(flips["layer"].tolist()))
+            return nothing_yet(NO_SALIENCY if events else EMPTY, 4)
+        first, module = frames.most_telling(flips)
         return (
             *results_there(),
-            gr.update(choices=layers, value=first),
-            gr.update(choices=modules_of(flips, first), value=name),
-            draw(events, first, name, scale),
+            gr.update(choices=sorted(set(flips["layer"].tolist())), value=first),
+            gr.update(choices=modules_of(name, first), value=module),
+            *draw(name, first, module, scale),
         )
 
     def choose_layer(name: str | None, layer: int, module: str, scale: str):
-        events = hub.events(name)
-        choices = modules_of(frames.flips(events), layer)
+        choices = modules_of(name, layer)
         names = [value for _, value in choices]
-        module = module if module in names else next(iter(names), None)
-        return gr.update(choices=choices, value=module), draw(events, layer, module, scale)
+        module = module if module in names else names[0]
+        return gr.update(choices=choices, value=module), *draw(name, layer, module, scale)
 
-    def redraw(name: str | None, layer: int, module: str, scale: str):
-        return draw(hub.events(name), layer, module, scale)
-
-    ended.then(show, [run_id, scale], [nothing, results, layer, module, figure], **CALM)
-    layer.input(choose_layer, [run_id, layer, module, scale], [module, figure], **CALM)
-    gr.on([module.input, scale.input], redraw, [run_id, layer, module, scale], figure, **CALM)
+    chosen = [run_id, layer, module, scale]
+    ended.then(show, [run_id, scale], [nothing, results, layer, module, histogram, mask], **CALM)
+    layer.input(choose_layer, chosen, [module, histogram, mask], **CALM)
+    module.input(draw, chosen, [histogram, mask], **CALM)
+    scale.input(draw_histogram, chosen, histogram, **CALM)

@@ -127,8 +127,9 @@ def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str) -> str:
     reading = stories.Reading(text, "", "", "" if stage in run.stages else "The run did not come this far.")
     if text and run.model == BUNDLED:
         reading = stories.read(prompt, text)
-    body = _marked(reading.good, 0 if stage is Stage.DENSE else frames.agreement(text, dense))
-    wrong = f'<span class="bb-wrong">{escape(reading.wrong)}</span>' if reading.wrong else ""
+    same = 0 if stage is Stage.DENSE else frames.agreement(text, dense)
+    body = _marked(reading.good, same)
+    wrong = f'<span class="bb-wrong">{_marked(reading.wrong, same - len(reading.good))}</span>' if reading.wrong else ""
     remark = f'<p class="bb-remark">{escape(reading.remark)}</p>' if reading.remark else ""
     return (
         f'<article class="bb-text bb-{stage}"><h3>{TITLES[stage]}</h3>'
@@ -138,4 +139,5 @@ def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str) -> str:
 
 def _marked(text: str, count: int) -> str:
     """`text` with its first `count` characters marked."""
-    return f"<mark>{escape(text[:count])}</mark>{escape(text[count:])}" if count else escape(text)
+    same = text[: max(count, 0)]
+    return f"<mark>{escape(same)}</mark>{escape(text[len(same) :])}" if same.strip() else escape(text)
