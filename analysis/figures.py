@@ -125,15 +125,14 @@ def mask_map(fates: np.ndarray) -> go.Figure:
     """A weight matrix weight by weight, coloured by fate: rows are outputs, columns inputs."""
     rows, columns = fates.shape
     steps = np.linspace(0, 1, len(FATES) + 1)
-    colours = [FATE_COLOUR[fate] if fate != "pruned" else "rgba(128,134,145,0.12)" for fate in FATES]
+    strength = {"kept": 0.55, "pruned": 0.18, "grown": 1.0, "cut": 1.0}
+    colours = [_faded(FATE_COLOUR[fate], strength[fate]) for fate in FATES]
     scale = [[float(step), colour] for i, colour in enumerate(colours) for step in steps[i : i + 2]]
-    figure = go.Figure(
-        go.Heatmap(
-            z=fates.tolist(), zmin=-0.5, zmax=len(FATES) - 0.5, colorscale=scale, showscale=False, hoverinfo="skip"
-        )
-    )
+    look = {"zmin": -0.5, "zmax": len(FATES) - 0.5, "colorscale": scale, "showscale": False, "hoverinfo": "skip"}
+    figure = go.Figure(go.Heatmap(z=fates.tolist(), **look))
     for fate, colour in zip(FATES, colours, strict=True):
-        figure.add_scatter(x=[None], y=[None], mode="markers", name=fate, marker={"color": colour, "symbol": "square"})
+        marker = {"color": colour, "symbol": "square", "size": 12}
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=fate, marker=marker)
     styled(figure, x="input", y="output", height=80 + max(240, min(520, 5 * rows)))
     figure.update_yaxes(range=[rows - 0.5, -0.5], showgrid=False, scaleanchor="x", constrain="domain")
     figure.update_xaxes(range=[-0.5, columns - 0.5], showgrid=False, constrain="domain")

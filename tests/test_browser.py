@@ -106,6 +106,7 @@ def test_the_flips_are_drawn(finished):
 def test_the_saliency_follows_the_dropdowns(finished):
     open_tab(finished, "Saliency")
     assert drawn(finished, "saliency-histogram") >= 4
+    assert drawn(finished, "mask-map") >= 1
     legend = finished.locator("#saliency-histogram .legendtext")
     before = legend.all_text_contents()
     assert [text.split()[0] for text in before] == ["kept", "pruned", "grown", "cut"]

@@ -1,4 +1,4 @@
-"""Saliency: the distribution of log10 saliency in one weight matrix by what became of each weight, and where they lie."""
+"""Saliency: how much the weights of one matrix matter, by what became of each, and where in the matrix they lie."""
 
 from __future__ import annotations
 
