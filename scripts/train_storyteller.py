@@ -21,12 +21,13 @@ from barber.storyteller.tokens import build_tokenizer
 from barber.storyteller.train import Recipe, build_model, train, training_tokens
 
 REPORT_EVERY = 100  # steps
+SETTINGS = [field for field in fields(Recipe) if field.name != "curriculum"]
 TASK_ITEMS = 600
 
 
 def main() -> None:
     arguments = parse()
-    settings = {field.name: getattr(arguments, field.name) for field in fields(Recipe)}
+    settings = {field.name: getattr(arguments, field.name) for field in SETTINGS}
     try:
         make(Recipe(**settings), arguments.out, arguments.evaluate, arguments.tell)
     except UserError as error:
@@ -38,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write (default: the bundled one)")
     parser.add_argument("--evaluate", type=int, default=1500, help="evaluation stories to measure on")
     parser.add_argument("--tell", type=int, default=300, help="stories to tell greedily and check")
-    for field in fields(Recipe):
+    for field in SETTINGS:
         flag = f"--{field.name.replace('_', '-')}"
         if field.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)

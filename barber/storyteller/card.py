@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -154,7 +154,11 @@ def _card(recipe: Recipe, history: Sequence[Step], parameters: int, figures: Fig
         (f"{point.step}", f"{point.tokens / 1e6:.2f}", f"{point.seconds / 60:.1f}", f"{point.loss:.4f}")
         for point in _smooth(history, 16)
     ]
-    settings = [(f"`{name}`", f"{value}") for name, value in asdict(recipe).items()]
+    settings = [(f"`{name}`", f"{value}") for name, value in vars(recipe).items() if name != "curriculum"]
+    stages = [
+        (f"{stage.until:.0%}", f"{stage.seqlen}", "a story's start" if stage.whole else "anywhere")
+        for stage in recipe.curriculum
+    ]
     verdicts = [(name, f"{count}") for name, count in figures.verdicts.items()]
     knowledge = [
         (kind, f"{score.right}", f"{score.asked}", f"{score.share:.1%}") for kind, score in figures.knowledge.items()
@@ -196,7 +200,11 @@ The knowledge probe, one question for each fact of the world:
 
 {_table(("step", "million tokens", "minutes", "loss (nats per token)"), curve)}
 
-The recipe:
+The curriculum:
+
+{_table(("until", "tokens of a window", "windows begin"), stages)}
+
+The rest of the recipe:
 
 {_table(("setting", "value"), settings)}
 """

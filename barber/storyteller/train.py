@@ -19,6 +19,20 @@ CHUNK = 5000  # stories told under one seed
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A stretch of the run, up to the share `until` of it.
+
+    Its windows of `seqlen` tokens begin where stories do if `whole`: carrying facts is learned far sooner without
+    neighbours. Otherwise they lie anywhere, as in a perplexity measured on windows, and one batch in sixteen holds
+    windows twice as long.
+    """
+
+    until: float
+    seqlen: int
+    whole: bool
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How the bundled model is made.
 
@@ -31,15 +45,18 @@ class Recipe:
     intermediate: int = 192
     positions: int = 512
     stories: int = 200_000  # told beforehand; training passes over them again and again
-    opening: float = 0.25  # share of the run on single stories: carrying facts is learned far sooner without neighbours
-    opening_seqlen: int = 128  # tokens of a window then, from a story's start
-    seqlen: int = 256  # tokens of a window later, from anywhere; one batch in sixteen holds windows twice as long
+    curriculum: tuple[Stage, ...] = (
+        Stage(until=0.25, seqlen=128, whole=True),
+        Stage(until=0.36, seqlen=256, whole=False),
+        Stage(until=0.52, seqlen=192, whole=True),
+        Stage(until=1.0, seqlen=256, whole=False),
+    )
     batch_tokens: int = 4096  # tokens of a step
     matrix_rate: float = 0.02  # peak learning rate of Muon, for the matrices of the decoder layers
     rate: float = 4e-3  # peak learning rate of AdamW, for everything else
     warmup: int = 100  # steps
     decay: float = 0.4  # share of the run over which the rates fall to zero
-    minutes: float = 60.0
+    minutes: float = 67.0
     steps: int = 10**9
     seed: int = 0
     device: str = "cpu"
@@ -101,15 +118,15 @@ def train(model: nn.Module, tokens: np.ndarray, recipe: Recipe) -> Iterator[Step
     """Train `model` in place on `tokens` (tokens,), yielding after each step. Stop iterating to stop early."""
     device = torch.device(recipe.device)
     model.to(device).train()
-    if (
-        device.type == "cpu"
-    ):  # plain attention, compiled, is twice as fast there as the fused kernel for such small heads
-        model.set_attn_implementation("eager")
+    if device.type == "cpu":
+        model.set_attn_implementation(
+            "eager"
+        )  # compiled, it is faster there than the fused kernel for such small heads
     optimisers = _optimisers(model, recipe)
     peaks = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
     forward = torch.compile(_loss, dynamic=False) if recipe.compile else _loss
     rng = np.random.default_rng(recipe.seed)
-    begins = np.flatnonzero(tokens[: -recipe.opening_seqlen] == model.config.bos_token_id)
+    begins = np.flatnonzero(tokens == model.config.bos_token_id)
     seen, begun = 0, time.monotonic()
     for step in range(recipe.steps):
         progress = max(step / recipe.steps, (time.monotonic() - begun) / (60 * recipe.minutes))
@@ -119,14 +136,10 @@ def train(model: nn.Module, tokens: np.ndarray, recipe: Recipe) -> Iterator[Step
         groups = [group for optimiser in optimisers for group in optimiser.param_groups]
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * scale
-        if progress < recipe.opening:
-            batch = windows(
-                tokens, rng.choice(begins, recipe.batch_tokens // recipe.opening_seqlen), recipe.opening_seqlen
-            )
-        else:
-            seqlen = recipe.seqlen * (2 if step % 16 == 0 else 1)
-            batch = windows(tokens, rng.integers(0, len(tokens) - seqlen, recipe.batch_tokens // seqlen), seqlen)
-        batch = batch.to(device)
+        stage = next(stage for stage in recipe.curriculum if progress < stage.until)
+        seqlen = stage.seqlen if stage.whole or step % 16 else 2 * stage.seqlen
+        places = begins[begins < len(tokens) - seqlen] if stage.whole else len(tokens) - seqlen
+        batch = windows(tokens, rng.choice(places, recipe.batch_tokens // seqlen), seqlen).to(device)
         loss = forward(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
