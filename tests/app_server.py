@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-START_SECONDS = 90
+START_SECONDS = 180
 
 
 @dataclass(frozen=True)

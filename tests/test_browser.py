@@ -88,7 +88,7 @@ def test_a_link_fills_the_form(finished):
 def test_the_end_of_a_run_tells_what_came_of_it(finished):
     status = finished.locator("#status")
     expect(status).to_contain_text("of the gap recovered")
-    expect(status).to_contain_text("weights pruned (60 %)")
+    expect(status).to_contain_text("weights pruned (60\N{NO-BREAK SPACE}%)")
     finished.locator("#blocks summary").click()
     expect(finished.locator("#blocks tbody tr").first).to_be_visible()
 

@@ -176,7 +176,7 @@ def left(row) -> float:
 
 
 def share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.3g} %" if whole else "none"
+    return f"{100 * part / whole:.3g}\N{NO-BREAK SPACE}%" if whole else "none"
 
 
 def signed(change: float) -> str:
