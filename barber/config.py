@@ -12,7 +12,7 @@ from barber.errors import UserError
 
 
 class Metric(StrEnum):
-    """Saliency of a weight in the rebuild (paper, section 3.3): weight times gradient, or either alone."""
+    """Saliency of a weight in the rebuild (LLM-Barber, arXiv 2408.10631): weight times gradient, or either alone."""
 
     WD = "WD"
     W = "W"

@@ -1,4 +1,4 @@
-"""The block-aware rebuild of one sub-block's masks (LLM-Barber, section 3), one calibration sequence at a time.
+"""The block-aware rebuild of one sub-block's masks (LLM-Barber, arXiv 2408.10631), one calibration sequence at a time.
 
 The functions do their tensor work and return; `rebuild_sub_block` puts them in order and yields only between them.
 """
@@ -38,7 +38,7 @@ def output(block: SubBlock, call: Call) -> Tensor:
 
 
 def squared_error(target: Tensor, value: Tensor) -> Tensor:
-    """Mean over positions and channels of the squared difference, in fp32 (LLM-Barber, eq. 3)."""
+    """Mean over positions and channels of the squared difference, in fp32, as published."""
     return (target.float() - value.float()).square().mean()
 
 

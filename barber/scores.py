@@ -14,7 +14,7 @@ def magnitude(weight: Tensor) -> Tensor:
 
 
 def wanda(weight: Tensor, squares: Tensor) -> Tensor:
-    """|W| * ||x||, (out, in); `squares`: (in,) sums of squared inputs over all calibration tokens (Wanda, eq. 1)."""
+    """|W| * ||x||, (out, in); `squares`: (in,) sums of squared inputs over all calibration tokens (Wanda, arXiv 2306.11695)."""
     return weight.float().abs() * squares.sqrt()
 
 
@@ -28,7 +28,7 @@ def wandd(weight: Tensor, squares: Tensor) -> Tensor:
 
 
 def saliency(metric: Metric, weight: Tensor, squared_gradient: Tensor) -> Tensor:
-    """Saliency of the rebuild, (out, in) (LLM-Barber, eq. 5).
+    """Saliency of the rebuild, (out, in) (LLM-Barber, arXiv 2408.10631).
 
     squared_gradient: (out, in), mean over the calibration sequences of the squared gradient of the sub-block's error.
     """

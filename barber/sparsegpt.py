@@ -13,7 +13,7 @@ DAMPING = 0.01  # share of the mean diagonal, as published
 
 
 def inverse_factor(hessian: Tensor, name: str) -> Tensor:
-    """Upper Cholesky factor (in, in) of the inverse of the damped Hessian, fp32 (SparseGPT, section 3.3).
+    """Upper Cholesky factor (in, in) of the inverse of the damped Hessian, fp32, as published.
 
     A Hessian that is not positive definite in fp32 is damped ten times more until it is.
     """
