@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from safetensors import safe_open
 
 from barber.config import PruneConfig
 from barber.errors import UserError
 from barber.events import PerplexityMeasured, Progress, RunFinished, Stage, TextGenerated
 from barber.runs import RunDirectory
+from barber.storyteller import MODEL_DIR
 from tests.app_server import Server, serving
 from ui import settings
 from ui.catalogue import CATALOGUE
@@ -198,6 +200,13 @@ def test_a_space_gives_no_access_to_its_files(monkeypatch, tmp_path):
         with pytest.raises(UserError, match="cannot be used here"):
             settings.to_spec(settings.DEFAULTS | changes)
     assert all(settings.to_spec(settings.DEFAULTS | {"model": entry.name}) for entry in CATALOGUE)
+
+
+def test_the_catalogue_knows_the_size_of_the_bundled_model():
+    with safe_open(MODEL_DIR / "model.safetensors", "pt") as file:
+        weights = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 (no mapping)
+    assert CATALOGUE[0].name == "storyteller"
+    assert CATALOGUE[0].size == f"{weights / 1e6:.1f} M"
 
 
 def test_progress_is_told_in_words():

@@ -138,9 +138,7 @@ def wire(
         return STARTING, "", off, on, hub.new_run()
 
     def explain(*values: object) -> str:
-        sentence = settings.problem(*values) or ""
-        gr.Warning(sentence, title="Not started")
-        return message(sentence, "failed")
+        return message(settings.problem(*values) or "", "failed")
 
     def work(name: str, *values: object) -> Iterator[tuple]:
         if hub.stopped(name):  # while it waited in the queue

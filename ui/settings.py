@@ -37,7 +37,7 @@ LABELS = {
     "nsamples": "Samples",
     "seqlen": "Tokens each",
     "seed": "Seed",
-    "eval_windows": "Windows",
+    "eval_windows": "Windows at most",
 }
 
 
