@@ -185,6 +185,9 @@ def test_the_defaults_are_a_job_and_survive_a_link():
     link = {name: "" if value is None else str(value) for name, value in settings.DEFAULTS.items()}
     assert settings.from_query(link) == settings.DEFAULTS
     assert settings.from_query({"nsamples": "many", "__theme": "dark", "seed": "3"}) == {"seed": 3}
+    assert settings.from_query({"method": "<b>", "metric": "X", "threshold": "nan", "granularity": "layer"}) == {
+        "granularity": "layer"
+    }
 
 
 def test_a_space_gives_no_access_to_its_files(monkeypatch, tmp_path):

@@ -35,7 +35,7 @@ def build_form() -> dict[str, gr.components.Component]:
         choices(),
         value=default["model"],
         label="Model",
-        info="Pick one, or type a hub id or a local folder.",
+        info=f"Pick one, or type a hub id{'' if settings.on_a_space() else ' or a local folder'}.",
         allow_custom_value=True,
         elem_id="model",
     )
@@ -100,7 +100,7 @@ def _dataset(name: str, label: str) -> gr.Dropdown:
         list(settings.DATASETS),
         value=settings.DEFAULTS[name],
         label=label,
-        info="A data set, or a local .txt, .jsonl or .npy file.",
+        info=None if settings.on_a_space() else "A data set, or a local .txt, .jsonl or .npy file.",
         allow_custom_value=True,
         elem_id=name,
     )

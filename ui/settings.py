@@ -31,6 +31,7 @@ GRANULARITY_TITLES = {
     Granularity.OUTPUT: "one output row",
     Granularity.INPUT: "one input column",
 }
+CHOICES = {"method": METHOD_TITLES, "metric": METRIC_TITLES, "granularity": GRANULARITY_TITLES}
 PROMPTS = ("Once upon a time", "The capital of France is", "The most important thing about science is")
 LABELS = {
     "threshold": "Threshold",
@@ -169,7 +170,15 @@ def _parse(name: str, text: str) -> object:
     if name in ("rebuild", "retain_reconstruction"):
         return text.lower() in ("true", "1", "yes")
     if name == "threshold":
-        return float(text)
+        return _within(float(text), 0, 1)
     if name in ("nsamples", "seqlen", "seed", "eval_windows"):
         return int(text) if text else None
+    if text not in CHOICES.get(name, (text,)):
+        raise ValueError(text)
     return text
+
+
+def _within(number: float, least: float, most: float) -> float:
+    if not least <= number <= most:
+        raise ValueError(number)
+    return number
