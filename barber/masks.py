@@ -65,8 +65,8 @@ def swap(mask: Tensor, saliency: Tensor, threshold: float) -> tuple[Tensor, int,
     mask, saliency: (selections, groups, n). In each group the pruned weights by falling saliency pair with the kept
     ones by rising saliency; the pairs that gain are candidates, and of each selection's candidates the best
     floor(threshold * candidates) are swapped. As published for unstructured masks; the published n:m rule also swaps
-    pairs that lose. Returns the new mask, with as many zeros per group as before, the
-    number of candidates and the number of swaps.
+    pairs that lose. Returns the new mask, with as many zeros per group as before, the number of candidates and the
+    number of swaps.
     """
     pruned, grow = saliency.masked_fill(~mask, -torch.inf).sort(dim=-1, descending=True, stable=True)
     kept, cut = saliency.masked_fill(mask, torch.inf).sort(dim=-1, stable=True)

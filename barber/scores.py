@@ -14,7 +14,10 @@ def magnitude(weight: Tensor) -> Tensor:
 
 
 def wanda(weight: Tensor, squares: Tensor) -> Tensor:
-    """|W| * ||x||, (out, in); `squares`: (in,) sums of squared inputs over all calibration tokens (Wanda, arXiv 2306.11695)."""
+    """|W| * ||x||, (out, in) (Wanda, arXiv 2306.11695, eq. 1).
+
+    squares: (in,) sums of squared inputs over all calibration tokens.
+    """
     return weight.float().abs() * squares.sqrt()
 
 
