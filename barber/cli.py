@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from barber.job import JobSpec
 
 
+OUTPUTS = ("save_model", "run_dir", "save_data", "save_ppl", "save_zeroshot")
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Flags that are absent stay out of the namespace, so that defaults can depend on what was given."""
     parser = argparse.ArgumentParser(
@@ -47,13 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--prompt", help="text to continue with the dense, the initial and the rebuilt model")
     flag("--datasets_cache_dir", metavar="DIR", help="where data sets are kept")
     flag("--cache_dir", metavar="DIR", help="where downloaded models are kept")
-    flag("--save_data", metavar="FILE", type=Path, help="write the calibration tokens (.npy)")
-    flag("--save_model", metavar="DIR", type=Path, help="write the pruned model as a Hugging Face folder")
-    flag("--save_ppl", metavar="DIR", type=Path, help="write the perplexities")
-    flag("--save_zeroshot", metavar="DIR", type=Path, help="run zero-shot tasks and write their results")
+    flag("--save_data", metavar="FILE", type=_path, help="write the calibration tokens (.npy)")
+    flag("--save_model", metavar="DIR", type=_path, help="write the pruned model as a Hugging Face folder")
+    flag("--save_ppl", metavar="DIR", type=_path, help="write the perplexities")
+    flag("--save_zeroshot", metavar="DIR", type=_path, help="run zero-shot tasks and write their results")
     flag("--zeroshot_tasks", metavar="TASK[,TASK]", help="lm-eval tasks (default: the published seven)")
     flag("--limit", type=int, metavar="N", help="at most N items per zero-shot task")
-    flag("--run_dir", metavar="DIR", type=Path, help="record the run: masks, events, histograms")
+    flag("--run_dir", metavar="DIR", type=_path, help="record the run: masks, events, histograms")
     flag("--delete", action="store_true", help="delete the model that --save_model wrote, after the evaluation")
     flag("--device", help="auto (default), cpu, cuda, cuda:1 ...")
     flag("--dtype", help="auto (default), float32, bfloat16, float16")
@@ -85,13 +92,12 @@ def _run(spec: JobSpec, given: dict) -> None:
     from barber.events import Notice
     from barber.job import run_job
     from barber.progress import Eta
-    from barber.save import check_writable
+    from barber.save import check_outputs
     from barber.summary import Summary, write_results
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for flag in ("save_ppl", "save_zeroshot"):
-        check_writable(given[flag] / "log.txt" if flag in given else None, f"--{flag}")
+    check_outputs({flag: given.get(flag) for flag in OUTPUTS})
     summary, eta = Summary(spec), Eta()
     with _bar() as bar, contextlib.closing(run_job(spec)) as events:
         for event in events:

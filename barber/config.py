@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 
@@ -68,8 +69,8 @@ class Sparsity:
             n, m = int(match[1]), int(match[2])
             return cls(n / m if m else 0.0, n, m or -1)
         try:
-            return cls(float(text[:-1]) / 100 if text.endswith("%") else float(text))
-        except ValueError:
+            return cls(float(Decimal(text[:-1]) / 100 if text.endswith("%") else Decimal(text)))
+        except ArithmeticError:
             raise UserError(
                 f"Sparsity {text!r} cannot be read: give a ratio like 0.5 or 50%, or n:m like 2:4."
             ) from None
@@ -79,7 +80,7 @@ class Sparsity:
         return size * self.n // self.m if self.m else math.floor(Fraction(str(self.ratio)) * size)
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}" if self.m else f"{100 * self.ratio:g}%"
+        return f"{self.n}:{self.m}" if self.m else f"{(Decimal(str(self.ratio)) * 100).normalize():f}%"
 
 
 METHODS = ("magnitude", "wanda", "wandd", "sparsegpt")

@@ -117,12 +117,21 @@ def _read_jsonl(path: Path) -> list[str]:
             text = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError, IndexError):
             text = None
-        if not isinstance(text, str):
+        if not isinstance(text, str) or not _is_unicode(text):
             raise UserError(
                 f'Line {number} of {path.name} is not of the form {{"text": "..."}}: mend it or leave it out.'
             )
         texts.append(text)
     return texts
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no lone surrogate is in a text: JSON can write them, UTF-8 and tokenizers cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_npy(path: Path) -> torch.Tensor:

@@ -73,13 +73,11 @@ def generate(
         raise UserError(
             f"Temperature {temperature:g} is not allowed: give 0 for greedy text or a positive number like 0.8."
         )
-    ids = _prompt_ids(tokenizer, prompt)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # None: no limit (BLOOM)
-    if positions is not None and len(ids) >= positions:
-        raise UserError(f"The prompt has {len(ids)} tokens, but the model has room for {positions - 1}: shorten it.")
+    ids = check_prompt(model, tokenizer, prompt)
+    positions = _positions(model)
     room = max_new_tokens if positions is None else min(max_new_tokens, positions - len(ids))
     ends = _end_tokens(model, tokenizer)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**63)
     given = _decode(tokenizer, ids)
     cache, unseen = None, 0
     for _ in range(room):
@@ -138,6 +136,24 @@ def _next_token(model, ids: list[int], cache, temperature: float, generator: tor
         return int(logits.argmax()), output.past_key_values
     chances = torch.softmax((logits - logits.max()) / temperature, dim=-1)
     return int(torch.multinomial(chances, 1, generator=generator)), output.past_key_values
+
+
+def check_prompt(model, tokenizer, prompt: str) -> list[int]:
+    """The prompt's token ids; UserError if the model cannot continue them."""
+    ids = _prompt_ids(tokenizer, prompt)
+    positions, known = _positions(model), model.get_input_embeddings().num_embeddings
+    if positions is not None and len(ids) >= positions:
+        raise UserError(f"The prompt has {len(ids)} tokens, but the model has room for {positions - 1}: shorten it.")
+    if max(ids) >= known:
+        raise UserError(
+            f"The prompt's token id {max(ids)} is beyond the {known} of the model: give the model its own tokenizer."
+        )
+    return ids
+
+
+def _positions(model) -> int | None:
+    """How many positions the model has, or None for no limit (BLOOM)."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _prompt_ids(tokenizer, prompt: str) -> list[int]:

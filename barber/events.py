@@ -38,6 +38,10 @@ class Event:
         own = {f.name: getattr(self, f.name) for f in fields(self) if "payload" not in f.metadata}
         return {"event": type(self).__name__} | own
 
+    def bare(self) -> Event:
+        """The event without its tensors, to be kept for long."""
+        return Event.from_dict(self.to_dict())
+
     @staticmethod
     def from_dict(data: dict) -> Event:
         return Event.kinds[data["event"]](**{k: v for k, v in data.items() if k != "event"})
@@ -175,7 +179,7 @@ class ZeroShotSkipped(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """Something was written for the user: what ("model", "perplexity", ...) and where."""
+    """Something was written for the user: what ("model", "calibration") and where."""
 
     what: str
     path: str

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import constants, get_session
 from safetensors import SafetensorError
 
-from barber.errors import UserError
+from barber.errors import UserError, first_line
 
 REACH_SECONDS = 5  # a hub that does not answer within this is taken as out of reach
 
@@ -114,11 +114,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ConnectionError):
         return "the hub cannot be reached and the local cache lacks it: connect to the network"
     return f"the hub or the download failed ({first_line(error)}): check its name and your disk"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, without its full stop, to be put into a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def tokenizer_fingerprint(tokenizer) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from barber import scores
 from barber.capture import Call, observe_inputs
 from barber.config import Granularity, PruneConfig, Sparsity
+from barber.errors import UserError
 from barber.masks import initial_mask
 from barber.model import Layer
 from barber.sparsegpt import sparsegpt
@@ -95,6 +96,11 @@ def initialise_layer(
     masks, updates = {}, {}
     for weight in layer.weights:
         name = f"layers.{layer.index}.{weight.name}"
+        if weight.name in sums and not bool(sums[weight.name].isfinite().all()):
+            raise UserError(
+                f"The inputs of {name} are not finite: activations overflow in this dtype, so run the model in float32 "
+                "or bfloat16."
+            )
         mask, updated = method.prune(weight.view, sums.get(weight.name), sparsity, name)
         masks[weight.name] = mask
         if updated is not None:

@@ -6,10 +6,10 @@ The command line and the app both consume `run_job`; what differs between them i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from barber import runs, zeroshot
@@ -17,13 +17,13 @@ from barber.calibration import CalibrationSet, EvaluationSet, load_calibration, 
 from barber.config import PruneConfig
 from barber.environment import describe_environment
 from barber.errors import UserError
-from barber.evaluate import generate, perplexity
+from barber.evaluate import check_prompt, generate, perplexity
 from barber.events import Event, JobPlanned, Notice, Progress, RunStarted, Saved, Stage, StageReached
 from barber.initialise import METHODS, needs_calibration
 from barber.load import BUNDLED, LoadedModel, load
 from barber.model import DecoderView, DenseWeights
 from barber.prune import prune
-from barber.save import check_new_folder, check_writable, save_model
+from barber.save import check_outputs, save_calibration, save_model
 
 DEFAULT_SEQLEN = 2048  # as published, where the model has that many positions
 TEXT_TOKENS = 120
@@ -71,8 +71,9 @@ def run_job(spec: JobSpec, loaded: LoadedModel | None = None) -> Iterator[Event]
     loaded: the model of spec.model, if it is in memory already. All user errors that can be seen before the work are
     raised before it.
     """
-    check_new_folder(spec.save_model, "--save_model")
-    check_writable(spec.save_data, "--save_data")
+    check_outputs({"save_model": spec.save_model, "run_dir": spec.run_dir, "save_data": spec.save_data})
+    if spec.run_dir and spec.prune is None:
+        raise UserError("--run_dir records a pruning run, but no pruning was asked: add it, or leave --run_dir out.")
     if spec.zeroshot_tasks:
         zeroshot.check_tasks(spec.zeroshot_tasks)
     initial = runs.read_masks(spec.prune.initial_masks) if spec.prune and spec.prune.initial_masks else None
@@ -92,18 +93,18 @@ def run_job(spec: JobSpec, loaded: LoadedModel | None = None) -> Iterator[Event]
         yield notice
     yield Progress("data", 0, 1, ", ".join(spec.evaluation))
     calibration, evaluations = _load_data(spec, loaded, seqlen)
+    for prompt in spec.prompts:
+        check_prompt(loaded.model, loaded.tokenizer, prompt)
     if spec.save_data and calibration:
-        np.save(spec.save_data, calibration.tokens.numpy())
+        save_calibration(calibration, spec.save_data)
         yield Saved("calibration", str(spec.save_data))
     yield JobPlanned(_costs(spec, len(view.layers), evaluations))
 
     events = _work(spec, loaded, view, calibration, evaluations, initial)
     if spec.run_dir:
         events = runs.record(runs.create(spec.run_dir), events)
-    try:
+    with closing(events):
         yield from events
-    finally:
-        events.close()
 
 
 def _work(
@@ -120,16 +121,18 @@ def _work(
         return
     dense = DenseWeights(view)
     try:
-        for event in prune(loaded.model, calibration, spec.prune, initial=initial, dense=dense, name=spec.model):
-            if isinstance(event, RunStarted) and spec.run_dir:
-                environment = describe_environment(dense, spec.seed, event)
-                runs.write_json(spec.run_dir / "environment.json", environment)
-            yield event
-            if isinstance(event, StageReached):
-                last = event.stage == Stage.REBUILT or not spec.prune.barber
-                yield from _evaluate(spec, loaded, evaluations, event.stage, last)
-                if last:
-                    yield from _save(spec, loaded)
+        events = prune(loaded.model, calibration, spec.prune, initial=initial, dense=dense, name=spec.model)
+        with closing(events):
+            for event in events:
+                if isinstance(event, RunStarted) and spec.run_dir:
+                    environment = describe_environment(dense, spec.seed, event)
+                    runs.write_json(spec.run_dir / "environment.json", environment)
+                yield event
+                if isinstance(event, StageReached):
+                    last = event.stage == Stage.REBUILT or not spec.prune.barber
+                    yield from _evaluate(spec, loaded, evaluations, event.stage, last)
+                    if last:
+                        yield from _save(spec, loaded)
     finally:
         dense.restore()
 
@@ -170,7 +173,7 @@ def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice 
             f"Sequence length {loaded.max_seqlen}: the published default is {DEFAULT_SEQLEN}, the model has no more."
         )
         return loaded.max_seqlen, Notice(message)
-    return seqlen or DEFAULT_SEQLEN, None
+    return DEFAULT_SEQLEN if seqlen is None else seqlen, None
 
 
 def _load_data(spec: JobSpec, loaded: LoadedModel, seqlen: int) -> tuple[CalibrationSet | None, list[EvaluationSet]]:
@@ -194,11 +197,21 @@ def _load_data(spec: JobSpec, loaded: LoadedModel, seqlen: int) -> tuple[Calibra
             windows=spec.eval_windows,
             cache_dir=spec.datasets_cache_dir,
         )
-        for source in spec.evaluation
+        for source in dict.fromkeys(spec.evaluation)
     ]
     sets = [(spec.calibration, calibration.tokens)] if calibration else []
+    evaluations = _distinct(evaluations, spec.evaluation)
     check_vocabulary(loaded, [*sets, *((data.dataset, data.tokens) for data in evaluations)])
     return calibration, evaluations
+
+
+def _distinct(evaluations: list[EvaluationSet], specs: Iterable[str]) -> list[EvaluationSet]:
+    """Data sets with names of their own: files of one name are told apart by their whole path."""
+    names = [data.dataset for data in evaluations]
+    return [
+        replace(data, dataset=f"{spec}: {data.dataset}") if names.count(data.dataset) > 1 else data
+        for data, spec in zip(evaluations, dict.fromkeys(specs), strict=True)
+    ]
 
 
 def check_vocabulary(loaded: LoadedModel, sets: Iterable[tuple[str, torch.Tensor]]) -> None:

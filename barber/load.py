@@ -8,7 +8,6 @@ from pathlib import Path
 import huggingface_hub as hub
 import torch
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,11 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from barber.errors import UserError
+from barber.errors import UserError, first_line
 from barber.storyteller import MODEL_DIR
 
 BUNDLED = "storyteller"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 HUB_TIMEOUT = 10  # seconds for the first answer of the hub
 
 
@@ -57,11 +57,23 @@ def load(
     try:
         config = AutoConfig.from_pretrained(source, **options)
         _check_weights(source, config, trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, use_safetensors=True, dtype=_pick_dtype(dtype, config, place), **options
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            use_safetensors=True,
+            dtype=_pick_dtype(dtype, config, place),
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged folder can break transformers anywhere
         raise UserError(_explain(name, error)) from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"Model {name!r} lacks {len(missing)} weights, the first is {missing[0]}: give a complete checkpoint, "
+            "since they would be random numbers."
+        )
     return LoadedModel(
         name=name,
         model=model.to(place).eval(),
@@ -75,8 +87,9 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("neither a CPU nor a CUDA device")
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"Device {device!r} cannot be used here: choose auto, cpu or a CUDA device.") from error
     return device
@@ -98,11 +111,17 @@ def _positions(config: PreTrainedConfig) -> int:
 
 
 def _load_tokenizer(source: str, options: dict) -> PreTrainedTokenizerBase | None:
-    """The tokenizer, or None where there is none: a file of token ids needs none."""
+    """The tokenizer, or None where a folder has no file of one: a file of token ids needs none."""
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZER_FILES):
+        return None
     try:
         return AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError, KeyError, TypeError):
-        return None
+    except Exception as error:  # a damaged file can break tokenizers anywhere
+        raise UserError(
+            f"The tokenizer of {source!r} cannot be loaded ({first_line(error)}): give intact tokenizer files, or "
+            "none and token ids as .npy."
+        ) from error
 
 
 def _check_hub(name: str, cache_dir: str | None) -> None:
@@ -146,6 +165,10 @@ def _check_weights(source: str, config: PreTrainedConfig, trust_remote_code: boo
     folder = Path(source)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise UserError(_no_safetensors(source))
+    if getattr(config, "quantization_config", None):
+        raise UserError(
+            f"Model {source!r} is quantised, and packed weights cannot be pruned: give the unquantised model."
+        )
     if getattr(config, "auto_map", None) and not trust_remote_code:
         raise UserError(_remote_code(source))
 
@@ -169,5 +192,4 @@ def _explain(name: str, error: Exception) -> str:
         return (
             f"Model {name!r} has an architecture that this version of transformers does not know: upgrade transformers."
         )
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    return f"Model {name!r} cannot be loaded ({first.rstrip('.')}): give an intact Hugging Face folder or hub id."
+    return f"Model {name!r} cannot be loaded ({first_line(error)}): give an intact Hugging Face folder or hub id."

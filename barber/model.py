@@ -100,7 +100,7 @@ def _sub_blocks(layer: nn.Module) -> tuple[SubBlock, ...]:
             attention = any("attn" in text or "attention" in text for text in (name, type(child).__name__.lower()))
             blocks.append(SubBlock(name, "attention" if attention else "mlp", linears, layer, child))
     if direct:
-        blocks.append(SubBlock("mlp", "mlp", tuple(direct), layer, None))
+        blocks.append(SubBlock("+".join(weight.name for weight in direct), "mlp", tuple(direct), layer, None))
     return tuple(sorted(blocks, key=lambda block: block.kind != "attention"))
 
 
@@ -111,7 +111,15 @@ class DecoderView:
         self.model = model
         modules = _find_layers(model)
         self.layers = tuple(Layer(i, module, _sub_blocks(module)) for i, module in enumerate(modules))
+        owner: dict[int, str] = {}
         for layer in self.layers:
+            for weight in layer.weights:
+                name = f"layers.{layer.index}.{weight.name}"
+                other = owner.setdefault(id(weight.parameter), name)
+                if other != name:
+                    raise UserError(
+                        f"{other} and {name} are one weight, which can have one mask only: untie them first."
+                    )
             covered = {id(weight.parameter) for weight in layer.weights}
             missed = [n for n, p in layer.module.named_parameters() if p.dim() > 1 and id(p) not in covered]
             if missed or not covered:
@@ -139,14 +147,13 @@ class DecoderView:
         ]
 
     def check_finite(self) -> None:
-        """UserError that names the first weight with NaN or infinite values."""
-        for layer in self.layers:
-            for weight in layer.weights:
-                if not bool(weight.view.isfinite().all()):
-                    raise UserError(
-                        f"Weight layers.{layer.index}.{weight.name} of the model holds NaN or infinite values: its "
-                        "saliency has no meaning, so give an intact checkpoint."
-                    )
+        """UserError that names the first parameter of the model with NaN or infinite values."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise UserError(
+                    f"Weight {name} of the model holds NaN or infinite values: saliency has no meaning with it, so give "
+                    "an intact checkpoint."
+                )
 
     def check_width(self, m: int) -> None:
         """UserError unless m divides the input width of every prunable weight; no-op for m = 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from barber.config import PruneConfig, Sparsity
@@ -13,10 +14,8 @@ from barber.presets import STORYTELLER
 from barber.runs import RunDirectory
 from barber.zeroshot import PUBLISHED_TASKS
 
-PRUNING_FLAGS = {
-    "sparsity_ratio", "sparsity_type", "prune_method", "prune_barber", "prune_metric", "prune_granularity", "threshold",
-    "retain_reconstruction", "initial_masks",
-}  # fmt: skip
+REBUILD_FLAGS = ("prune_metric", "prune_granularity", "threshold", "retain_reconstruction")
+PRUNING_FLAGS = {"sparsity_ratio", "sparsity_type", "prune_method", "prune_barber", "initial_masks", *REBUILD_FLAGS}
 SPEC_FLAGS = {
     "model", "nsamples", "seqlen", "seed", "device", "dtype", "calibration", "eval_windows", "run_dir", "save_model",
     "save_data", "cache_dir", "datasets_cache_dir", "trust_remote_code",
@@ -29,6 +28,7 @@ def job_from(given: dict[str, Any]) -> JobSpec:
     The bundled model brings its own data, and its preset pruning where no pruning flag is given; any other model takes
     the published defaults, and without a pruning flag only its dense weights are evaluated.
     """
+    given = {name: _home(value) if name in ("model", "initial_masks") else value for name, value in given.items()}
     base = STORYTELLER if given.get("model", BUNDLED) == BUNDLED else JobSpec()
     changes = {name: value for name, value in given.items() if name in SPEC_FLAGS}
     if PRUNING_FLAGS & given.keys():
@@ -47,6 +47,10 @@ def job_from(given: dict[str, Any]) -> JobSpec:
     return replace(base, **changes)
 
 
+def _home(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
 def _names(text: str, flag: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
@@ -55,19 +59,21 @@ def _names(text: str, flag: str) -> tuple[str, ...]:
 
 
 def _prune_config(given: dict[str, Any]) -> PruneConfig:
-    masks = given.get("initial_masks")
+    masks, rebuild = given.get("initial_masks"), given.get("prune_barber", False)
+    alone = [flag for flag in REBUILD_FLAGS if flag in given and not rebuild]
+    if alone:
+        raise UserError(f"--{alone[0]} is a setting of the rebuild, which was not asked: add --prune_barber.")
     if masks and "prune_method" in given:
         raise UserError("--initial_masks and --prune_method both name an initial mask: give one of them.")
     if not masks and "prune_method" not in given:
         raise UserError("No initial mask was chosen: give --prune_method magnitude, wanda, wandd or sparsegpt.")
     names = {"prune_metric": "metric", "prune_granularity": "granularity"}
-    kept = ("prune_metric", "prune_granularity", "threshold", "retain_reconstruction")
     return PruneConfig(
         sparsity=_sparsity(given),
         method="masks" if masks else given["prune_method"],
-        barber=given.get("prune_barber", False),
+        barber=rebuild,
         initial_masks=masks,
-        **{names.get(flag, flag): given[flag] for flag in kept if flag in given},
+        **{names.get(flag, flag): given[flag] for flag in REBUILD_FLAGS if flag in given},
     )
 
 
@@ -87,10 +93,9 @@ def _sparsity(given: dict[str, Any]) -> Sparsity:
     if ratio is not None:
         return Sparsity(ratio)
     if given.get("initial_masks"):
-        try:
-            return Sparsity.parse(RunDirectory(given["initial_masks"]).config["config"]["sparsity"])
-        except UserError:
+        if Path(given["initial_masks"]).is_file():
             raise UserError(
-                f"The pattern of the masks in {given['initial_masks']} is unknown: give the ratio or the type."
-            ) from None
+                f"The pattern of the masks in {given['initial_masks']} is unknown: add --sparsity_ratio or --sparsity_type."
+            )
+        return RunDirectory(given["initial_masks"]).sparsity
     raise UserError("No sparsity was given: add --sparsity_ratio between 0 and 1, or --sparsity_type n:m like 2:4.")

@@ -68,10 +68,11 @@ def prune(
         device=str(view.device),
         dtype=str(view.dtype).removeprefix("torch."),
     )
-    started, training = time.monotonic(), model.training
+    started = time.monotonic()
+    dense = dense or DenseWeights(view)
+    training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)
-    dense = dense or DenseWeights(view)
     swaps, finished = 0, False
     try:
         masks: dict[int, Masks] = {}
@@ -102,11 +103,16 @@ def prune(
             dense.restore()
         for parameter in trained:
             parameter.requires_grad_(True)
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def _check_initial(view: DecoderView, initial: Mapping[int, tuple[Masks, Masks]], config: PruneConfig) -> None:
-    """UserError unless there is a mask of the right shape and pattern for every weight."""
+    """UserError unless there is a mask of the right shape and pattern for every weight, and zeros as asked in all.
+
+    Methods count per matrix, row or block of columns, which loses less than one zero a row.
+    """
+    zeros = weights = rows = 0
     for layer in view.layers:
         masks = initial.get(layer.index, ({}, {}))[0]
         for weight in layer.weights:
@@ -117,6 +123,12 @@ def _check_initial(view: DecoderView, initial: Mapping[int, tuple[Masks, Masks]]
                     f"The initial masks hold {found} for {name} {tuple(weight.view.shape)}: give masks of this model."
                 )
             check_pattern(mask, config.sparsity, name)
+            zeros, weights, rows = zeros + int(mask.sum()), weights + mask.numel(), rows + len(mask)
+    if abs(zeros - config.sparsity.ratio * weights) > rows:
+        raise UserError(
+            f"The initial masks prune {zeros / weights:.2%} of the weights, but {config.sparsity} was asked: give the "
+            "sparsity that they have."
+        )
 
 
 def _feed(view: DecoderView, calibration: CalibrationSet) -> Stream:

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from barber.errors import UserError
+from barber.config import Sparsity
+from barber.errors import UserError, first_line
 from barber.events import (
     Event,
     LayerInitialised,
@@ -78,15 +80,18 @@ def create(path: Path) -> Path:
     return path
 
 
-def record(path: Path, events: Iterable[Event]) -> Iterator[Event]:
+def record(path: Path, events: Generator[Event]) -> Iterator[Event]:
     """Pass a run's events on, writing each into the run directory before the consumer sees it."""
-    with (path / "events.jsonl").open("a", encoding="utf-8") as lines:
+    with closing(events), (path / "events.jsonl").open("a", encoding="utf-8") as lines:
         for event in events:
             passing = isinstance(event, Progress) or (isinstance(event, TextGenerated) and not event.done)
             if not passing:
-                lines.write(json.dumps(event.to_dict()) + "\n")
-                lines.flush()
-                _store(path, event)
+                try:
+                    lines.write(json.dumps(event.to_dict()) + "\n")
+                    lines.flush()
+                    _store(path, event)
+                except (OSError, SafetensorError) as error:
+                    raise UserError(f"The run cannot be written to {path} ({first_line(error)}): make room.") from None
             yield event
 
 
@@ -140,12 +145,21 @@ class RunDirectory:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not all((self.path / name).is_file() for name in ("config.json", "events.jsonl")):
-            raise UserError(f"{self.path} holds no run: give the folder that an earlier run was recorded in.")
+            missing = "holds no run" if self.path.exists() else "does not exist"
+            raise UserError(f"{self.path} {missing}: give the folder that an earlier run was recorded in.")
 
     @property
     def config(self) -> dict:
         """RunStarted as a dict: model, config, calibration, modules, device, dtype."""
-        return json.loads((self.path / "config.json").read_text("utf-8"))
+        try:
+            return json.loads((self.path / "config.json").read_text("utf-8"))
+        except ValueError:
+            raise UserError(f"The run in {self.path} is damaged (config.json): give another one.") from None
+
+    @property
+    def sparsity(self) -> Sparsity:
+        """What the run pruned."""
+        return Sparsity.parse(self.config["config"]["sparsity"])
 
     @property
     def environment(self) -> dict:
@@ -184,15 +198,17 @@ def read_masks(path: Path | str) -> dict[int, tuple[dict[str, Tensor], dict[str,
     named "<layer>.<name>", like "0.self_attn.q_proj". Raises UserError if it is neither.
     """
     path = Path(path)
-    if path.is_dir():
-        run = RunDirectory(path)
-        return {la: (run.masks(la, Stage.INITIAL), run.weights(la, Stage.INITIAL)) for la in run.layers()}
     try:
+        if path.is_dir():
+            run = RunDirectory(path)
+            return {la: (run.masks(la, Stage.INITIAL), run.weights(la, Stage.INITIAL)) for la in run.layers()}
         tensors = load_file(path)
         masks: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         for key, tensor in tensors.items():
             layer, name = key.split(".", 1)
             masks.setdefault(int(layer), ({}, {}))[0][name] = tensor.bool()
+    except UserError:
+        raise
     except Exception as error:  # safetensors has its own error type; a bad name or a missing file has others
         raise UserError(
             f"Masks {str(path)!r} cannot be read ({type(error).__name__}): give a run directory, or a safetensors file "

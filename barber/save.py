@@ -1,47 +1,82 @@
-"""Write a pruned model as a Hugging Face folder, whole or not at all."""
+"""What a job writes for the user: checked before the work, written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from barber.errors import UserError
+import numpy as np
+from safetensors import SafetensorError
+
+from barber.calibration import CalibrationSet
+from barber.errors import UserError, first_line
 from barber.load import LoadedModel
 
-
-def check_new_folder(path: Path | None, flag: str) -> None:
-    """UserError unless `path` can become a new folder: it is absent or empty, and its parent can be written."""
-    if path is None:
-        return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{flag} {path} is not empty: give a new or empty folder, nothing is overwritten.")
-    check_writable(path, flag)
+FRESH = ("save_model", "run_dir")  # folders that must be new, and that nothing else may be written into
 
 
-def check_writable(path: Path | None, flag: str) -> None:
-    """UserError unless something can be written at `path`; its parent folders are made."""
-    if path is None:
-        return
+def check_outputs(outputs: Mapping[str, Path | None]) -> None:
+    """UserError if any output cannot be written or two are in each other's way.
+
+    outputs: flag name -> where it will write, or None. Nothing is left behind by the check.
+    """
+    places = {flag: path.resolve() for flag, path in outputs.items() if path is not None}
+    for folder in FRESH:
+        for flag, path in places.items():
+            fresh = places.get(folder)
+            if flag != folder and fresh is not None and (path == fresh or fresh in path.parents):
+                raise UserError(f"--{flag} {path} lies in --{folder} {fresh}: give each a place of its own.")
+    for flag, path in places.items():
+        try:
+            if flag in FRESH and path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise UserError(f"--{flag} {path} is not empty: give a new or empty folder, nothing is overwritten.")
+            if flag == "save_data" and (path.suffix != ".npy" or path.is_dir()):
+                raise UserError(f"--save_data {path} is not a .npy file: give a name that ends in .npy.")
+            _probe(path)
+        except OSError as error:
+            raise UserError(f"--{flag} {path} cannot be written ({error.strerror}): give another place.") from None
+
+
+def _probe(path: Path) -> None:
+    """Make and remove a file beside `path`, and the folders above it that are missing. Raises OSError."""
+    missing = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.parent / f".{path.name}.probe"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"{flag} {path} cannot be written ({error.strerror}): give a place you may write to.") from None
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def save_model(loaded: LoadedModel, path: Path) -> None:
     """Write model (safetensors) and tokenizer so that `from_pretrained` loads them."""
+    path = path.resolve()
     draft = path.with_name(f".{path.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         loaded.model.save_pretrained(draft)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(draft)
         os.replace(draft, path)
-    except OSError as error:
-        raise UserError(f"The model cannot be written to {path} ({error.strerror}): free some space there.") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The model cannot be written to {path} ({first_line(error)}): make room there.") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def save_calibration(calibration: CalibrationSet, path: Path) -> None:
+    """Write the tokens (samples, seqlen) as .npy, which can be given back as calibration data."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, calibration.tokens.numpy())
+    except OSError as error:
+        raise UserError(
+            f"The calibration tokens cannot be written to {path} ({first_line(error)}): make room."
+        ) from None

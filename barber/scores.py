@@ -52,16 +52,13 @@ def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48
     logs = saliency.clamp_min(torch.finfo(torch.float32).tiny).log10()
     seen = logs[positive]
     low, high = (seen.min().item(), seen.max().item()) if len(seen) else (-1.0, 0.0)
-    high = max(high, low + 1e-3)
-    edges = torch.linspace(low, high, bins + 1)
+    edges = torch.linspace(low, max(high, low + 1e-3), bins + 1, device=saliency.device)
+    place = torch.bucketize(logs.contiguous(), edges[1:-1])
     fate = {
         "kept": ~initial & ~rebuilt,
         "pruned": initial & rebuilt,
         "grown": initial & ~rebuilt,
         "cut": ~initial & rebuilt,
     }
-    counts = {
-        name: torch.histc(logs[where & positive], bins=bins, min=low, max=high).long().tolist()
-        for name, where in fate.items()
-    }
+    counts = {name: place[where & positive].bincount(minlength=bins).tolist() for name, where in fate.items()}
     return {"edges": [round(edge, 4) for edge in edges.tolist()], "zeros": int((~positive).sum()), **counts}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from barber.config import Sparsity
+from barber.errors import UserError
 from barber.masks import prune_smallest
 
 BLOCK_COLUMNS = 128  # as published
@@ -21,9 +22,11 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
     for _ in range(6):
         factor, failed = torch.linalg.cholesky_ex(hessian + damping * torch.eye(len(hessian), device=hessian.device))
         if not failed:
-            return torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+            inverse, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+            if not failed:
+                return inverse
         damping = 10 * damping
-    raise ArithmeticError(f"The Hessian of {name} stays singular with damping {damping:g}.")
+    raise UserError(f"The Hessian of {name} cannot be inverted: its inputs hardly vary, so give more calibration data.")
 
 
 def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: Sparsity, name: str = "weight") -> tuple[Tensor, Tensor]:

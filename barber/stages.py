@@ -40,6 +40,8 @@ def _apply(view: DecoderView, run: RunDirectory, stage: str) -> None:
         masks, values = run.masks(layer.index, stage), run.weights(layer.index, stage)
         for weight in layer.weights:
             if weight.name not in masks:
-                raise UserError(f"The run in {run.path} did not reach stage {stage!r}: let it run to its end first.")
+                raise UserError(
+                    f"The run in {run.path} has no stage {stage!r}: it had no rebuild, or was stopped before."
+                )
             value = values.get(weight.name, weight.view).to(weight.view)
             weight.view.copy_(value.masked_fill(masks[weight.name].to(value.device), 0))

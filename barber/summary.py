@@ -8,10 +8,8 @@ from pathlib import Path
 
 from barber.events import (
     Event,
-    LayerInitialised,
     PerplexityMeasured,
     RunFinished,
-    RunStarted,
     Saved,
     SubBlockRebuilt,
     TextGenerated,
@@ -37,9 +35,9 @@ class Summary:
         self.model_path: Path | None = None
 
     def add(self, event: Event) -> None:
-        kept = (RunStarted, LayerInitialised, SubBlockRebuilt, PerplexityMeasured, ZeroShotMeasured, ZeroShotSkipped)
-        if isinstance(event, (*kept, RunFinished, Saved)) or (isinstance(event, TextGenerated) and event.done):
-            self.events.append(event)
+        kept = (SubBlockRebuilt, PerplexityMeasured, ZeroShotMeasured, ZeroShotSkipped, RunFinished, Saved)
+        if isinstance(event, kept) or (isinstance(event, TextGenerated) and event.done):
+            self.events.append(event.bare())
         if isinstance(event, Saved) and event.what == "model":
             self.model_path = Path(event.path)
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from barber.errors import UserError
+from barber.errors import UserError, first_line
 from barber.events import Event, Progress, ZeroShotMeasured, ZeroShotSkipped
-from barber.hub import first_line, quick_offline
+from barber.hub import quick_offline
 
 # As published: the seven tasks that LLM-Barber reports.
 PUBLISHED_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
@@ -61,8 +61,8 @@ def zero_shot(
             yield ZeroShotSkipped(name, loaded)
         else:
             results = _evaluate(model, tokenizer, loaded, limit, batch_size)
-            if results is None:
-                yield ZeroShotSkipped(name, f"The answers of task {name} are longer than the positions of the model.")
+            if isinstance(results, str):
+                yield ZeroShotSkipped(name, results)
             else:
                 yield from _measured(results, str(stage))
     yield Progress(phase, len(tasks), len(tasks))
@@ -111,8 +111,8 @@ def _load(name: str) -> list | str:
     return [item for key, item in (loaded["groups"] | loaded["tasks"]).items() if key not in within]
 
 
-def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int) -> dict | None:
-    """lm-eval's results for loaded tasks; None if the model is too short for them, which lm-eval asserts."""
+def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int) -> dict | str:
+    """lm-eval's results for loaded tasks, or one sentence why there are none."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -124,8 +124,9 @@ def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int)
             return lm_eval.simple_evaluate(
                 scorer, tasks=tasks, limit=limit, log_samples=False, task_manager=_task_manager(with_all=False)
             )
-    except AssertionError:
-        return None
+    except Exception as error:  # a task's own code, or a model that does not fit it
+        reason = first_line(error) if str(error) else "its answers may be longer than the positions of the model"
+        return f"Task {tasks[0]} cannot be run on this model ({reason})."
     finally:
         for module, flag in flags:
             module.training = flag

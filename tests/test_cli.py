@@ -39,6 +39,16 @@ def world(tmp_path_factory):
         broken = {key: value.clone() for key, value in weights.items()}
         broken["model.layers.1.mlp.up_proj.weight"][0, 0] = damage
         save_file(broken, copy / "model.safetensors", metadata={"format": "pt"})
+    torn = {key: value for key, value in weights.items() if key != "model.layers.0.mlp.up_proj.weight"}
+    misshapen = weights | {"model.layers.0.mlp.up_proj.weight": torch.zeros(3, 5)}
+    for name, tensors in (("torn", torn), ("misshapen", misshapen)):
+        model.save_pretrained(folder / name)
+        save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
+    model.save_pretrained(folder / "mumbling")
+    (folder / "mumbling" / "tokenizer.json").write_text("{")
+    model.save_pretrained(folder / "quantised")
+    config = json.loads((folder / "quantised" / "config.json").read_text())
+    (folder / "quantised" / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
     pickled = folder / "pickled"
     model.config.save_pretrained(pickled)
     torch.save(model.state_dict(), pickled / "pytorch_model.bin")
@@ -160,8 +170,22 @@ MISTAKES = {
     "unknown task": ([*PRUNE, "--zeroshot_tasks", "no_such_task"], "no_such_task"),
     "limit": ([*PRUNE, "--zeroshot_tasks", "story_ending", "--limit", "0"], "1 or more"),
     "no masks": (["--initial_masks", "{world}/none", "--sparsity_ratio", "0.5"], "cannot be read"),
+    "no such run": (["--initial_masks", "{world}/none"], "does not exist"),
+    "rebuild settings alone": ([*PRUNE, "--threshold", "0.5"], "add --prune_barber"),
+    "missing weights": (["--model", "{world}/torn", *PRUNE], "lacks 1 weights"),
+    "broken tokenizer": (["--model", "{world}/mumbling", *PRUNE], "tokenizer"),
+    "misshapen": (["--model", "{world}/misshapen", *PRUNE], "cannot be loaded"),
+    "quantised": (["--model", "{world}/quantised", *PRUNE], "quantised"),
+    "run without pruning": (["--run_dir", "{world}/r"], "no pruning was asked"),
+    "one place twice": ([*PRUNE, "--run_dir", "{world}/x", "--save_model", "{world}/x"], "a place of its own"),
+    "results in the model": ([*PRUNE, "--save_ppl", "{world}/x/p", "--save_model", "{world}/x"], "a place of its own"),
+    "deleted results": ([*PRUNE, "--save_ppl", "{world}/x", "--save_model", "{world}/x", "--delete"], "its own"),
+    "data without suffix": ([*PRUNE, "--save_data", "{world}/tokens"], "ends in .npy"),
+    "endless name": ([*PRUNE, "--save_model", "{world}/" + "n" * 300], "cannot be written"),
+    "long prompt": ([*PRUNE, "--prompt", "the cat " * 600, "--run_dir", "{world}/r"], "shorten it"),
     "two masks": (["--initial_masks", "{world}/none", *PRUNE], "give one of them"),
     "delete alone": ([*PRUNE, "--delete"], "--save_model"),
+    "meta device": ([*PRUNE, "--device", "meta"], "cannot be used"),
     "device": ([*PRUNE, "--device", "quantum"], "cannot be used"),
     "dtype": ([*PRUNE, "--dtype", "int3"], "bfloat16"),
 }

@@ -184,5 +184,18 @@ def test_counts_take_the_ratio_as_written():
     assert Sparsity(0.29).count(100) == 29
 
 
+@given(st.integers(1, 999))
+def test_percentages_are_read_as_written(tenths):
+    sparsity = Sparsity.parse(f"{tenths / 10}%")
+    assert sparsity.count(1000) == tenths
+    assert Sparsity.parse(str(sparsity)) == sparsity
+
+
+def test_histograms_count_beyond_single_precision():
+    """fp32 counts stop at 2^24."""
+    saliency, kept = torch.ones(2**24 + 5, 1), torch.zeros(2**24 + 5, 1, dtype=torch.bool)
+    assert sum(histogram(saliency, kept, kept)["kept"]) == 2**24 + 5
+
+
 def test_every_named_method_exists():
     assert set(barber_config.METHODS) == set(METHODS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -118,6 +119,55 @@ def test_a_stopped_job_leaves_the_model_dense(folder, stop_at):
     events.close()
     assert all(torch.equal(value, dense[name]) for name, value in loaded.model.state_dict().items())
     assert not any(parameter.grad is not None for parameter in loaded.model.parameters())
+
+
+def test_a_run_that_cannot_be_written_leaves_the_model_dense(folder):
+    """The run directory disappears under a running job: a full disk, as far as the job can tell."""
+    loaded = load(str(folder / "model"), device="cpu")
+    dense, trainable = hashes(loaded), [p.requires_grad for p in loaded.model.parameters()]
+    loaded.model.model.layers[0].train()
+    training = [module.training for module in loaded.model.modules()]
+    with pytest.raises(UserError, match="cannot be written") as caught:
+        for event in run_job(spec_for(folder), loaded):
+            if isinstance(event, StageReached):
+                shutil.rmtree(folder / "run")
+    assert caught.value.__traceback__ is not None, "the failure is still held, as a debugger or logger would"
+    assert all(torch.equal(value, dense[name]) for name, value in loaded.model.state_dict().items())
+    assert [p.requires_grad for p in loaded.model.parameters()] == trainable
+    assert [module.training for module in loaded.model.modules()] == training
+
+
+def test_files_of_one_name_stay_apart(folder):
+    (folder / "other").mkdir()
+    (folder / "other" / "text.jsonl").write_text((folder / "text.jsonl").read_text())
+    specs = (str(folder / "text.jsonl"), str(folder / "other" / "text.jsonl"), str(folder / "text.jsonl"))
+    events = run_job(spec_for(folder, evaluation=specs, prune=None, run_dir=None, prompts=()))
+    names = [event.dataset for event in events if isinstance(event, PerplexityMeasured)]
+    assert len(names) == len(set(names)) == 2
+
+
+def test_masks_must_have_the_sparsity_asked(folder):
+    list(run_job(spec_for(folder, prompts=())))
+    config = PruneConfig(Sparsity.parse("70%"), "masks", barber=False, initial_masks=str(folder / "run"))
+    with pytest.raises(UserError, match=r"prune 50\.00% of the weights, but 70% was asked"):
+        list(run_job(spec_for(folder, prune=config, run_dir=None)))
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_overflowing_activations_are_an_error(folder, method):
+    loaded = load(str(folder / "model"), device="cpu")
+    with torch.no_grad():
+        loaded.model.model.layers[1].input_layernorm.weight.fill_(3e38)
+    config = PruneConfig(Sparsity.parse("50%"), method, barber=False)
+    with pytest.raises(UserError, match="are not finite"):
+        list(run_job(spec_for(folder, prune=config, run_dir=None, prompts=()), loaded))
+
+
+def test_one_weight_in_two_layers_is_refused():
+    model = llama(num_hidden_layers=2)
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    with pytest.raises(UserError, match="are one weight"):
+        DecoderView(model)
 
 
 def test_masks_of_a_run_start_another(folder):
