@@ -117,9 +117,7 @@ class DecoderView:
                 name = f"layers.{layer.index}.{weight.name}"
                 other = owner.setdefault(id(weight.parameter), name)
                 if other != name:
-                    raise UserError(
-                        f"{other} and {name} are one weight, which can have one mask only: untie them first."
-                    )
+                    raise UserError(f"{other} and {name} are one weight, but need two masks: untie them first.")
             covered = {id(weight.parameter) for weight in layer.weights}
             missed = [n for n, p in layer.module.named_parameters() if p.dim() > 1 and id(p) not in covered]
             if missed or not covered:

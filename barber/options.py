@@ -95,7 +95,7 @@ def _sparsity(given: dict[str, Any]) -> Sparsity:
     if given.get("initial_masks"):
         if Path(given["initial_masks"]).is_file():
             raise UserError(
-                f"The pattern of the masks in {given['initial_masks']} is unknown: add --sparsity_ratio or --sparsity_type."
+                f"The pattern of the masks in {given['initial_masks']} is unknown: add the sparsity ratio or type."
             )
         return RunDirectory(given["initial_masks"]).sparsity
     raise UserError("No sparsity was given: add --sparsity_ratio between 0 and 1, or --sparsity_type n:m like 2:4.")

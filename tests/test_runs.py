@@ -127,10 +127,14 @@ def test_a_run_that_cannot_be_written_leaves_the_model_dense(folder):
     dense, trainable = hashes(loaded), [p.requires_grad for p in loaded.model.parameters()]
     loaded.model.model.layers[0].train()
     training = [module.training for module in loaded.model.modules()]
-    with pytest.raises(UserError, match="cannot be written") as caught:
+
+    def consume() -> None:
         for event in run_job(spec_for(folder), loaded):
             if isinstance(event, StageReached):
                 shutil.rmtree(folder / "run")
+
+    with pytest.raises(UserError, match="cannot be written") as caught:
+        consume()
     assert caught.value.__traceback__ is not None, "the failure is still held, as a debugger or logger would"
     assert all(torch.equal(value, dense[name]) for name, value in loaded.model.state_dict().items())
     assert [p.requires_grad for p in loaded.model.parameters()] == trainable
