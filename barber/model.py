@@ -149,8 +149,8 @@ class DecoderView:
         for name, parameter in self.model.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise UserError(
-                    f"Weight {name} of the model holds NaN or infinite values: saliency has no meaning with it, so give "
-                    "an intact checkpoint."
+                    f"Weight {name} of the model holds NaN or infinite values: saliency means nothing with it, so "
+                    "give an intact checkpoint."
                 )
 
     def check_width(self, m: int) -> None:
