@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parse()
     settings = {field.name: getattr(arguments, field.name) for field in SETTINGS}
     try:
-        make(Recipe(**settings), arguments.out, arguments.evaluate, arguments.tell)
+        make(Recipe(**settings), arguments.out, arguments.evaluate, arguments.tell, arguments.note)
     except UserError as error:
         sys.exit(str(error))
 
@@ -39,6 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write (default: the bundled one)")
     parser.add_argument("--evaluate", type=int, default=1500, help="evaluation stories to measure on")
     parser.add_argument("--tell", type=int, default=300, help="stories to tell greedily and check")
+    parser.add_argument("--note", default="", help="a remark on this run, for the card")
     for field in SETTINGS:
         flag = f"--{field.name.replace('_', '-')}"
         if field.type is bool:
@@ -48,7 +49,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make(recipe: Recipe, out: Path, evaluate: int, tell: int) -> None:
+def make(recipe: Recipe, out: Path, evaluate: int, tell: int, note: str) -> None:
     """Train by the recipe, then write weights, tokenizer, card and the story-ending items."""
     tokenizer = build_tokenizer(recipe.positions)
     report(f"telling {recipe.stories} training stories")
@@ -57,7 +58,7 @@ def make(recipe: Recipe, out: Path, evaluate: int, tell: int) -> None:
     parameters = sum(weight.numel() for weight in model.parameters())
     report(f"training {parameters:,} parameters on {len(tokens) / 1e6:.1f} million tokens, pass after pass")
     history = []
-    for step in train(model, tokens, recipe):
+    for step in train(model, tokenizer, tokens, recipe):
         history.append(step)
         if step.step % REPORT_EVERY == 0:
             loss = sum(past.loss for past in history[-REPORT_EVERY:]) / REPORT_EVERY
@@ -66,7 +67,7 @@ def make(recipe: Recipe, out: Path, evaluate: int, tell: int) -> None:
             )
     model = card.save(model, tokenizer, out)
     report(f"measuring on {evaluate} stories, telling {tell}")
-    card.write_card(out, recipe, history, parameters, card.measure(model, tokenizer, evaluate, tell))
+    card.write_card(out, recipe, history, parameters, card.measure(model, tokenizer, evaluate, tell), note)
     write_items(TASK_ITEMS)
     report(f"wrote {out}")
 

@@ -79,10 +79,12 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def write_card(folder: Path, recipe: Recipe, history: Sequence[Step], parameters: int, figures: Figures) -> None:
-    """README.md and loss.svg beside the weights."""
+def write_card(
+    folder: Path, recipe: Recipe, history: Sequence[Step], parameters: int, figures: Figures, note: str = ""
+) -> None:
+    """README.md and loss.svg beside the weights. `note`: what else a reader must know of this run, in Markdown."""
     (folder / "loss.svg").write_text(loss_curve(history, math.log(figures.best)), encoding="utf-8")
-    (folder / "README.md").write_text(_card(recipe, history, parameters, figures), encoding="utf-8")
+    (folder / "README.md").write_text(_card(recipe, history, parameters, figures, note), encoding="utf-8")
 
 
 def loss_curve(history: Sequence[Step], floor: float) -> str:
@@ -133,7 +135,7 @@ def _smooth(history: Sequence[Step], count: int) -> list[Step]:
     ]
 
 
-def _card(recipe: Recipe, history: Sequence[Step], parameters: int, figures: Figures) -> str:
+def _card(recipe: Recipe, history: Sequence[Step], parameters: int, figures: Figures, note: str) -> str:
     known, end = overall(figures.knowledge), history[-1]
     told = sum(figures.verdicts.values())
     rows = [
@@ -156,7 +158,13 @@ def _card(recipe: Recipe, history: Sequence[Step], parameters: int, figures: Fig
     ]
     settings = [(f"`{name}`", f"{value}") for name, value in vars(recipe).items() if name != "curriculum"]
     stages = [
-        (f"{stage.until:.0%}", f"{stage.seqlen}", "a story's start" if stage.whole else "anywhere")
+        (
+            f"{stage.until:.0%}",
+            f"{stage.seqlen}",
+            "where stories do" if stage.whole else "anywhere",
+            f"{stage.matrix_rate:g}",
+            f"{stage.rate:g}",
+        )
         for stage in recipe.curriculum
     ]
     verdicts = [(name, f"{count}") for name, count in figures.verdicts.items()]
@@ -194,7 +202,7 @@ The knowledge probe, one question for each fact of the world:
 {_table(("fact", "right", "asked", "share"), knowledge)}
 
 ## Training
-{end.step} steps, {end.tokens / 1e6:.1f} million tokens, {end.seconds / 60:.0f} minutes on {recipe.device}.
+{end.step} steps, {end.tokens / 1e6:.1f} million tokens, {end.seconds / 60:.0f} minutes on {recipe.device}. {note}
 
 ![The training loss against tokens seen](loss.svg)
 
@@ -202,7 +210,7 @@ The knowledge probe, one question for each fact of the world:
 
 The curriculum:
 
-{_table(("until", "tokens of a window", "windows begin"), stages)}
+{_table(("until", "tokens of a window", "windows begin", "rate of Muon", "rate of AdamW"), stages)}
 
 The rest of the recipe:
 

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from barber.errors import UserError
 from barber.storyteller import documents
 from barber.storyteller.tokens import token_stream
+from barber.storyteller.world import world
 
 CHUNK = 5000  # stories told under one seed
 
@@ -24,12 +25,16 @@ class Stage:
 
     Its windows of `seqlen` tokens begin where stories do if `whole`: carrying facts is learned far sooner without
     neighbours. Otherwise they lie anywhere, as in a perplexity measured on windows, and one batch in sixteen holds
-    windows twice as long.
+    windows twice as long. Rare facts are carried only at lower rates, where there is less noise, and the sooner for
+    emphasis.
     """
 
     until: float
     seqlen: int
     whole: bool
+    matrix_rate: float = 0.02  # peak learning rate of Muon, for the matrices of the decoder layers
+    rate: float = 4e-3  # peak learning rate of AdamW, for everything else
+    emphasis: float = 0.0  # how much more than any other word a name counts in the loss that the window holds already
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,20 @@ class Recipe:
     heads: int = 2
     intermediate: int = 192
     positions: int = 512
+    spread: float = 0.2  # standard deviation of the first embeddings
     stories: int = 200_000  # told beforehand; training passes over them again and again
     curriculum: tuple[Stage, ...] = (
-        Stage(until=0.25, seqlen=128, whole=True),
-        Stage(until=0.36, seqlen=256, whole=False),
-        Stage(until=0.52, seqlen=192, whole=True),
-        Stage(until=1.0, seqlen=256, whole=False),
+        Stage(until=0.23, seqlen=128, whole=True),
+        Stage(until=0.33, seqlen=256, whole=False),
+        Stage(until=0.42, seqlen=192, whole=True),
+        Stage(until=0.55, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3),
+        Stage(until=0.69, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0),
+        Stage(until=1.0, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3),
     )
     batch_tokens: int = 4096  # tokens of a step
-    matrix_rate: float = 0.02  # peak learning rate of Muon, for the matrices of the decoder layers
-    rate: float = 4e-3  # peak learning rate of AdamW, for everything else
     warmup: int = 100  # steps
-    decay: float = 0.4  # share of the run over which the rates fall to zero
-    minutes: float = 67.0
+    decay: float = 0.28  # share of the run over which the rates fall to zero
+    minutes: float = 71.0
     steps: int = 10**9
     seed: int = 0
     device: str = "cpu"
@@ -66,10 +72,6 @@ class Recipe:
         if self.minutes <= 0 or self.steps < 1:
             raise UserError(
                 f"Training was given {self.minutes} minutes and {self.steps} steps; both must be above zero: give more."
-            )
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(
-                f"Training needs torch 2.9 or later for its optimiser; this is {torch.__version__}: upgrade torch."
             )
 
 
@@ -100,7 +102,11 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    # Far apart from the start: nothing but chance tells one place from another, so training draws their embeddings
+    # together, and what cannot be told apart cannot be carried from one sentence to a later one.
+    nn.init.normal_(model.get_input_embeddings().weight, std=recipe.spread)
+    return model
 
 
 def training_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
@@ -114,18 +120,23 @@ def _chunk(seed: int, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     return token_stream(tokenizer, documents("train", CHUNK, seed))
 
 
-def train(model: nn.Module, tokens: np.ndarray, recipe: Recipe) -> Iterator[Step]:
-    """Train `model` in place on `tokens` (tokens,), yielding after each step. Stop iterating to stop early."""
+def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray, recipe: Recipe) -> Iterator[Step]:
+    """Train `model` in place on `tokens` (tokens,), yielding after each step. Stop iterating to stop early.
+
+    UserError where torch is too old to have the optimiser.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(f"Training was given torch {torch.__version__}, but needs 2.9 or later: upgrade torch.")
     device = torch.device(recipe.device)
     model.to(device).train()
     if device.type == "cpu":
         model.set_attn_implementation(
             "eager"
         )  # compiled, it is faster there than the fused kernel for such small heads
-    optimisers = _optimisers(model, recipe)
-    peaks = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
+    optimisers = _optimisers(model)
     forward = torch.compile(_loss, dynamic=False) if recipe.compile else _loss
     rng = np.random.default_rng(recipe.seed)
+    names = name_tokens(tokenizer).to(device)
     begins = np.flatnonzero(tokens == model.config.bos_token_id)
     seen, begun = 0, time.monotonic()
     for step in range(recipe.steps):
@@ -133,14 +144,13 @@ def train(model: nn.Module, tokens: np.ndarray, recipe: Recipe) -> Iterator[Step
         if progress >= 1:
             return
         scale = min(1.0, (step + 1) / recipe.warmup, (1 - progress) / recipe.decay)
-        groups = [group for optimiser in optimisers for group in optimiser.param_groups]
-        for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak * scale
         stage = next(stage for stage in recipe.curriculum if progress < stage.until)
+        for optimiser, peak in zip(optimisers, (stage.matrix_rate, stage.rate), strict=True):
+            optimiser.param_groups[0]["lr"] = peak * scale
         seqlen = stage.seqlen if stage.whole or step % 16 else 2 * stage.seqlen
         places = begins[begins < len(tokens) - seqlen] if stage.whole else len(tokens) - seqlen
         batch = windows(tokens, rng.choice(places, recipe.batch_tokens // seqlen), seqlen).to(device)
-        loss = forward(model, batch)
+        loss = forward(model, batch, names, stage.emphasis)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in optimisers:
@@ -155,18 +165,33 @@ def windows(tokens: np.ndarray, starts: np.ndarray, seqlen: int) -> Tensor:
     return torch.from_numpy(tokens[starts[:, None] + np.arange(seqlen + 1)].astype(np.int64))
 
 
-def _loss(model: nn.Module, batch: Tensor) -> Tensor:
+def name_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """Which tokens are names of the world's people, things, places ...: (vocabulary,) bool."""
+    names = [entity.name for entities in world().values() for entity in entities if " " not in entity.name]
+    chosen = torch.zeros(len(tokenizer), dtype=torch.bool)
+    chosen[[tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in names]] = True
+    return chosen
+
+
+def _loss(model: nn.Module, batch: Tensor, names: Tensor, emphasis: float) -> Tensor:
+    """Mean loss (nats per token) of windows (batch, seqlen + 1), recalled names counting 1 + `emphasis` times."""
+    inputs, targets = batch[:, :-1], batch[:, 1:]
     with torch.autocast(batch.device.type, dtype=torch.bfloat16):
-        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+        logits = model(input_ids=inputs, use_cache=False).logits
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    if not emphasis:
+        return losses.mean()
+    recalled = (targets[:, :, None] == inputs[:, None, :]).tril().any(-1) & names[targets]
+    weights = 1 + emphasis * recalled.flatten()
+    return (losses * weights).sum() / weights.sum()
 
 
-def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the decoder layers, AdamW for embeddings and norms."""
+def _optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the decoder layers, AdamW for embeddings and norms; `train` sets their rates."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=recipe.matrix_rate, weight_decay=0.1),
-        torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.Muon(matrices, weight_decay=0.1),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
