@@ -70,6 +70,7 @@ def finished(browser, server, complaints) -> Iterator[Page]:
 
 def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
+    page.wait_for_timeout(500)  # a tab mounts its components when it is first opened
 
 
 def drawn(page: Page, figure: str) -> int:
@@ -129,7 +130,9 @@ def test_three_models_write_side_by_side(finished):
     expect(columns).to_have_count(3)
     boxes = [column.bounding_box() for column in columns.all()]
     assert boxes[0]["x"] < boxes[1]["x"] < boxes[2]["x"]
-    finished.locator("#prompt textarea").fill("Once upon a time, there was a barber")
+    prompt = finished.locator("#prompt textarea")
+    expect(prompt).not_to_have_value("")
+    prompt.fill("Once upon a time, there was a barber")
     finished.locator("#write").click()
     for title in ("dense", "initial", "rebuilt"):
         text = finished.locator(f"#text-{title} .bb-text p").first
@@ -149,6 +152,7 @@ def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, serve
     expect(page.locator("#status")).to_contain_text("What it reached so far")
     assert drawn(page, "flip-heatmap") >= 1
     page.goto(server.url + SMALL)
+    expect(page.locator("#run")).to_be_enabled(timeout=30 * SECONDS)
     page.locator("#run").click()
     expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
     page.close()
@@ -167,7 +171,6 @@ def test_nothing_sticks_out_of_the_page(browser, server, finished, complaints, w
     finished.set_viewport_size({"width": width, "height": 844})
     for name in ("Mask flips", "Saliency", "Perplexity", "Text"):
         open_tab(finished, name)
-        finished.wait_for_timeout(300)
         assert finished.evaluate("document.documentElement.scrollWidth") <= width, name
     if width == 390:
         boxes = [column.bounding_box() for column in finished.locator(".bb-text").all()]

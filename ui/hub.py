@@ -15,10 +15,11 @@ from pathlib import Path
 from barber.errors import UserError
 from barber.evaluate import generate
 from barber.events import Event, Progress, Stage, StageReached
-from barber.job import JobSpec, run_job
+from barber.job import run_job
 from barber.load import LoadedModel, load
 from barber.model import DecoderView
 from barber.runs import RunDirectory
+from barber.spec import JobSpec
 from barber.stages import at_stage
 
 Job = Callable[[LoadedModel], Iterator[Event]]

@@ -49,7 +49,7 @@ def build(runs: Path | None = None) -> gr.Blocks:
         page.load(
             run_panel.fill_from_link,
             None,
-            list(form.values()),
+            [*form.values(), run],
             queue=False,
             show_progress="hidden",
             api_visibility="private",

@@ -114,7 +114,8 @@ def _number(name: str, label: str, placeholder: str | None = None) -> gr.Number:
 
 def build_buttons() -> tuple[gr.Button, gr.Button]:
     with gr.Row():
-        run = gr.Button("Run", variant="primary", elem_id="run", min_width=120)
+        # Not to be pressed before the page has its settings from the link.
+        run = gr.Button("Run", variant="primary", interactive=False, elem_id="run", min_width=120)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=80)
     return run, stop
 
@@ -192,6 +193,6 @@ def wire(
 
 
 def fill_from_link(request: gr.Request) -> list:
-    """The values of FIELDS that the page's address carries; the others stay."""
+    """The values of FIELDS that the page's address carries, the others stay; and Run, ready to be pressed."""
     given = settings.from_query(dict(request.query_params))
-    return [given.get(name, gr.skip()) for name in settings.FIELDS]
+    return [*(given.get(name, gr.skip()) for name in settings.FIELDS), gr.update(interactive=True)]

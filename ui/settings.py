@@ -11,8 +11,8 @@ from pathlib import Path
 
 from barber.config import Granularity, Metric, PruneConfig, Sparsity
 from barber.errors import UserError
-from barber.job import JobSpec
 from barber.presets import STORYTELLER as PRESET
+from barber.spec import JobSpec
 from barber.storyteller import documents
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
