@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from barber.errors import UserError
+
 
 @dataclass(frozen=True)
 class Call:
@@ -32,6 +34,13 @@ class Call:
 
 class _Reached(Exception):
     """Ends a forward pass at the point of interest."""
+
+
+def _never_called(root: nn.Module, target: nn.Module) -> UserError:
+    return UserError(
+        f"{type(root).__name__} does not call its {type(target).__name__} on text, so it cannot be measured: give a "
+        "model whose layers use all their parts."
+    )
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -57,7 +66,7 @@ def record_call(root: nn.Module, target: nn.Module, call: Call) -> Call:
             root(*call.args, **call.kwargs)
         except _Reached:
             return seen[0]
-    raise AssertionError(f"{type(root).__name__} did not call {type(target).__name__}")
+    raise _never_called(root, target)
 
 
 def record_output(root: nn.Module, target: nn.Module, call: Call) -> Tensor:
@@ -73,7 +82,7 @@ def record_output(root: nn.Module, target: nn.Module, call: Call) -> Tensor:
             root(*call.args, **call.kwargs)
         except _Reached:
             return seen[0]
-    raise AssertionError(f"{type(root).__name__} did not call {type(target).__name__}")
+    raise _never_called(root, target)
 
 
 def observe_inputs(

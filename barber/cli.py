@@ -15,7 +15,7 @@ from barber.config import METHODS, Granularity, Metric
 from barber.errors import UserError
 
 if TYPE_CHECKING:
-    from barber.job import JobSpec
+    from barber.spec import JobSpec
 
 
 OUTPUTS = ("save_model", "run_dir", "save_data", "save_ppl", "save_zeroshot")

@@ -96,6 +96,8 @@ def initialise_layer(
     masks, updates = {}, {}
     for weight in layer.weights:
         name = f"layers.{layer.index}.{weight.name}"
+        if method.statistic and weight.name not in sums:
+            raise UserError(f"The model does not use {name} on text alone: give a decoder-only language model.")
         if weight.name in sums and not bool(sums[weight.name].isfinite().all()):
             raise UserError(
                 f"The inputs of {name} are not finite: activations overflow in this dtype, so run the model in float32 "
@@ -105,5 +107,5 @@ def initialise_layer(
         masks[weight.name] = mask
         if updated is not None:
             updates[weight.name] = updated
-        weight.view.copy_(updated if updated is not None else weight.view.masked_fill(mask, 0))
+    layer.apply(masks, updates)
     return masks, updates

@@ -5,64 +5,29 @@ The command line and the app both consume `run_job`; what differs between them i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
 from barber import runs, zeroshot
-from barber.calibration import CalibrationSet, EvaluationSet, load_calibration, load_evaluation
-from barber.config import PruneConfig
+from barber.calibration import CalibrationSet, EvaluationSet
 from barber.environment import describe_environment
 from barber.errors import UserError
 from barber.evaluate import check_prompt, generate, perplexity
-from barber.events import Event, JobPlanned, Notice, Progress, RunStarted, Saved, Stage, StageReached
-from barber.initialise import METHODS, needs_calibration
-from barber.load import BUNDLED, LoadedModel, load
+from barber.events import Event, JobPlanned, Progress, RunStarted, Saved, Stage, StageReached
+from barber.initialise import METHODS
+from barber.inputs import choose_seqlen, load_data
+from barber.load import LoadedModel, load
 from barber.model import DecoderView, DenseWeights
 from barber.prune import prune
 from barber.save import check_outputs, save_calibration, save_model
+from barber.spec import JobSpec
 
-DEFAULT_SEQLEN = 2048  # as published, where the model has that many positions
 TEXT_TOKENS = 120
 REBUILD_COST = 6  # forward passes of one sequence through a layer, for its rebuild
 ZERO_SHOT_SAMPLES = 500  # a guess at a task's size, for the ETA alone
-
-
-@dataclass(frozen=True)
-class JobSpec:
-    """What to do from beginning to end.
-
-    model, device, dtype, cache_dir, trust_remote_code: see load.load.
-    prune: the pruning, or None to evaluate the dense model only.
-    calibration, evaluation: data specs (see calibration.load_calibration); nsamples sequences of seqlen tokens, drawn
-    with seed. seqlen None takes the published 2048, or the model's own maximum where that is smaller.
-    eval_windows: at most so many perplexity windows per data set, None for all of it.
-    prompts: continued greedily at each stage. zeroshot_tasks, zeroshot_limit: lm-eval tasks, items per task.
-    run_dir, save_model, save_data: where to write the run, the final model and the calibration tokens (.npy).
-    """
-
-    model: str = BUNDLED
-    prune: PruneConfig | None = None
-    calibration: str = "c4"
-    evaluation: tuple[str, ...] = ("wikitext2",)
-    nsamples: int = 128
-    seqlen: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    eval_windows: int | None = None
-    prompts: tuple[str, ...] = ()
-    zeroshot_tasks: tuple[str, ...] = ()
-    zeroshot_limit: int | None = None
-    run_dir: Path | None = None
-    save_model: Path | None = None
-    save_data: Path | None = None
-    cache_dir: str | None = None
-    datasets_cache_dir: str | None = None
-    trust_remote_code: bool = False
 
 
 def run_job(spec: JobSpec, loaded: LoadedModel | None = None) -> Iterator[Event]:
@@ -71,6 +36,16 @@ def run_job(spec: JobSpec, loaded: LoadedModel | None = None) -> Iterator[Event]
     loaded: the model of spec.model, if it is in memory already. All user errors that can be seen before the work are
     raised before it.
     """
+    try:
+        yield from _job(spec, loaded)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{spec.model} does not fit into this device's memory with {spec.nsamples} sequences: give fewer or "
+            "shorter ones, a smaller model, or --device cpu."
+        ) from None
+
+
+def _job(spec: JobSpec, loaded: LoadedModel | None) -> Iterator[Event]:
     check_outputs({"save_model": spec.save_model, "run_dir": spec.run_dir, "save_data": spec.save_data})
     if spec.run_dir and spec.prune is None:
         raise UserError("--run_dir records a pruning run, but no pruning was asked: add it, or leave --run_dir out.")
@@ -92,7 +67,7 @@ def run_job(spec: JobSpec, loaded: LoadedModel | None = None) -> Iterator[Event]
     if notice:
         yield notice
     yield Progress("data", 0, 1, ", ".join(spec.evaluation))
-    calibration, evaluations = _load_data(spec, loaded, seqlen)
+    calibration, evaluations = load_data(spec, loaded, seqlen)
     for prompt in spec.prompts:
         check_prompt(loaded.model, loaded.tokenizer, prompt)
     if spec.save_data and calibration:
@@ -160,69 +135,6 @@ def _save(spec: JobSpec, loaded: LoadedModel) -> Iterator[Event]:
     if spec.save_model:
         save_model(loaded, spec.save_model)
         yield Saved("model", str(spec.save_model))
-
-
-def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice | None]:
-    """The sequence length to use, and a notice where the default had to bend; UserError for one beyond the model's."""
-    if seqlen is not None and seqlen > loaded.max_seqlen:
-        raise UserError(
-            f"Sequence length {seqlen} is beyond the {loaded.max_seqlen} positions of {loaded.name}: make it shorter."
-        )
-    if seqlen is None and loaded.max_seqlen < DEFAULT_SEQLEN:
-        message = (
-            f"Sequence length {loaded.max_seqlen}: the published default is {DEFAULT_SEQLEN}, the model has no more."
-        )
-        return loaded.max_seqlen, Notice(message)
-    return DEFAULT_SEQLEN if seqlen is None else seqlen, None
-
-
-def _load_data(spec: JobSpec, loaded: LoadedModel, seqlen: int) -> tuple[CalibrationSet | None, list[EvaluationSet]]:
-    calibration = None
-    if spec.prune and needs_calibration(spec.prune):
-        calibration = load_calibration(
-            spec.calibration,
-            loaded.tokenizer,
-            spec.nsamples,
-            seqlen,
-            spec.seed,
-            evaluation=spec.evaluation,
-            cache_dir=spec.datasets_cache_dir,
-        )
-    evaluations = [
-        load_evaluation(
-            source,
-            loaded.tokenizer,
-            seqlen,
-            calibration=spec.calibration if calibration else None,
-            windows=spec.eval_windows,
-            cache_dir=spec.datasets_cache_dir,
-        )
-        for source in dict.fromkeys(spec.evaluation)
-    ]
-    sets = [(spec.calibration, calibration.tokens)] if calibration else []
-    evaluations = _distinct(evaluations, spec.evaluation)
-    check_vocabulary(loaded, [*sets, *((data.dataset, data.tokens) for data in evaluations)])
-    return calibration, evaluations
-
-
-def _distinct(evaluations: list[EvaluationSet], specs: Iterable[str]) -> list[EvaluationSet]:
-    """Data sets with names of their own: files of one name are told apart by their whole path."""
-    names = [data.dataset for data in evaluations]
-    return [
-        replace(data, dataset=f"{spec}: {data.dataset}") if names.count(data.dataset) > 1 else data
-        for data, spec in zip(evaluations, dict.fromkeys(specs), strict=True)
-    ]
-
-
-def check_vocabulary(loaded: LoadedModel, sets: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """UserError if any token id is beyond the model's embedding, as ids made with another tokenizer are."""
-    size = loaded.model.get_input_embeddings().num_embeddings
-    for source, tokens in sets:
-        if tokens.numel() and int(tokens.max()) >= size:
-            raise UserError(
-                f"{source} holds token id {int(tokens.max())}, but {loaded.name} knows {size} tokens: give ids "
-                "made with this model's tokenizer."
-            )
 
 
 def _costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict[str, float]:

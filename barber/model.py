@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,14 @@ class Layer:
     @property
     def weights(self) -> tuple[Weight, ...]:
         return tuple(weight for block in self.sub_blocks for weight in block.weights)
+
+    @torch.no_grad()
+    def apply(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        """Zero the masked weights in place; the others take their value from `values` (out, in), or keep their own."""
+        for weight in self.weights:
+            view = weight.view
+            value = values.get(weight.name, view).to(view)
+            view.copy_(value.masked_fill(masks[weight.name].to(view.device), 0))
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 
 from barber.config import PruneConfig, Sparsity
 from barber.errors import UserError
-from barber.job import JobSpec
 from barber.load import BUNDLED
 from barber.presets import STORYTELLER
 from barber.runs import RunDirectory
+from barber.spec import JobSpec
 from barber.zeroshot import PUBLISHED_TASKS
 
 REBUILD_FLAGS = ("prune_metric", "prune_granularity", "threshold", "retain_reconstruction")

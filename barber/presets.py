@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from barber.config import Granularity, PruneConfig, Sparsity
-from barber.job import JobSpec
+from barber.spec import JobSpec
 from barber.storyteller import documents
 
 STORYTELLER = JobSpec(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from barber.calibration import CalibrationSet
@@ -28,7 +27,7 @@ from barber.events import (
 )
 from barber.initialise import METHODS, Statistics, initialise_layer, needs_calibration
 from barber.masks import check_pattern
-from barber.model import DecoderView, DenseWeights, Layer
+from barber.model import DecoderView, DenseWeights
 from barber.rebuild import rebuild_sub_block
 from barber.stream import Stream
 
@@ -159,7 +158,9 @@ def _initialise(
         if method:
             masks, updates = initialise_layer(layer, method, statistics.sums, config.sparsity)
         else:
-            masks, updates = _apply(layer, *initial[layer.index])
+            masks, updates = initial[layer.index]
+            layer.apply(masks, updates)
+            masks = {weight.name: masks[weight.name].to(weight.view.device) for weight in layer.weights}
         for sequence in range(len(stream) if stream else 0):
             stream.advance(layer.index, sequence)
             yield next(progress)
@@ -167,16 +168,6 @@ def _initialise(
             yield next(progress)
         counts = {name: {"weights": mask.numel(), "zeros": int(mask.sum())} for name, mask in masks.items()}
         yield LayerInitialised(layer.index, counts, time.monotonic() - started, masks=masks, weights=updates)
-
-
-@torch.no_grad()
-def _apply(layer: Layer, masks: Masks, updates: Masks) -> tuple[Masks, Masks]:
-    """Put masks of an earlier run (and the weights that its initialiser had updated) on a layer."""
-    placed = {weight.name: masks[weight.name].to(weight.view.device) for weight in layer.weights}
-    for weight in layer.weights:
-        values = updates.get(weight.name, weight.view).to(weight.view)
-        weight.view.copy_(values.masked_fill(placed[weight.name], 0))
-    return placed, updates
 
 
 def _rebuild(

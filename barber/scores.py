@@ -22,12 +22,11 @@ def wanda(weight: Tensor, squares: Tensor) -> Tensor:
 
 
 def wandd(weight: Tensor, squares: Tensor) -> Tensor:
-    """Wanda in derivative form, (out, in): |W| * sqrt of half the second derivative of ||W x||^2 by each weight.
+    """Wanda in derivative form, (out, in): |W| times the square root of half the second derivative of ||W x||^2 by W.
 
-    That derivative is 2 * sum x^2, so the ranking is Wanda's, as in the published code; what differs is the way to it.
+    That derivative is 2 * sum x^2 for every row, so the score is Wanda's; the published code gets there by another way.
     """
-    curvature = 2 * squares.expand(weight.shape)
-    return weight.float().abs() * (curvature / 2).sqrt()
+    return wanda(weight, squares)
 
 
 def saliency(metric: Metric, weight: Tensor, squared_gradient: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from barber.errors import UserError
 from barber.events import Stage
 from barber.load import LoadedModel
@@ -24,7 +22,7 @@ def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[Loa
         yield loaded
         return
     view = DecoderView(loaded.model)
-    if view.describe() != run.config["modules"]:
+    if loaded.name != run.config["model"] or view.describe() != run.config["modules"]:
         raise UserError(f"The run in {run.path} was made of another model ({run.config['model']}): load that model.")
     dense = DenseWeights(view)
     try:
@@ -34,14 +32,9 @@ def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[Loa
         dense.restore()
 
 
-@torch.no_grad()
 def _apply(view: DecoderView, run: RunDirectory, stage: str) -> None:
     for layer in view.layers:
-        masks, values = run.masks(layer.index, stage), run.weights(layer.index, stage)
-        for weight in layer.weights:
-            if weight.name not in masks:
-                raise UserError(
-                    f"The run in {run.path} has no stage {stage!r}: it had no rebuild, or was stopped before."
-                )
-            value = values.get(weight.name, weight.view).to(weight.view)
-            weight.view.copy_(value.masked_fill(masks[weight.name].to(value.device), 0))
+        masks = run.masks(layer.index, stage)
+        if len(masks) < len(layer.weights):
+            raise UserError(f"The run in {run.path} has no stage {stage!r}: it had no rebuild, or was stopped before.")
+        layer.apply(masks, run.weights(layer.index, stage))

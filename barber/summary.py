@@ -16,8 +16,8 @@ from barber.events import (
     ZeroShotMeasured,
     ZeroShotSkipped,
 )
-from barber.job import JobSpec
 from barber.runs import write_json
+from barber.spec import JobSpec
 
 
 def gap_recovered(dense: float, initial: float, rebuilt: float) -> float | None:

@@ -235,7 +235,7 @@ def test_a_prompt_from_elsewhere_is_told_from_a_bad_continuation():
 
 
 def test_the_mask_map_shows_the_masks_of_the_directory(tmp_path):
-    written = list(record(create(tmp_path / "run"), run(1)))
+    written = list(record(create(tmp_path / "run"), (event for event in run(1))))
     directory = RunDirectory(tmp_path / "run")
     row = max(frames.flips(written).itertuples(), key=lambda row: min(row.grown, row.cut))
     fates = frames.fates(directory, row.layer, row.name)
