@@ -37,7 +37,7 @@ def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: Sparsity, name: str = "
     zero counts as the least important, and its weights are left as they are where they are kept.
     Returns the updated weight in fp32, zero where pruned, and its mask, True = pruned.
     """
-    original = weight.float()
+    original = weight.float().contiguous()
     updated, hessian = original.clone(), hessian.float().clone()
     dead = hessian.diagonal() == 0
     hessian[dead, dead] = 1

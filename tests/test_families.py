@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from barber.calibration import CalibrationSet
 from barber.capture import first_tensor, replay
-from barber.config import Granularity, PruneConfig, Sparsity
+from barber.config import METHODS, Granularity, PruneConfig, Sparsity
 from barber.errors import UserError
 from barber.events import LayerInitialised, RunFinished, SubBlockRebuilt
 from barber.model import DecoderView, DenseWeights
@@ -112,3 +112,32 @@ def test_fused_experts_are_named():
     )  # fmt: skip
     with pytest.raises(UserError, match=r"mlp\.experts\.gate_up_proj.*mixture-of-experts"):
         DecoderView(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize("pattern", ["37%", "2:4", "1:4", "8:16"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt-350m"])
+def test_every_method_and_pattern_is_exact(family, method, pattern):
+    """Linear, Conv1D and linears on the layer itself: as many zeros in the model as the masks and the pattern say."""
+    model = build(family)
+    before = DenseWeights(DecoderView(model))
+    sparsity = Sparsity.parse(pattern)
+    config = PruneConfig(sparsity, method, granularity=Granularity.LAYER, threshold=0.3)
+    masks: dict[tuple[int, str], torch.Tensor] = {}
+    for event in prune(model, sequences(), config):
+        if isinstance(event, (LayerInitialised, SubBlockRebuilt)):
+            masks |= {(event.layer, name): mask for name, mask in event.masks.items()}
+    for layer in DecoderView(model).layers:
+        for weight in layer.weights:
+            mask, dense = masks[layer.index, weight.name], before[layer.index, weight.name]
+            assert torch.equal(weight.view, dense.masked_fill(mask, 0))
+            assert int((weight.view == 0).sum()) == int(mask.sum())
+            if sparsity.m:
+                assert bool((mask.unflatten(1, (-1, sparsity.m)).sum(-1) == sparsity.n).all())
+            elif method in ("wanda", "wandd"):
+                assert int(mask.sum()) == sparsity.count(mask.shape[1]) * mask.shape[0]
+            elif method == "magnitude":
+                assert int(mask.sum()) == sparsity.count(mask.numel())
+            else:
+                blocks = [part.numel() for part in mask.split(128, dim=1)]
+                assert int(mask.sum()) == sum(map(sparsity.count, blocks))
