@@ -122,7 +122,7 @@ def test_recipe_learns_and_its_folder_loads(tmp_path, tokenizer):
     history = list(train(network, tokenizer, tokens, recipe))
     assert [step.step for step in history] == list(range(1, 25))
     assert history[-1].loss < history[0].loss - 1
-    assert history[-1].tokens >= 24 * recipe.batch_tokens
+    assert 0.9 < history[-1].tokens / (24 * recipe.batch_tokens) <= 1
     loaded = card.save(network, tokenizer, tmp_path)
     figures = card.measure(loaded, tokenizer, stories=8, told=2)
     assert figures.best < figures.dense
