@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from barber.events import (
     Event,
@@ -17,7 +18,9 @@ from barber.events import (
     ZeroShotSkipped,
 )
 from barber.runs import write_json
-from barber.spec import JobSpec
+
+if TYPE_CHECKING:
+    from barber.spec import JobSpec
 
 
 def gap_recovered(dense: float, initial: float, rebuilt: float) -> float | None:
