@@ -34,9 +34,7 @@ def main() -> None:
     loaded = load(options.model)
     spec = replace(STORYTELLER, model=options.model, calibration=options.data, evaluation=(options.data,), prompts=())
     print(f"{spec.nsamples} calibration sequences and {spec.eval_windows} windows of {spec.seqlen} tokens;")
-    print(
-        f"{options.granularity}, threshold {options.threshold:g}; {platform.machine()}, Python {platform.python_version()}"
-    )
+    print(f"{options.granularity}, threshold {options.threshold:g}; {platform.machine()}, {platform.system()}")
     print("\n| pattern | initial mask | dense | initial | rebuilt | gap recovered |\n|---|---|---|---|---|---|")
     for pattern in options.patterns.split(","):
         for method in options.methods.split(","):
