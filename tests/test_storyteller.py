@@ -143,3 +143,8 @@ def test_reader_rejects_a_friend_who_is_the_hero():
     story = next(s for s in tales("evaluation", 50) if {"hero", "friend"} <= set(s.facts))
     names = {story.facts["friend"].name: story.facts["hero"].name}
     assert not check(re.sub(r"\w+", lambda word: names.get(word[0], word[0]), story.text)).consistent
+
+
+def test_articles_fit_their_words():
+    assert not [text for text in documents("train", 1000) if re.search(r"\b[Aa] [aeiou]", text)]
+    assert not [text for text in documents("train", 1000) if re.search(r"\b[Aa]n (?!hour)[^aeiou]", text)]
