@@ -125,7 +125,7 @@ def mask_map(fates: np.ndarray) -> go.Figure:
     """A weight matrix weight by weight, coloured by fate: rows are outputs, columns inputs."""
     rows, columns = fates.shape
     steps = np.linspace(0, 1, len(FATES) + 1)
-    strength = {"kept": 0.55, "pruned": 0.18, "grown": 1.0, "cut": 1.0}
+    strength = {"kept": 0.75, "pruned": 0.12, "grown": 1.0, "cut": 1.0}
     colours = [_faded(FATE_COLOUR[fate], strength[fate]) for fate in FATES]
     scale = [[float(step), colour] for i, colour in enumerate(colours) for step in steps[i : i + 2]]
     look = {"zmin": -0.5, "zmax": len(FATES) - 0.5, "colorscale": scale, "showscale": False, "hoverinfo": "skip"}

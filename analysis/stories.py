@@ -15,8 +15,8 @@ from barber.storyteller.check import (
 )
 
 REASONS = {
-    GRAMMAR_ERROR: "not a sentence that may stand here",
-    KNOWLEDGE_ERROR: "a wrong fact of the world",
+    GRAMMAR_ERROR: "is not of this world, or has no place here",
+    KNOWLEDGE_ERROR: "has a wrong fact of the world",
     STORY_ERROR: "contradicts the story so far",
     TOO_LONG: "goes on after its end",
 }
@@ -46,7 +46,8 @@ def read(prompt: str, text: str) -> Reading:
     if end <= len(prompt):
         return Reading(text, "", "", "The prompt does not open a story of this world.")
     start = max(start, len(prompt))
-    remark = f"Sentence {verdict.sentence + 1}: {REASONS[verdict.error]}."
+    right = verdict.sentence - len(sentences(prompt))
+    remark = f"{right} {'sentence' if right == 1 else 'sentences'} right, then one that {REASONS[verdict.error]}."
     return Reading(story[len(prompt) : start], story[start:end], story[end:], remark)
 
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from barber.config import METHODS, Granularity, Metric
 from barber.errors import UserError
@@ -21,13 +21,20 @@ if TYPE_CHECKING:
 OUTPUTS = ("save_model", "run_dir", "save_data", "save_ppl", "save_zeroshot")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a flag in one sentence, as every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see --help.\n")
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Flags that are absent stay out of the namespace, so that defaults can depend on what was given."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="main.py",
         description="Prune a language model in one shot and rebuild its mask (LLM-Barber). Without --model, the "
         "bundled model runs with settings worth seeing.",

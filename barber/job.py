@@ -104,18 +104,15 @@ def _work(
                     runs.write_json(spec.run_dir / "environment.json", environment)
                 yield event
                 if isinstance(event, StageReached):
-                    last = event.stage == Stage.REBUILT or not spec.prune.barber
-                    yield from _evaluate(spec, loaded, evaluations, event.stage, last)
-                    if last:
+                    yield from _evaluate(spec, loaded, evaluations, event.stage)
+                    if event.stage == Stage.REBUILT or not spec.prune.barber:
                         yield from _save(spec, loaded)
     finally:
         dense.restore()
 
 
-def _evaluate(
-    spec: JobSpec, loaded: LoadedModel, evaluations: list[EvaluationSet], stage: Stage, last: bool = True
-) -> Iterator[Event]:
-    """Perplexities and texts at every stage; zero-shot, which is slow, on the dense and the final model."""
+def _evaluate(spec: JobSpec, loaded: LoadedModel, evaluations: list[EvaluationSet], stage: Stage) -> Iterator[Event]:
+    """Perplexities, texts and zero-shot tasks of the model as it is at a stage."""
     total = sum(len(data.tokens) for data in evaluations)
     before = 0
     for data in evaluations:
@@ -125,7 +122,7 @@ def _evaluate(
     for index, prompt in enumerate(spec.prompts):
         yield from generate(loaded.model, loaded.tokenizer, prompt, stage, max_new_tokens=TEXT_TOKENS, seed=spec.seed)
         yield Progress(f"text {stage}", index + 1, len(spec.prompts))
-    if spec.zeroshot_tasks and last:
+    if spec.zeroshot_tasks:
         yield from zeroshot.zero_shot(
             loaded.model, loaded.tokenizer, stage, spec.zeroshot_tasks, limit=spec.zeroshot_limit
         )
@@ -152,6 +149,5 @@ def _costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict
             costs["rebuild"] = layers * spec.nsamples * REBUILD_COST
         costs[f"perplexity {stage}"] = layers * windows
         costs[f"text {stage}"] = layers * len(spec.prompts)
-        if spec.zeroshot_tasks and stage in (Stage.DENSE, stages[-1]):
-            costs[f"zero-shot {stage}"] = layers * len(spec.zeroshot_tasks) * (spec.zeroshot_limit or ZERO_SHOT_SAMPLES)
+        costs[f"zero-shot {stage}"] = layers * len(spec.zeroshot_tasks) * (spec.zeroshot_limit or ZERO_SHOT_SAMPLES)
     return {phase: cost for phase, cost in costs.items() if cost}

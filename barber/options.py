@@ -65,11 +65,12 @@ def _prune_config(given: dict[str, Any]) -> PruneConfig:
         raise UserError(f"--{alone[0]} is a setting of the rebuild, which was not asked: add --prune_barber.")
     if masks and "prune_method" in given:
         raise UserError("--initial_masks and --prune_method both name an initial mask: give one of them.")
+    sparsity = _sparsity(given)
     if not masks and "prune_method" not in given:
-        raise UserError("No initial mask was chosen: give --prune_method magnitude, wanda, wandd or sparsegpt.")
+        raise UserError("No initial mask was chosen: add --prune_method magnitude, wanda, wandd or sparsegpt.")
     names = {"prune_metric": "metric", "prune_granularity": "granularity"}
     return PruneConfig(
-        sparsity=_sparsity(given),
+        sparsity=sparsity,
         method="masks" if masks else given["prune_method"],
         barber=rebuild,
         initial_masks=masks,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from barber.events import (
     Event,
+    Notice,
     PerplexityMeasured,
     RunFinished,
     Saved,
@@ -38,7 +39,7 @@ class Summary:
         self.model_path: Path | None = None
 
     def add(self, event: Event) -> None:
-        kept = (SubBlockRebuilt, PerplexityMeasured, ZeroShotMeasured, ZeroShotSkipped, RunFinished, Saved)
+        kept = (Notice, SubBlockRebuilt, PerplexityMeasured, ZeroShotMeasured, ZeroShotSkipped, RunFinished, Saved)
         if isinstance(event, kept) or (isinstance(event, TextGenerated) and event.done):
             self.events.append(event.bare())
         if isinstance(event, Saved) and event.what == "model":
@@ -63,7 +64,7 @@ class Summary:
                 f"{event.zeros} of {event.weights} prunable weights are zero ({event.zeros / event.weights:.4%}), "
                 f"{event.swaps} changed places, {event.seconds:.1f} s"
             )
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *(f"Note: {event.message}" for event in self.of(Notice))]) + "\n"
 
     def sub_blocks(self) -> str:
         rows = [

@@ -224,7 +224,7 @@ def test_the_first_wrong_sentence_is_named():
     assert reading.wrong == "Zebra zebra zebra."
     assert reading.good == f" {rest[0]} "
     assert reading.rest == " " + " ".join(rest[2:])
-    assert reading.remark.startswith("Sentence 4:")
+    assert reading.remark.startswith("1 sentence right, then one that ")
 
 
 def test_a_prompt_from_elsewhere_is_told_from_a_bad_continuation():

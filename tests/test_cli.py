@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,7 @@ def test_the_whole_path(world, tmp_path):
     zero_shot = json.loads((tmp_path / "z" / "zeroshot.json").read_text())
     assert {(row["stage"], row["task"]) for row in zero_shot} == {
         ("dense", "story_ending"),
+        ("initial", "story_ending"),
         ("rebuilt", "story_ending"),
     }
     assert (tmp_path / "run" / "masks" / "layer_001.safetensors").exists()
@@ -228,3 +230,18 @@ def test_the_published_figure_on_a_real_model(tmp_path):
     assert value["dense"] == pytest.approx(4.25, rel=0.1)
     assert value["initial"] == pytest.approx(43, rel=0.15)
     assert value["rebuilt"] == pytest.approx(19, rel=0.15)
+
+
+def test_a_mistyped_flag_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--prune_methd", "wanda"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --prune_methd wanda; see --help.\n"
+
+
+def test_the_python_example_of_the_readme_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    example = example.replace("samples=64, seqlen=256", "samples=4, seqlen=64")
+    result = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-1] == "RunFinished"

@@ -17,8 +17,8 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         intro(
-            "Each cell is one weight matrix. The darker, the more of its mask the rebuild changed: weights that "
-            "the initial mask had pruned <b class='bb-grown'>grow</b> back, and others are "
+            "Each cell is one weight matrix. The stronger the blue, the more of its mask the rebuild changed: weights "
+            "that the initial mask had pruned <b class='bb-grown'>grow</b> back, and others are "
             "<b class='bb-cut'>cut</b> for them."
         )
         heatmap = gr.Plot(show_label=False, container=False, elem_id="flip-heatmap")

@@ -18,12 +18,13 @@ from ui.worker import Worker
 SECONDS_BETWEEN_UPDATES = 0.25
 DEFECT = "The run failed ({}): this is a defect of Barber, and the log of the server has its details."
 
-# When a run starts, the address bar becomes a link to these settings, and a narrow page moves to the progress.
+# When a run starts, the address bar becomes a link to these settings, and a page that hides the progress moves to it.
 ON_RUN = """(...values) => {
   const names = %s, query = new URLSearchParams(window.location.search);
   names.forEach((name, i) => query.set(name, values[i] ?? ""));
   window.history.replaceState(window.history.state, "", "?" + query.toString());
-  if (window.innerWidth <= 820) document.getElementById("status").scrollIntoView({behavior: "smooth"});
+  const status = document.getElementById("status"), place = status.getBoundingClientRect();
+  if (place.top < 0 || place.top > window.innerHeight - 120) status.scrollIntoView({behavior: "smooth"});
 }"""
 
 
@@ -62,7 +63,7 @@ def build_form() -> dict[str, gr.components.Component]:
         value=default["threshold"],
         step=0.01,
         label="Threshold",
-        info="Share of the gaining pairs that change places.",
+        info="A pruned weight that matters more than a kept one is a pair; this share of the pairs changes places.",
         elem_id="threshold",
     )
     with gr.Accordion("Rebuild settings", open=False):
@@ -87,11 +88,20 @@ def build_form() -> dict[str, gr.components.Component]:
         form["calibration"] = _dataset("calibration", "Calibration text")
         with gr.Row():
             form["nsamples"] = _number("nsamples", "Samples")
-            form["seqlen"] = _number("seqlen", "Tokens each", "the model's own")
+            form["seqlen"] = _number("seqlen", "Tokens each", "auto")
         form["evaluation"] = _dataset("evaluation", "Evaluation text")
         with gr.Row():
             form["eval_windows"] = _number("eval_windows", "Windows at most", "all")
             form["seed"] = _number("seed", "Seed")
+    dependent = [form[name] for name in ("threshold", "granularity", "metric", "retain_reconstruction")]
+    form["rebuild"].change(
+        lambda rebuild: [gr.update(interactive=rebuild)] * len(dependent),
+        form["rebuild"],
+        dependent,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
     return {name: form[name] for name in settings.FIELDS}
 
 

@@ -108,14 +108,18 @@ def _texts(events: list) -> dict[str, dict[str, str]]:
 
 
 class _Run(NamedTuple):
-    """What the columns need to know of a run: its model, and the stages that it reached."""
+    """What the columns need to know of a run: its model, whether it has a rebuild, and the stages that it reached."""
 
     model: str
+    rebuilds: bool
     stages: list[Stage]
 
 
 def _run(events: list) -> _Run:
-    return _Run(next((event.model for event in events if isinstance(event, RunStarted)), ""), reached(events))
+    started = next((event for event in events if isinstance(event, RunStarted)), None)
+    return (
+        _Run(started.model, started.config["barber"], reached(events)) if started else _Run("", True, reached(events))
+    )
 
 
 def _columns(run: _Run, prompt: str, texts: Mapping[str, str]) -> list[str]:
@@ -124,7 +128,10 @@ def _columns(run: _Run, prompt: str, texts: Mapping[str, str]) -> list[str]:
 
 
 def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str) -> str:
-    reading = stories.Reading(text, "", "", "" if stage in run.stages else "The run did not come this far.")
+    absent = (
+        "This run has no rebuild." if stage == Stage.REBUILT and not run.rebuilds else "The run did not come this far."
+    )
+    reading = stories.Reading(text, "", "", "" if stage in run.stages else absent)
     if text and run.model == BUNDLED:
         reading = stories.read(prompt, text)
     same = 0 if stage is Stage.DENSE else frames.agreement(text, dense)
@@ -138,6 +145,8 @@ def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str) -> str:
 
 
 def _marked(text: str, count: int) -> str:
-    """`text` with its first `count` characters marked."""
-    same = text[: max(count, 0)]
-    return f"<mark>{escape(same)}</mark>{escape(text[len(same) :])}" if same.strip() else escape(text)
+    """`text` with its first `count` characters marked, but for a blank before them."""
+    blank = text[: len(text) - len(text.lstrip())]
+    same = text[len(blank) : max(count, 0)]
+    rest = escape(text[len(blank) + len(same) :])
+    return f"{blank}<mark>{escape(same)}</mark>{rest}" if same else escape(text)
