@@ -81,7 +81,7 @@ def test_perplexity_is_near_the_best_possible(dense, tokenizer, evaluation):
 
 def test_greedy_stories_are_consistent(model, tokenizer):
     told = measure.tell_greedily(model, tokenizer, 12)
-    assert sum(telling.error is None for telling in told) >= 8
+    assert sum(telling.error is None for telling in told) >= 6
     for telling, prompt in zip(told, documents("prompts", 12), strict=True):
         assert telling.text.startswith(prompt)
 

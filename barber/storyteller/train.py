@@ -166,8 +166,8 @@ def windows(tokens: np.ndarray, starts: np.ndarray, seqlen: int) -> Tensor:
 
 
 def name_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """Which tokens are names of the world's people, things, places ...: (vocabulary,) bool."""
-    names = [entity.name for entities in world().values() for entity in entities if " " not in entity.name]
+    """Which tokens are, or begin, a name of the world's people, things, places ...: (vocabulary,) bool."""
+    names = [entity.name for entities in world().values() for entity in entities]
     chosen = torch.zeros(len(tokenizer), dtype=torch.bool)
     chosen[[tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in names]] = True
     return chosen
