@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from barber.calibration import CalibrationSet, load_calibration, load_evaluation
 from barber.data import tokenise
 from barber.errors import UserError
-from tests.tiny import SHARED, story, tokenizer
+from tests.golden_data import GOLDEN
+from tests.tiny import story, tokenizer
 
 
 @pytest.fixture
@@ -185,9 +186,7 @@ def test_sizes_out_of_range(tok, jsonl):
 
 
 def test_the_golden_calibration_sequences_load_as_they_are():
-    path = SHARED / "golden" / "calibration_tokens.npy"
-    if not path.is_file():
-        pytest.skip("../shared/golden is absent")
+    path = GOLDEN / "calibration_tokens.npy"
     data = load_calibration(str(path), None, 16, 64, 0)
     assert isinstance(data, CalibrationSet)
     assert data.tokens.equal(torch.from_numpy(np.load(path)).long())

@@ -92,7 +92,6 @@ def test_the_whole_path(world, tmp_path):
     assert "rebuild" in result.stderr, "progress is shown on stderr"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     linears = [m.weight for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
-    assert all(int((weight == 0).sum()) >= 0 for weight in linears)
     assert sum(int((w == 0).sum()) for w in linears) * 2 == sum(w.numel() for w in linears)
     assert AutoTokenizer.from_pretrained(tmp_path / "m")("the cat").input_ids
     assert "magnitude 50%" in (tmp_path / "p" / "log_magnitude_0.5.txt").read_text()
