@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from barber.errors import UserError, first_line
 from barber.events import Event, Progress, ZeroShotMeasured, ZeroShotSkipped
 from barber.hub import quick_offline
@@ -62,7 +64,7 @@ def zero_shot(
         else:
             results = _evaluate(model, tokenizer, loaded, limit, batch_size)
             if isinstance(results, str):
-                yield ZeroShotSkipped(name, results)
+                yield ZeroShotSkipped(name, f"Task {name} cannot be run on this model ({results}).")
             else:
                 yield from _measured(results, str(stage))
     yield Progress(phase, len(tasks), len(tasks))
@@ -112,7 +114,7 @@ def _load(name: str) -> list | str:
 
 
 def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int) -> dict | str:
-    """lm-eval's results for loaded tasks, or one sentence why there are none."""
+    """lm-eval's results for loaded tasks, or in some words why there are none."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -124,9 +126,10 @@ def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int)
             return lm_eval.simple_evaluate(
                 scorer, tasks=tasks, limit=limit, log_samples=False, task_manager=_task_manager(with_all=False)
             )
+    except torch.OutOfMemoryError:  # the job's to explain: the other tasks would fail alike
+        raise
     except Exception as error:  # a task's own code, or a model that does not fit it
-        reason = first_line(error) if str(error) else "its answers may be longer than the positions of the model"
-        return f"Task {tasks[0]} cannot be run on this model ({reason})."
+        return first_line(error) if str(error) else "its answers may be longer than the positions of the model"
     finally:
         for module, flag in flags:
             module.training = flag

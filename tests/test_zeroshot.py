@@ -210,4 +210,5 @@ def test_a_model_too_short_for_the_answers_is_said():
     (event,) = [e for e in zero_shot(llama(max_position_embeddings=8), tokenizer(), "dense", ["story_ending"], limit=2)
                 if not isinstance(e, Progress)]  # fmt: skip
     assert isinstance(event, ZeroShotSkipped)
+    assert event.reason.startswith("Task story_ending cannot be run on this model")
     assert "longer than the positions" in event.reason
