@@ -5,8 +5,8 @@ Nothing here knows a family: rotary embeddings, attention masks and biases trave
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,10 +85,9 @@ def record_output(root: nn.Module, target: nn.Module, call: Call) -> Tensor:
     raise _never_called(root, target)
 
 
-def observe_inputs(
-    module: nn.Module, call: Call, watch: dict[str, nn.Module], see: Callable[[str, Tensor], None]
-) -> Tensor:
-    """Replay `call`, passing the input (tokens, in) of each watched linear to `see` under its name; the output."""
+@contextmanager
+def watching(watch: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Inside, the input (tokens, in) of each watched linear is passed to `see` under its name as it is called."""
     with ExitStack() as stack:
         for name, linear in watch.items():
 
@@ -96,4 +95,12 @@ def observe_inputs(
                 see(name, args[0].detach().flatten(0, -2))
 
             stack.enter_context(linear.register_forward_pre_hook(look))
+        yield
+
+
+def observe_inputs(
+    module: nn.Module, call: Call, watch: dict[str, nn.Module], see: Callable[[str, Tensor], None]
+) -> Tensor:
+    """Replay `call`, passing the input (tokens, in) of each watched linear to `see` under its name; the output."""
+    with watching(watch, see):
         return replay(module, call)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from barber.config import METHODS, Granularity, Metric
+from barber.config import METHODS, Allocation, Granularity, Metric, Refiner, Target
 from barber.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--prune_barber", action="store_true", help="rebuild the initial mask")
     flag("--prune_metric", choices=[str(metric) for metric in Metric], help="saliency of the rebuild (default WD)")
     flag("--prune_granularity", choices=[str(g) for g in Granularity], help="swap groups (default output1)")
-    flag("--threshold", type=float, help="share of the gaining pairs that are swapped, 0 to 1 (default 0.01)")
+    flag("--threshold", help="share of the gaining pairs that are swapped, 0 to 1 (default 0.01), or auto")
+    flag("--rounds", type=int, help="rounds of swaps at most (default 1; 4 with --threshold auto)")
+    flag("--refiner", choices=[str(refiner) for refiner in Refiner], help="what improves the mask (default barber)")
+    flag("--target", choices=[str(target) for target in Target], help="what sub-blocks are compared with")
+    flag("--allocation", choices=[str(a) for a in Allocation], help="ratios of the layers (default uniform)")
+    flag("--reconstruct", action="store_true", help="re-fit the kept weights of each sub-block, zeros staying zeros")
     flag("--retain_reconstruction", action="store_true", help="keep SparseGPT's updated weights in the rebuild")
     flag("--initial_masks", metavar="PATH", help="masks file or run directory to take the initial mask from")
     flag("--calibration", metavar="SPEC", help="c4 (default), wikitext2, ptb, storyteller, or a .txt/.jsonl/.npy file")

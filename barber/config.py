@@ -29,6 +29,29 @@ class Granularity(StrEnum):
     BLOCK = "block"  # all matrices of the sub-block
 
 
+class Refiner(StrEnum):
+    """What improves the initial mask."""
+
+    BARBER = "barber"  # swaps by saliency in the sub-block (LLM-Barber, arXiv 2408.10631)
+    ONE_SWAP = "one-swap"  # exact greedy swaps in each output row, on the error of the weight's own output
+    DSNOT = "dsnot"  # grow and prune in each output row by the row's mean error (DSnoT, arXiv 2310.08915)
+
+
+class Target(StrEnum):
+    """What a sub-block's output is compared with."""
+
+    BLOCK = "block"  # its own output with dense weights on the sparse stream, as published
+    DENSE_STREAM = "dense-stream"  # what the dense model really had there
+
+
+class Allocation(StrEnum):
+    """How the pruned weights are shared out over the layers; the count of the whole model stays the same."""
+
+    UNIFORM = "uniform"
+    OWL = "owl"  # layers with more outliers of Wanda's score keep more (OWL, arXiv 2310.05175)
+    SALIENCY = "saliency"  # the same rule, on the saliency of the rebuild
+
+
 def choice(enum: type[StrEnum], value: str, what: str) -> StrEnum:
     """`value` as a member of `enum`, or a UserError that lists the members."""
     try:
@@ -83,7 +106,10 @@ class Sparsity:
         return f"{self.n}:{self.m}" if self.m else f"{(Decimal(str(self.ratio)) * 100).normalize():f}%"
 
 
-METHODS = ("magnitude", "wanda", "wandd", "sparsegpt")
+METHODS = ("magnitude", "wanda", "wandd", "sparsegpt", "ria", "random")
+AUTO = "auto"
+AUTO_ROUNDS = 4  # measured: later rounds still lower the sub-block's error, but hardly the perplexity
+HOLD_OUT = 4  # one calibration sequence in so many judges what the others propose
 
 
 @dataclass(frozen=True)
@@ -91,10 +117,14 @@ class PruneConfig:
     """One pruning run.
 
     sparsity: see Sparsity.
-    method: the initial mask: "magnitude", "wanda", "wandd", "sparsegpt", or "masks" (taken from `initial_masks`).
-    barber: whether the block-aware rebuild follows the initial mask.
-    metric, granularity: saliency and swap groups of the rebuild.
-    threshold: share of the gaining pairs that change places, in [0, 1].
+    method: the initial mask, one of METHODS, or "masks" (taken from `initial_masks`).
+    barber: whether a rebuild by `refiner` follows the initial mask.
+    metric, granularity, threshold, rounds: of the refiner "barber". threshold: the share of the gaining pairs that
+    change places, in [0, 1], or "auto": share, granularity and exact one-swaps compete in every round, judged by the
+    error on sequences that are held out. rounds: how often saliency is measured and weights change places at most;
+    None means 1 for a fixed threshold, as published, and AUTO_ROUNDS for "auto".
+    target: what a sub-block is compared with. allocation: how the pruned weights are shared out over the layers.
+    reconstruct: re-fit the kept weights of each sub-block after its mask is final.
     retain_reconstruction: keep the values that the initialiser updated (SparseGPT) where it kept the weight.
     initial_masks: a run directory or masks file of an earlier run, with method "masks".
     """
@@ -104,19 +134,74 @@ class PruneConfig:
     barber: bool = True
     metric: Metric = Metric.WD
     granularity: Granularity = Granularity.OUTPUT
-    threshold: float = 0.01
+    threshold: float | str = 0.01
+    refiner: Refiner = Refiner.BARBER
+    rounds: int | None = None
+    target: Target = Target.BLOCK
+    allocation: Allocation = Allocation.UNIFORM
+    reconstruct: bool = False
     retain_reconstruction: bool = False
     initial_masks: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", choice(Metric, self.metric, "Metric"))
         object.__setattr__(self, "granularity", choice(Granularity, self.granularity, "Granularity"))
+        object.__setattr__(self, "refiner", choice(Refiner, self.refiner, "Refiner"))
+        object.__setattr__(self, "target", choice(Target, self.target, "Target"))
+        object.__setattr__(self, "allocation", choice(Allocation, self.allocation, "Allocation"))
         if (self.method == "masks") != (self.initial_masks is not None):
             raise UserError("Method 'masks' and a masks path go together: give both or neither.")
         if self.method not in (*METHODS, "masks"):
             raise UserError(f"Method {self.method!r} is unknown: choose one of {', '.join(METHODS)}.")
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"Threshold {self.threshold:g} is not allowed: give a number from 0 to 1, like 0.1.")
+        if self.threshold != AUTO and not (isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1):
+            raise UserError(f"Threshold {self.threshold} is not allowed: give a number from 0 to 1, like 0.1, or auto.")
+        if self.rounds is not None and self.rounds < 1:
+            raise UserError(f"Rounds {self.rounds} is not allowed: give 1 or more.")
+        if self.allocation is not Allocation.UNIFORM:
+            if self.sparsity.m:
+                raise UserError(
+                    f"Allocation {self.allocation} gives each layer a ratio of its own, which {self.sparsity} does not "
+                    "allow: use an unstructured ratio or allocation uniform."
+                )
+            if self.method == "masks":
+                raise UserError("Masks of an earlier run have their ratios already: leave the allocation out.")
+
+    def __str__(self) -> str:
+        """The run in a line: method, sparsity and what follows."""
+        parts = [f"{self.method} {self.sparsity}"]
+        if self.allocation is not Allocation.UNIFORM:
+            parts.append(f"ratios by {self.allocation}")
+        if self.barber:
+            settings = [str(self.metric)]
+            settings += [] if self.auto else [str(self.granularity)]
+            settings += [f"threshold {self.threshold}"]
+            settings += [f"up to {self.most_rounds} rounds"] if self.most_rounds > 1 else []
+            parts.append(f"rebuilt by {', '.join(settings) if self.refiner is Refiner.BARBER else self.refiner}")
+        if self.reconstruct:
+            parts.append("kept weights re-fitted")
+        if self.refined and self.target is not Target.BLOCK:
+            parts.append(f"target {self.target}")
+        return ", ".join(parts)
+
+    @property
+    def auto(self) -> bool:
+        """Whether held-out error chooses the swaps."""
+        return self.barber and self.refiner is Refiner.BARBER and self.threshold == AUTO
+
+    @property
+    def most_rounds(self) -> int:
+        """How many rounds there may be."""
+        return self.rounds or (AUTO_ROUNDS if self.auto else 1)
+
+    @property
+    def refined(self) -> bool:
+        """Whether anything follows the initial mask."""
+        return self.barber or self.reconstruct
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether some calibration sequences judge, instead of being learned from."""
+        return self.auto or self.reconstruct
 
     def to_dict(self) -> dict:
         """A JSON-able dict; `sparsity` as its short text, so that a person can read the file."""

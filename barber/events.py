@@ -105,11 +105,15 @@ class LayerInitialised(Event):
 
 @dataclass(frozen=True)
 class SubBlockRebuilt(Event):
-    """One sub-block has its rebuilt mask.
+    """One sub-block has its final mask.
 
-    error_before, error_after: mean squared error of the sub-block's output on the sparse stream against the dense
-    weights on the same input, with the initial and the rebuilt mask. candidates: pairs that gain; swaps: pairs that
-    changed places. seconds; peak_memory: bytes on the accelerator, or of the process on the CPU.
+    error_before, error_after: mean squared error of the sub-block's output on the sparse stream against its target
+    (see config.Target), with the initial and the final weights, over all calibration sequences. candidates: pairs
+    that gain; swaps: pairs that changed places. seconds; peak_memory: bytes on the accelerator, or of the process on
+    the CPU.
+    rounds: what each round chose, JSON-able: see rebuild.Round; with threshold "auto", the errors in it are those of
+    the sequences held out, and its curve tells what else was tried. reconstruction: {"error_before", "error_after":
+    float on the sequences held out, "steps": int, "diverged": bool}, empty without.
     modules: name -> {"weights", "zeros", "grown", "cut": int, "saliency_before", "saliency_after": float (sum over
     the kept weights), "histogram": see scores.histogram}. masks: name -> bool (out, in), True = pruned.
     weights: name -> (out, in), the final values, only where they are not the dense values under the mask.
@@ -125,6 +129,8 @@ class SubBlockRebuilt(Event):
     seconds: float
     peak_memory: int
     modules: dict[str, dict]
+    rounds: list[dict] = field(default_factory=list)
+    reconstruction: dict = field(default_factory=dict)
     masks: dict = payload()
     weights: dict = payload()
 

@@ -22,11 +22,12 @@ from barber.inputs import choose_seqlen, load_data
 from barber.load import LoadedModel, load
 from barber.model import DecoderView, DenseWeights
 from barber.prune import prune
+from barber.refine import steps
 from barber.save import check_outputs, save_calibration, save_model
 from barber.spec import JobSpec
 
 TEXT_TOKENS = 120
-REBUILD_COST = 6  # forward passes of one sequence through a layer, for its rebuild
+REBUILD_COST = 2  # forward passes of one sequence through a layer, in a step of the rebuild of its sub-blocks
 ZERO_SHOT_SAMPLES = 500  # a guess at a task's size, for the ETA alone
 
 
@@ -105,7 +106,7 @@ def _work(
                 yield event
                 if isinstance(event, StageReached):
                     yield from _evaluate(spec, loaded, evaluations, event.stage)
-                    if event.stage == Stage.REBUILT or not spec.prune.barber:
+                    if event.stage == Stage.REBUILT or not spec.prune.refined:
                         yield from _save(spec, loaded)
     finally:
         dense.restore()
@@ -139,14 +140,14 @@ def _costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict
     stages = [Stage.DENSE]
     costs: dict[str, float] = {}
     if spec.prune:
-        stages += [Stage.INITIAL, Stage.REBUILT] if spec.prune.barber else [Stage.INITIAL]
+        stages += [Stage.INITIAL, Stage.REBUILT] if spec.prune.refined else [Stage.INITIAL]
     windows = sum(len(data.tokens) for data in evaluations)
     for stage in stages:
         if stage == Stage.INITIAL:
             calibrated = spec.prune.method in METHODS and METHODS[spec.prune.method].statistic is not None
             costs["initial mask"] = layers * (2 * spec.nsamples if calibrated else 1)
         if stage == Stage.REBUILT:
-            costs["rebuild"] = layers * spec.nsamples * REBUILD_COST
+            costs["rebuild"] = layers * REBUILD_COST * steps(spec.nsamples, spec.prune)
         costs[f"perplexity {stage}"] = layers * windows
         costs[f"text {stage}"] = layers * len(spec.prompts)
         costs[f"zero-shot {stage}"] = layers * len(spec.zeroshot_tasks) * (spec.zeroshot_limit or ZERO_SHOT_SAMPLES)

@@ -6,7 +6,8 @@ pruned and kept weights pair up inside a group of n, and a share of the pairs of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -59,40 +60,79 @@ def from_groups(
     return [group.reshape(shape) for group, shape in zip(groups, shapes, strict=True)]
 
 
-def swap(mask: Tensor, saliency: Tensor, threshold: float) -> tuple[Tensor, int, int]:
-    """Let pruned weights that became important change places with kept ones that did not (LLM-Barber).
+@dataclass(frozen=True)
+class Pairing:
+    """The pruned and kept weights of (selections, groups, n) paired for `exchange`.
 
-    mask, saliency: (selections, groups, n). In each group the pruned weights by falling saliency pair with the kept
-    ones by rising saliency; the pairs that gain are candidates, and of each selection's candidates the best
-    floor(threshold * candidates) are swapped. As published for unstructured masks; the published n:m rule also swaps
-    pairs that lose. Returns the new mask, with as many zeros per group as before, the number of candidates and the
-    number of swaps.
+    grow, cut: int64 (selections, groups, n), the pruned weights by falling and the kept ones by rising saliency.
+    best: int64 (selections, groups * n), the pairs by falling gain. candidates: (selections, 1), pairs that gain.
+    """
+
+    grow: Tensor
+    cut: Tensor
+    best: Tensor
+    candidates: Tensor
+
+
+def pair(mask: Tensor, saliency: Tensor) -> Pairing:
+    """Pair the pruned weights that became important with the kept ones that did not (LLM-Barber, arXiv 2408.10631).
+
+    mask, saliency: (selections, groups, n). Only pairs that gain are candidates: as published for unstructured masks;
+    the published n:m rule also swaps pairs that lose.
     """
     pruned, grow = saliency.masked_fill(~mask, -torch.inf).sort(dim=-1, descending=True, stable=True)
     kept, cut = saliency.masked_fill(mask, torch.inf).sort(dim=-1, stable=True)
     gain = (pruned - kept).flatten(1)
     candidates = (gain > 0).sum(dim=1, keepdim=True)
+    return Pairing(grow, cut, gain.argsort(dim=1, descending=True, stable=True), candidates)
+
+
+def exchange(mask: Tensor, pairing: Pairing, threshold: float) -> tuple[Tensor, int]:
+    """Let the best floor(threshold * candidates) pairs of each selection change places.
+
+    Returns the new mask (selections, groups, n), with as many zeros per group as before, and the number of swaps.
+    """
     # As written, to a millionth: 0.29 of 100 candidates are 29, which floating point makes 28.
     share = Fraction(str(threshold)).limit_denominator(10**6)
-    swaps = candidates * share.numerator // share.denominator
-    best = gain.argsort(dim=1, descending=True, stable=True)
-    chosen = torch.zeros_like(gain, dtype=torch.bool)
-    chosen.scatter_(1, best, torch.arange(gain.shape[1], device=gain.device) < swaps)
+    swaps = pairing.candidates * share.numerator // share.denominator
+    chosen = torch.zeros_like(pairing.best, dtype=torch.bool)
+    chosen.scatter_(1, pairing.best, torch.arange(chosen.shape[1], device=mask.device) < swaps)
     chosen = chosen.view(mask.shape)
-    rebuilt = mask.clone()
-    rebuilt.scatter_(-1, grow, rebuilt.gather(-1, grow) & ~chosen)
-    rebuilt.scatter_(-1, cut, rebuilt.gather(-1, cut) | chosen)
-    return rebuilt, int(candidates.sum()), int(swaps.sum())
+    swapped = mask.clone()
+    swapped.scatter_(-1, pairing.grow, swapped.gather(-1, pairing.grow) & ~chosen)
+    swapped.scatter_(-1, pairing.cut, swapped.gather(-1, pairing.cut) | chosen)
+    return swapped, int(swaps.sum())
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """Masks (out, in) after a swap, one per weight matrix; pairs that gain, and pairs that changed places."""
+
+    masks: list[Tensor]
+    candidates: int
+    swaps: int
 
 
 def swap_matrices(
-    masks: Sequence[Tensor], saliencies: Sequence[Tensor], threshold: float, granularity: Granularity, m: int
-) -> tuple[list[Tensor], int, int]:
-    """`swap` over the (out, in) matrices of one sub-block: the new masks, candidates and swaps."""
-    groups = zip(to_groups(masks, granularity, m), to_groups(saliencies, granularity, m), strict=True)
-    swapped, candidates, swaps = zip(*(swap(mask, saliency, threshold) for mask, saliency in groups), strict=True)
-    rebuilt = from_groups(swapped, [mask.shape for mask in masks], granularity, m)
-    return rebuilt, sum(candidates), sum(swaps)
+    masks: Sequence[Tensor],
+    saliencies: Sequence[Tensor],
+    thresholds: Sequence[float],
+    granularity: Granularity,
+    m: int,
+) -> Iterator[Swapped]:
+    """The masks of one sub-block after swapping, for each threshold in turn.
+
+    masks, saliencies: one (out, in) per weight matrix. Each threshold is the share of the gaining pairs of a selection
+    that change places.
+    """
+    grouped = to_groups(masks, granularity, m)
+    pairings = [pair(*both) for both in zip(grouped, to_groups(saliencies, granularity, m), strict=True)]
+    candidates = sum(int(pairing.candidates.sum()) for pairing in pairings)
+    shapes = [mask.shape for mask in masks]
+    for threshold in thresholds:
+        exchanged = [exchange(mask, pairing, threshold) for mask, pairing in zip(grouped, pairings, strict=True)]
+        swapped, swaps = zip(*exchanged, strict=True)
+        yield Swapped(from_groups(swapped, shapes, granularity, m), candidates, sum(swaps))
 
 
 def check_pattern(mask: Tensor, sparsity: Sparsity, name: str) -> None:

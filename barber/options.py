@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from barber.config import PruneConfig, Sparsity
+from barber.config import AUTO, PruneConfig, Refiner, Sparsity
 from barber.errors import UserError
 from barber.load import BUNDLED
 from barber.presets import STORYTELLER
@@ -14,8 +14,10 @@ from barber.runs import RunDirectory
 from barber.spec import JobSpec
 from barber.zeroshot import PUBLISHED_TASKS
 
-REBUILD_FLAGS = ("prune_metric", "prune_granularity", "threshold", "retain_reconstruction")
-PRUNING_FLAGS = {"sparsity_ratio", "sparsity_type", "prune_method", "prune_barber", "initial_masks", *REBUILD_FLAGS}
+BARBER_FLAGS = ("prune_metric", "prune_granularity", "threshold", "rounds")
+REBUILD_FLAGS = (*BARBER_FLAGS, "retain_reconstruction", "refiner")
+CONFIG_FLAGS = (*REBUILD_FLAGS, "target", "allocation", "reconstruct")
+PRUNING_FLAGS = {"sparsity_ratio", "sparsity_type", "prune_method", "prune_barber", "initial_masks", *CONFIG_FLAGS}
 SPEC_FLAGS = {
     "model", "nsamples", "seqlen", "seed", "device", "dtype", "calibration", "eval_windows", "run_dir", "save_model",
     "save_data", "cache_dir", "datasets_cache_dir", "trust_remote_code",
@@ -63,19 +65,40 @@ def _prune_config(given: dict[str, Any]) -> PruneConfig:
     alone = [flag for flag in REBUILD_FLAGS if flag in given and not rebuild]
     if alone:
         raise UserError(f"--{alone[0]} is a setting of the rebuild, which was not asked: add --prune_barber.")
+    if "target" in given and not (rebuild or given.get("reconstruct")):
+        raise UserError("--target is a setting of the rebuild and of --reconstruct: add one of them.")
+    foreign = [
+        flag for flag in BARBER_FLAGS if flag in given and given.get("refiner", Refiner.BARBER) != Refiner.BARBER
+    ]
+    if foreign:
+        raise UserError(f"--{foreign[0]} is a setting of the refiner barber, not of {given['refiner']}: leave it out.")
     if masks and "prune_method" in given:
         raise UserError("--initial_masks and --prune_method both name an initial mask: give one of them.")
     sparsity = _sparsity(given)
     if not masks and "prune_method" not in given:
-        raise UserError("No initial mask was chosen: add --prune_method magnitude, wanda, wandd or sparsegpt.")
+        raise UserError(
+            "No initial mask was chosen: add --prune_method magnitude, wanda, wandd, sparsegpt, ria or random."
+        )
     names = {"prune_metric": "metric", "prune_granularity": "granularity"}
     return PruneConfig(
         sparsity=sparsity,
         method="masks" if masks else given["prune_method"],
         barber=rebuild,
         initial_masks=masks,
-        **{names.get(flag, flag): given[flag] for flag in REBUILD_FLAGS if flag in given},
+        **{names.get(flag, flag): given[flag] for flag in CONFIG_FLAGS if flag in given} | _threshold(given),
     )
+
+
+def _threshold(given: dict[str, Any]) -> dict[str, Any]:
+    """The threshold as a number, or "auto" as it is."""
+    if given.get("threshold", AUTO) == AUTO:
+        return {}
+    try:
+        return {"threshold": float(given["threshold"])}
+    except ValueError:
+        raise UserError(
+            f"Threshold {given['threshold']!r} is not a number: give one from 0 to 1, like 0.1, or auto."
+        ) from None
 
 
 def _sparsity(given: dict[str, Any]) -> Sparsity:

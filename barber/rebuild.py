@@ -1,184 +1,202 @@
-"""The block-aware rebuild of one sub-block's masks (LLM-Barber, arXiv 2408.10631), one calibration sequence at a time.
+"""The block-aware rebuild of one sub-block's masks (LLM-Barber, arXiv 2408.10631).
 
-The functions do their tensor work and return; `rebuild_sub_block` puts them in order and yields only between them.
+With a fixed threshold it is the published one. With threshold "auto", every round tries swaps of several sizes in
+several granularities, and exact one-swaps, and takes what lowers the error most on sequences that are held out.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from barber.capture import Call
-from barber.config import PruneConfig
+from barber.capture import watching
+from barber.config import Granularity, PruneConfig, Target
 from barber.errors import UserError
-from barber.events import Event, Progress, SubBlockRebuilt
+from barber.events import Event, Progress
 from barber.masks import swap_matrices
-from barber.memory import peak_memory, reset_peak_memory
-from barber.model import DenseWeights, SubBlock
-from barber.scores import histogram, saliency
-from barber.stream import Stream
+from barber.one_swap import add_gram, one_swap
+from barber.problem import Masks, Problem, Values, output, squared_gradients, write
+from barber.scores import saliency
 
-
-@torch.no_grad()
-def write(block: SubBlock, values: dict[str, Tensor]) -> None:
-    """Give the sub-block's weights these values, name -> (out, in)."""
-    for weight in block.weights:
-        weight.view.copy_(values[weight.name])
-
-
-@torch.no_grad()
-def output(block: SubBlock, call: Call) -> Tensor:
-    """The sub-block's output for one sequence, with the weights that it has now."""
-    return block.replay(call).clone()
-
-
-def squared_error(target: Tensor, value: Tensor) -> Tensor:
-    """Mean over positions and channels of the squared difference, in fp32, as published."""
-    return (target.float() - value.float()).square().mean()
-
-
-def squared_gradients(block: SubBlock, call: Call, sparse: Tensor) -> tuple[Tensor, float, dict[str, Tensor]]:
-    """Gradient of the sub-block's error by its dense weights, for one sequence.
-
-    The sub-block must hold its dense weights; `sparse` is its output on the same input with the pruned ones. Returns
-    the dense output, the error, and name -> squared gradient, fp32 (out, in). The error is multiplied by a power of
-    two before the backward pass and divided out after it: exact, and half-precision gradients do not underflow.
-    """
-    parameters = [weight.parameter for weight in block.weights]
-    scale = 2.0 ** round(math.log2(sparse.numel()))
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            dense = block.replay(call)
-            error = squared_error(dense, sparse)
-            gradients = torch.autograd.grad(error * scale, parameters, materialize_grads=True)
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-    squares = {
-        weight.name: weight.oriented(gradient).float().div(scale).square()
-        for weight, gradient in zip(block.weights, gradients, strict=True)
-    }
-    return dense.detach().clone(), error.item(), squares
+FRACTIONS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)
+GRANULARITIES = (Granularity.BLOCK, Granularity.LAYER, Granularity.OUTPUT)
+SWAP, ONE_SWAP, NONE = "swap", "one-swap", ""
 
 
 @dataclass(frozen=True)
-class Rebuilt:
-    """Result of `rebuild_masks`, per weight name: masks (True = pruned), saliency and final values, all (out, in)."""
+class Candidate:
+    """A change of the mask that was judged.
 
-    masks: dict[str, Tensor]
-    saliency: dict[str, Tensor]
-    values: dict[str, Tensor]
+    move: "swap" of a fraction of the gaining pairs in a granularity, "one-swap", or "" for no change. swaps: pairs that
+    change places. error: of the sub-block with it, over the sequences that judge.
+    """
+
+    move: str
+    granularity: str
+    fraction: float
+    swaps: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round chose (see Candidate), the error before and after it, and all that it judged."""
+
+    move: str
+    granularity: str
+    fraction: float
+    swaps: int
+    error: float
+    error_before: float
+    curve: list[dict] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What a refiner gives: masks (True = pruned) and scores, name -> (out, in); candidates and swaps; its rounds.
+
+    values: the weights under the masks. scores: what each weight matters to this refiner, as first measured.
+    """
+
+    masks: Masks
+    values: Values
+    scores: Values
+    candidates: int
+    swaps: int
+    rounds: list[Round] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """Masks that a round could end with; how they came to be is as in Candidate. candidates: pairs that gain."""
+
+    move: str
+    granularity: str
+    fraction: float
+    masks: Masks
     candidates: int
     swaps: int
 
 
-@torch.no_grad()
-def rebuild_masks(
-    config: PruneConfig,
-    masks: dict[str, Tensor],
-    dense: dict[str, Tensor],
-    initial: dict[str, Tensor],
-    squared_gradient: dict[str, Tensor],
-    where: str,
-) -> Rebuilt:
-    """Swap pruned and kept weights of one sub-block by their saliency; as many zeros per group after as before.
+def barber(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
+    """Swap pruned and kept weights of one sub-block by their saliency, for as many rounds as the config allows.
 
-    masks: the initial masks. dense, initial: values before and after the initialiser. squared_gradient: mean over
-    the sequences. All are name -> (out, in). Raises UserError that names the weight if a saliency is not finite.
+    A single round with a fixed threshold is the published method: its swap stands whatever it does to the error.
+    Otherwise a round that lowers the error of no judging sequence set ends the rounds, and its swap is not made.
     """
-    if config.retain_reconstruction:
-        combined = {name: torch.where(mask, dense[name], initial[name]) for name, mask in masks.items()}
-    else:
-        combined = dense
-    scores = {name: saliency(config.metric, combined[name], squared_gradient[name]) for name in masks}
+    config, block = problem.config, problem.block
+    judged = config.auto or config.most_rounds > 1
+    masks, values, sparse = problem.masks, problem.initial, list(problem.sparse)
+    grams = {} if config.auto else None
+    scores, rounds, candidates, swaps = {}, [], 0, 0
+    for number in range(config.most_rounds):
+        squares = yield from _gradients(problem, sparse, grams if number == 0 else None, progress)
+        if judged and number == 0:
+            for sequence in problem.held:
+                problem.aim(sequence)
+                yield next(progress)
+            error = problem.initial_error(problem.held)
+        salient = _saliency(problem, squares)
+        scores = scores or salient
+        best, lowest, curve = None, math.inf, [Candidate(NONE, "", 0.0, 0, error)] if judged else []
+        for proposal in _proposals(problem, masks, salient, grams):
+            candidates = candidates or proposal.candidates
+            if judged:
+                reached = yield from _judge(problem, proposal.masks, progress)
+                curve.append(Candidate(proposal.move, proposal.granularity, proposal.fraction, proposal.swaps, reached))
+            if not judged or reached < min(error, lowest):
+                best, lowest = proposal, reached if judged else lowest
+        if judged:
+            chosen = min(curve, key=lambda candidate: candidate.error) if best else curve[0]
+            rounds.append(Round(**asdict(chosen), error_before=error, curve=[asdict(tried) for tried in curve]))
+        if best is None:
+            break
+        masks, values, swaps = best.masks, problem.values(best.masks), swaps + best.swaps
+        if number + 1 < config.most_rounds:
+            error = lowest
+            write(block, values)
+            for sequence in problem.fit:
+                sparse[sequence] = output(block, problem.calls[sequence])
+                yield next(progress)
+    return Refined(masks, values, scores, candidates, swaps, rounds)
+
+
+def _gradients(
+    problem: Problem, sparse: Sequence[Tensor], grams: Values | None, progress: Iterator[Progress]
+) -> Generator[Event, None, Values]:
+    """Mean squared gradients over the teaching sequences, name -> (out, in) fp32; leaves the sub-block dense.
+
+    grams: filled with the sum of x x^T over the inputs of each weight, name -> (in, in) fp32, if given.
+    """
+    write(problem.block, problem.dense)
+    mean = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in problem.masks.items()}
+    watch = {} if grams is None else {weight.name: weight.module for weight in problem.block.weights}
+    see = partial(add_gram, grams)
+    for sequence in problem.fit:
+        wanted = problem.targets[sequence] if problem.config.target is Target.DENSE_STREAM else None
+        with watching(watch, see):
+            dense, _, squares = squared_gradients(problem.block, problem.calls[sequence], sparse[sequence], wanted)
+        problem.targets[sequence] = dense if wanted is None else wanted
+        for name, square in squares.items():
+            mean[name] += square / len(problem.fit)
+        yield next(progress)
+    return mean
+
+
+def _saliency(problem: Problem, squared_gradient: Values) -> Values:
+    """Saliency of every weight. Raises UserError that names the weight if one is not finite."""
+    combined = problem.combined
+    scores = {name: saliency(problem.config.metric, combined[name], squared_gradient[name]) for name in combined}
     for name, score in scores.items():
         if not bool(score.isfinite().all()):
             raise UserError(
-                f"The saliency of {where} {name} is not finite: its activations overflow in this dtype, so run it in "
-                "float32 or bfloat16."
+                f"The saliency of {problem.where} {name} is not finite: its activations overflow in this dtype, so "
+                "run it in float32 or bfloat16."
             )
-    swapped, candidates, swaps = swap_matrices(
-        list(masks.values()), list(scores.values()), config.threshold, config.granularity, config.sparsity.m
-    )
-    rebuilt = dict(zip(masks, swapped, strict=True))
-    values = {name: combined[name].masked_fill(mask, 0) for name, mask in rebuilt.items()}
-    return Rebuilt(rebuilt, scores, values, candidates, swaps)
+    return scores
 
 
-def rebuild_sub_block(
-    layer: int,
-    block: SubBlock,
-    stream: Stream,
-    dense: DenseWeights,
-    layer_masks: dict[str, Tensor],
-    config: PruneConfig,
-    progress: Iterator[Progress],
-) -> Iterator[Event]:
-    """Steps 1 to 5 of the rebuild for one sub-block, ending with its SubBlockRebuilt.
+def _proposals(problem: Problem, masks: Masks, scores: Values, grams: Values | None) -> Iterator[_Proposal]:
+    """What a round may choose from; with "auto", sizes that swap as many pairs as the one before are left out."""
+    config, m = problem.config, problem.config.sparsity.m
+    fractions = FRACTIONS if config.auto else (config.threshold,)
+    for granularity in GRANULARITIES if config.auto else (config.granularity,):
+        last = 0
+        swapped = swap_matrices(list(masks.values()), list(scores.values()), fractions, granularity, m)
+        for fraction, result in zip(fractions, swapped, strict=True):
+            if config.auto and result.swaps == last:
+                continue
+            last = result.swaps
+            new = dict(zip(masks, result.masks, strict=True))
+            yield _Proposal(SWAP, str(granularity), fraction, new, result.candidates, result.swaps)
+    if grams:
+        combined = problem.combined
+        new = {
+            name: one_swap(mask, problem.dense[name], combined[name], grams[name], m) for name, mask in masks.items()
+        }
+        moved = sum(int((masks[name] & ~mask).sum()) for name, mask in new.items())
+        if moved:
+            yield _Proposal(ONE_SWAP, "", 0.0, new, 0, moved)
 
-    The stream stands in front of layer number `layer`, whose weights are as the initialiser left them but for the
-    sub-blocks rebuilt before. layer_masks: name -> initial mask (out, in). `progress` gives one event per sequence and
-    step, three steps in all.
-    """
-    started = time.monotonic()
-    reset_peak_memory(block.weights[0].view.device)
-    masks = {weight.name: layer_masks[weight.name] for weight in block.weights}
-    initial = {weight.name: weight.view.clone() for weight in block.weights}
-    original = {weight.name: dense[layer, weight.name] for weight in block.weights}
 
-    calls, outputs = [], []
-    for sequence in range(len(stream)):
-        calls.append(block.record(stream.call(layer, sequence)))
-        outputs.append(output(block, calls[-1]))
+def _judge(problem: Problem, masks: Masks, progress: Iterator[Progress]) -> Generator[Event, None, float]:
+    """Mean error over the judging sequences with the weights under these masks."""
+    write(problem.block, problem.values(masks))
+    total = 0.0
+    for sequence in problem.held:
+        total += problem.error(sequence)
         yield next(progress)
-
-    write(block, original)
-    before, mean = 0.0, {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
-    for sequence, call in enumerate(calls):
-        outputs[sequence], error, squares = squared_gradients(block, call, outputs[sequence])
-        before += error / len(calls)
-        for name, square in squares.items():
-            mean[name] += square / len(calls)
-        yield next(progress)
-
-    rebuilt = rebuild_masks(config, masks, original, initial, mean, f"layers.{layer}")
-    write(block, rebuilt.values)
-    after = 0.0
-    for call, target in zip(calls, outputs, strict=True):
-        after += squared_error(target, output(block, call)).item() / len(calls)
-        yield next(progress)
-
-    yield SubBlockRebuilt(
-        layer=layer,
-        sub_block=block.name,
-        kind=block.kind,
-        error_before=before,
-        error_after=after,
-        candidates=rebuilt.candidates,
-        swaps=rebuilt.swaps,
-        seconds=time.monotonic() - started,
-        peak_memory=peak_memory(block.weights[0].view.device),
-        modules={name: _describe(rebuilt.saliency[name], masks[name], rebuilt.masks[name]) for name in masks},
-        masks=rebuilt.masks,
-        weights=rebuilt.values if config.retain_reconstruction else {},
-    )
+    return total / len(problem.held)
 
 
-def _describe(saliency: Tensor, initial: Tensor, rebuilt: Tensor) -> dict:
-    """What became of one weight matrix, JSON-able."""
-    return {
-        "weights": rebuilt.numel(),
-        "zeros": int(rebuilt.sum()),
-        "grown": int((initial & ~rebuilt).sum()),
-        "cut": int((~initial & rebuilt).sum()),
-        "saliency_before": saliency[~initial].sum(dtype=torch.float64).item(),
-        "saliency_after": saliency[~rebuilt].sum(dtype=torch.float64).item(),
-        "histogram": histogram(saliency, initial, rebuilt),
-    }
+def steps(fit: int, held: int, config: PruneConfig) -> int:
+    """Progress steps of `barber` at most, for so many teaching and judging sequences."""
+    proposals = len(FRACTIONS) * len(GRANULARITIES) + 1 if config.auto else 1
+    if not config.auto and config.most_rounds == 1:
+        return fit
+    return held + config.most_rounds * (2 * fit + proposals * held)

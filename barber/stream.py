@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -82,6 +83,12 @@ class Stream:
                 for call, k in zip(bare, known, strict=True)
             ]
         )
+
+    def fork(self) -> Stream:
+        """Another stream that stands where this one does and moves on by itself."""
+        twin = copy(self)
+        twin.hidden = list(self.hidden)
+        return twin
 
     def _output_kinds(self, tokens: Tensor) -> list[bool]:
         kinds: list[bool] = []

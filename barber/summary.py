@@ -57,8 +57,7 @@ class Summary:
         config = self.spec.prune
         if config is None:
             return f"{self.spec.model}: dense, nothing pruned (no pruning flag was given)\n"
-        rebuild = f", rebuilt by {config.metric}, {config.granularity}, threshold {config.threshold:g}"
-        lines = [f"{self.spec.model}: {config.method} {config.sparsity}{rebuild if config.barber else ''}"]
+        lines = [f"{self.spec.model}: {config}"]
         for event in self.of(RunFinished):
             lines.append(
                 f"{event.zeros} of {event.weights} prunable weights are zero ({event.zeros / event.weights:.4%}), "
@@ -143,7 +142,7 @@ def _numeric(cell: str) -> bool:
 def write_results(summary: Summary, ppl: Path | None, zeroshot: Path | None) -> None:
     """Write perplexities and zero-shot results: a table under the published name, and JSON."""
     config = summary.spec.prune
-    name = f"log_{config.method}_{config.threshold:g}.txt" if config else "log_dense.txt"
+    name = f"log_{config.method}_{config.threshold}.txt" if config else "log_dense.txt"
     for folder, text, kinds, json_name in (
         (ppl, summary.perplexities(), (PerplexityMeasured,), "perplexity.json"),
         (zeroshot, summary.zero_shot(), (ZeroShotMeasured, ZeroShotSkipped), "zeroshot.json"),

@@ -65,7 +65,8 @@ def test_swaps_keep_counts_and_gain_saliency(data, granularity, threshold, patte
     weights = data.draw(matrices(count=2, m=sparsity.m or 1))
     saliencies = [weight.abs() * torch.rand_like(weight) for weight in weights]
     masks = [initial_mask(weight.abs(), sparsity, Granularity.LAYER) for weight in weights]
-    rebuilt, candidates, swaps = swap_matrices(masks, saliencies, threshold, granularity, sparsity.m)
+    (result,) = swap_matrices(masks, saliencies, [threshold], granularity, sparsity.m)
+    rebuilt, candidates, swaps = result.masks, result.candidates, result.swaps
     assert 0 <= swaps <= candidates
     assert swaps <= threshold * candidates + 1e-3
     grown = sum(int((old & ~new).sum()) for old, new in zip(masks, rebuilt, strict=True))
@@ -92,7 +93,8 @@ def test_all_swaps_give_the_best_mask(data, pattern):
     sparsity = Sparsity.parse(pattern) if pattern else Sparsity(0.5)
     (saliency,) = data.draw(matrices(m=sparsity.m or 1))
     start = initial_mask(torch.rand_like(saliency), sparsity, Granularity.LAYER)
-    (rebuilt,), _, _ = swap_matrices([start], [saliency], 1.0, Granularity.LAYER, sparsity.m)
+    (result,) = swap_matrices([start], [saliency], [1.0], Granularity.LAYER, sparsity.m)
+    (rebuilt,) = result.masks
     best = initial_mask(saliency, sparsity, Granularity.LAYER)
     assert math.isclose(saliency[~rebuilt].sum(), saliency[~best].sum(), abs_tol=1e-4)
 

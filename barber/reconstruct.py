@@ -1,0 +1,88 @@
+"""Re-fit the kept weights of one sub-block to its target output; what is pruned stays zero.
+
+Outside the paper, which promises masks without new weights: an option after the mask. Adam on the sub-block's own
+error, and the best state by the error on the sequences that are held out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+
+import torch
+from torch import Tensor
+
+from barber.events import Event, Progress
+from barber.problem import Masks, Problem, Values, squared_error, write
+
+EPOCHS = 12  # passes over the teaching sequences
+BATCH = 4  # sequences of a step
+RATE = 0.05  # of Adam at its peak, in units of the kept weights' root mean square
+BETAS = (0.9, 0.95)
+
+
+def reconstruct(
+    problem: Problem, masks: Masks, values: Values, progress: Iterator[Progress]
+) -> Generator[Event, None, tuple[Values, dict]]:
+    """Values name -> (out, in) with the zeros of `masks`, and what was reached (see events.SubBlockRebuilt).
+
+    values: where to begin. Targets of all sequences must be known. The result is never worse than `values` on the
+    sequences held out: a fit that goes astray ends there, and the best state stands.
+    """
+    kept = {name: ~mask for name, mask in masks.items()}
+    master = {name: value.float().clone() for name, value in values.items()}
+    groups = [
+        {"params": [value], "scale": RATE * (value.square().sum() / kept[name].sum().clamp_min(1)).sqrt().item()}
+        for name, value in master.items()
+    ]
+    optimiser = torch.optim.Adam([group | {"lr": group["scale"]} for group in groups], betas=BETAS)
+    write(problem.block, values)
+    before = yield from _held_error(problem, progress)
+    best, lowest, diverged, steps = values, before, False, 0
+    batches = [problem.fit[start : start + BATCH] for start in range(0, len(problem.fit), BATCH)]
+    for epoch in range(EPOCHS):
+        for number, batch in enumerate(batches):
+            share = (epoch + number / len(batches)) / EPOCHS
+            for group in optimiser.param_groups:
+                group["lr"] = group["scale"] * 0.5 * (1 + math.cos(math.pi * share))
+            gradients = {name: torch.zeros_like(value) for name, value in master.items()}
+            for sequence in batch:
+                for name, gradient in _gradients(problem, sequence).items():
+                    gradients[name] += gradient / len(batch)
+                yield next(progress)
+            for name, value in master.items():
+                value.grad = gradients[name] * kept[name]
+            optimiser.step()
+            write(problem.block, master)
+            steps += 1
+        error = yield from _held_error(problem, progress)
+        if error < lowest:
+            best, lowest = {name: value.to(values[name].dtype, copy=True) for name, value in master.items()}, error
+        elif not error < 2 * before:
+            diverged = True
+            break
+    return best, {"error_before": before, "error_after": lowest, "steps": steps, "diverged": diverged}
+
+
+def _gradients(problem: Problem, sequence: int) -> dict[str, Tensor]:
+    """Gradient of the error on one sequence by the weights that the sub-block has now, name -> fp32 (out, in)."""
+    parameters = [weight.parameter for weight in problem.block.weights]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            error = squared_error(problem.targets[sequence], problem.block.replay(problem.calls[sequence]))
+            # Adam does not mind the scale, and half-precision gradients do not underflow with it.
+            gradients = torch.autograd.grad(error * error.new_tensor(parameters[0].numel()), parameters)
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    return {w.name: w.oriented(g).float() for w, g in zip(problem.block.weights, gradients, strict=True)}
+
+
+def _held_error(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, float]:
+    total = 0.0
+    for sequence in problem.held:
+        total += problem.error(sequence)
+        yield next(progress)
+    return total / len(problem.held)
