@@ -28,7 +28,8 @@ from barber.events import (
 from barber.initialise import METHODS, Statistics, initialise_layer, needs_calibration
 from barber.masks import check_pattern
 from barber.model import DecoderView, DenseWeights
-from barber.rebuild import rebuild_sub_block
+from barber.problem import hold_out
+from barber.refine import refine_model
 from barber.stream import Stream
 
 Masks = dict[str, Tensor]
@@ -58,7 +59,9 @@ def prune(
         _check_initial(view, initial or {}, config)
     calibrated = needs_calibration(config)
     if calibrated and calibration is None:
-        raise UserError(f"Method {config.method} with rebuild={config.barber} needs calibration data: give a set.")
+        raise UserError(f"Method {config.method} with rebuild={config.refined} needs calibration data: give a set.")
+    if config.refined:
+        hold_out(len(calibration.tokens), config)
     yield RunStarted(
         model=name or type(model).__name__,
         config=config.to_dict(),
@@ -80,17 +83,19 @@ def prune(
                 masks[event.layer] = event.masks
             yield event
         yield StageReached(Stage.INITIAL)
-        if config.barber:
-            candidates = 0
-            for event in _rebuild(view, dense, masks, calibration, config):
+        if config.refined:
+            candidates, diverged = 0, []
+            for event in refine_model(view, _feed(view, calibration), dense, masks, config):
                 if isinstance(event, SubBlockRebuilt):
                     masks[event.layer] = masks[event.layer] | event.masks
                     swaps, candidates = swaps + event.swaps, candidates + event.candidates
+                    diverged += [f"layer {event.layer} {event.kind}"] * event.reconstruction.get("diverged", False)
                 yield event
             if candidates and not swaps:
+                yield Notice(_no_swaps(config))
+            if diverged:
                 yield Notice(
-                    f"No weights changed places: threshold {config.threshold:g} of the few gaining pairs in each "
-                    f"{config.granularity} group rounds down to none; try a larger threshold or granularity block."
+                    f"Re-fitting the kept weights went astray in {', '.join(diverged)}: the best state stands."
                 )
             yield StageReached(Stage.REBUILT)
         counts = [(mask.numel(), int(mask.sum())) for layer in masks.values() for mask in layer.values()]
@@ -104,6 +109,16 @@ def prune(
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
+
+
+def _no_swaps(config: PruneConfig) -> str:
+    """Why a rebuild that had candidates changed nothing."""
+    if config.auto:
+        return "No weights changed places: no swap that was tried lowers the error on the sequences held out."
+    return (
+        f"No weights changed places: threshold {config.threshold:g} of the few gaining pairs in each "
+        f"{config.granularity} group rounds down to none; try a larger threshold, granularity block, or auto."
+    )
 
 
 def _check_initial(view: DecoderView, initial: Mapping[int, tuple[Masks, Masks]], config: PruneConfig) -> None:
@@ -122,6 +137,10 @@ def _check_initial(view: DecoderView, initial: Mapping[int, tuple[Masks, Masks]]
                     f"The initial masks hold {found} for {name} {tuple(weight.view.shape)}: give masks of this model."
                 )
             check_pattern(mask, config.sparsity, name)
+            if config.reconstruct and bool(mask.all()):
+                raise UserError(
+                    f"The initial masks keep no weight of {name}, so there is nothing to re-fit: give others."
+                )
             zeros, weights, rows = zeros + int(mask.sum()), weights + mask.numel(), rows + len(mask)
     if abs(zeros - config.sparsity.ratio * weights) > rows:
         raise UserError(
@@ -168,25 +187,6 @@ def _initialise(
             yield next(progress)
         counts = {name: {"weights": mask.numel(), "zeros": int(mask.sum())} for name, mask in masks.items()}
         yield LayerInitialised(layer.index, counts, time.monotonic() - started, masks=masks, weights=updates)
-
-
-def _rebuild(
-    view: DecoderView, dense: DenseWeights, masks: dict[int, Masks], calibration: CalibrationSet, config: PruneConfig
-) -> Iterator[Event]:
-    """Rebuild every sub-block in turn, on the stream that the rebuilt ones before it produce."""
-    stream = _feed(view, calibration)
-    steps = len(stream) * sum(3 * len(layer.sub_blocks) + 1 for layer in view.layers)
-    done = 0
-    for layer in view.layers:
-        for block in layer.sub_blocks:
-            progress = _steps("rebuild", done, steps, f"layer {layer.index} {block.kind}")
-            yield from rebuild_sub_block(layer.index, block, stream, dense, masks[layer.index], config, progress)
-            done += 3 * len(stream)
-        progress = _steps("rebuild", done, steps, f"layer {layer.index} output")
-        for sequence in range(len(stream)):
-            stream.advance(layer.index, sequence)
-            yield next(progress)
-        done += len(stream)
 
 
 def _steps(phase: str, done: int, total: int, where: str) -> Iterator[Progress]:
