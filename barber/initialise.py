@@ -5,7 +5,7 @@ A method scores weights from statistics of their inputs, which `Statistics` gath
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,23 @@ from torch import Tensor
 
 from barber import scores
 from barber.capture import Call, observe_inputs
-from barber.config import Granularity, PruneConfig, Sparsity
+from barber.config import Allocation, Granularity, PruneConfig, Sparsity
 from barber.errors import UserError
-from barber.masks import initial_mask
+from barber.masks import initial_mask, prune_smallest
 from barber.model import Layer
-from barber.sparsegpt import sparsegpt
+from barber.sparsegpt import BLOCK_COLUMNS, sparsegpt
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for one weight: a sparsity, and `zeros` in all where it is not to be that of every group.
+
+    name: of the weight in the model, like "layers.0.mlp.up_proj". zeros: with unstructured sparsity only.
+    """
+
+    sparsity: Sparsity
+    name: str
+    zeros: int | None = None
 
 
 @dataclass(frozen=True)
@@ -25,11 +37,13 @@ class Method:
     """How a layer's weights get their initial mask.
 
     statistic: what is summed over the inputs x (tokens, in) of a weight, or None when no calibration is needed.
-    prune: (weight (out, in), statistic, sparsity, name) -> (mask, updated weight or None).
+    prune: (weight (out, in), statistic, order) -> (mask, updated weight or None).
+    zeros: (out, in, sparsity) -> how many weights it prunes where the order leaves `zeros` out.
     """
 
     statistic: Callable[[Tensor], Tensor] | None
-    prune: Callable[[Tensor, Tensor, Sparsity, str], tuple[Tensor, Tensor | None]]
+    prune: Callable[[Tensor, Tensor, Order], tuple[Tensor, Tensor | None]]
+    zeros: Callable[[int, int, Sparsity], int]
 
 
 def _squares(x: Tensor) -> Tensor:
@@ -40,34 +54,64 @@ def _outer(x: Tensor) -> Tensor:
     return x.float().T @ x.float()
 
 
-def _magnitude(weight: Tensor, _none: Tensor, sparsity: Sparsity, _name: str) -> tuple[Tensor, None]:
-    return initial_mask(scores.magnitude(weight), sparsity, Granularity.LAYER), None
+def smallest_by_row(scores: Tensor, zeros: int) -> Tensor:
+    """Mask of `zeros` small scores of (out, in): as many in each row, and one more where the row's next is smallest."""
+    each, more = divmod(zeros, len(scores))
+    order = scores.argsort(dim=1, stable=True)
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :each], True)
+    if more:
+        following = order[:, each]
+        rows = scores.gather(1, following[:, None])[:, 0].argsort(stable=True)[:more]
+        mask[rows, following[rows]] = True
+    return mask
 
 
-def _wanda(weight: Tensor, squares: Tensor, sparsity: Sparsity, _name: str) -> tuple[Tensor, None]:
-    return initial_mask(scores.wanda(weight, squares), sparsity, Granularity.OUTPUT), None
+def _by_score(
+    score: Callable[[Tensor, Tensor, str], Tensor],
+    granularity: Granularity,
+    statistic: Callable[[Tensor], Tensor] | None = None,
+) -> Method:
+    """The method that prunes the smallest of `score` (weight, statistic, name) in each row or in the whole matrix."""
+    by_row = granularity is Granularity.OUTPUT
+
+    def prune(weight: Tensor, summed: Tensor, order: Order) -> tuple[Tensor, None]:
+        scored = score(weight, summed, order.name)
+        if order.zeros is None:
+            return initial_mask(scored, order.sparsity, granularity), None
+        if by_row:
+            return smallest_by_row(scored, order.zeros), None
+        return prune_smallest(scored.reshape(1, -1), order.zeros).view(scored.shape), None
+
+    def zeros(rows: int, columns: int, sparsity: Sparsity) -> int:
+        return rows * sparsity.count(columns) if by_row else sparsity.count(rows * columns)
+
+    return Method(statistic, prune, zeros)
 
 
-def _wandd(weight: Tensor, squares: Tensor, sparsity: Sparsity, _name: str) -> tuple[Tensor, None]:
-    return initial_mask(scores.wandd(weight, squares), sparsity, Granularity.OUTPUT), None
-
-
-def _sparsegpt(weight: Tensor, hessian: Tensor, sparsity: Sparsity, name: str) -> tuple[Tensor, Tensor]:
-    updated, mask = sparsegpt(weight, hessian, sparsity, name)
+def _sparsegpt(weight: Tensor, hessian: Tensor, order: Order) -> tuple[Tensor, Tensor]:
+    updated, mask = sparsegpt(weight, hessian, order.sparsity, order.name, order.zeros)
     return mask, updated.to(weight.dtype)
 
 
+def _sparsegpt_zeros(rows: int, columns: int, sparsity: Sparsity) -> int:
+    whole, rest = divmod(columns, BLOCK_COLUMNS)
+    return whole * sparsity.count(rows * BLOCK_COLUMNS) + sparsity.count(rows * rest)
+
+
 METHODS: dict[str, Method] = {
-    "magnitude": Method(None, _magnitude),
-    "wanda": Method(_squares, _wanda),
-    "wandd": Method(_squares, _wandd),
-    "sparsegpt": Method(_outer, _sparsegpt),
+    "magnitude": _by_score(lambda weight, _, name: scores.magnitude(weight), Granularity.LAYER),
+    "wanda": _by_score(lambda weight, squares, name: scores.wanda(weight, squares), Granularity.OUTPUT, _squares),
+    "wandd": _by_score(lambda weight, squares, name: scores.wandd(weight, squares), Granularity.OUTPUT, _squares),
+    "sparsegpt": Method(_outer, _sparsegpt, _sparsegpt_zeros),
+    "ria": _by_score(lambda weight, squares, name: scores.ria(weight, squares), Granularity.LAYER, _squares),
+    "random": _by_score(lambda weight, _, name: scores.random(weight, name), Granularity.LAYER),
 }
 
 
 def needs_calibration(config: PruneConfig) -> bool:
-    """Whether a run looks at calibration data at all: magnitude without rebuild does not."""
-    return config.barber or (config.method in METHODS and METHODS[config.method].statistic is not None)
+    """Whether a run looks at calibration data at all: a method without statistic, with nothing more asked, does not."""
+    measured = config.method in METHODS and METHODS[config.method].statistic is not None
+    return measured or config.refined or config.allocation is not Allocation.UNIFORM
 
 
 class Statistics:
@@ -88,24 +132,36 @@ class Statistics:
         observe_inputs(self.layer.module, call, {w.name: w.module for w in self.layer.weights}, see)
 
 
-@torch.no_grad()
-def initialise_layer(
-    layer: Layer, method: Method, sums: dict[str, Tensor], sparsity: Sparsity
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Prune a layer's weights in place. Returns name -> mask, True = pruned, and name -> updated weight, if any."""
-    masks, updates = {}, {}
-    for weight in layer.weights:
+def check_sums(layer: Layer, method: Method, sums: Mapping[str, Tensor]) -> None:
+    """UserError that names a weight of the layer whose statistic is missing or not finite."""
+    for weight in layer.weights if method.statistic else ():
         name = f"layers.{layer.index}.{weight.name}"
-        if method.statistic and weight.name not in sums:
+        if weight.name not in sums:
             raise UserError(f"The model does not use {name} on text alone: give a decoder-only language model.")
-        if weight.name in sums and not bool(sums[weight.name].isfinite().all()):
+        if not bool(sums[weight.name].isfinite().all()):
             raise UserError(
                 f"The inputs of {name} are not finite: activations overflow in this dtype, so run the model in float32 "
                 "or bfloat16."
             )
-        mask, updated = method.prune(weight.view, sums.get(weight.name), sparsity, name)
-        masks[weight.name] = mask
+
+
+@torch.no_grad()
+def initialise_layer(
+    layer: Layer,
+    method: Method,
+    sums: Mapping[str, Tensor],
+    sparsity: Sparsity,
+    zeros: Mapping[tuple[int, str], int] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Initial masks of a layer, which stays as it is: name -> mask, True = pruned, and name -> updated weight, if any.
+
+    zeros: (layer, name) -> how many weights to prune, where it is not what the sparsity says.
+    """
+    check_sums(layer, method, sums)
+    masks, updates = {}, {}
+    for weight in layer.weights:
+        order = Order(sparsity, f"layers.{layer.index}.{weight.name}", (zeros or {}).get((layer.index, weight.name)))
+        masks[weight.name], updated = method.prune(weight.view, sums.get(weight.name), order)
         if updated is not None:
             updates[weight.name] = updated
-    layer.apply(masks, updates)
     return masks, updates

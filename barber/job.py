@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from barber import runs, zeroshot
+from barber.allocation import COSTS
 from barber.calibration import CalibrationSet, EvaluationSet
 from barber.environment import describe_environment
 from barber.errors import UserError
@@ -144,6 +145,7 @@ def _costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict
     windows = sum(len(data.tokens) for data in evaluations)
     for stage in stages:
         if stage == Stage.INITIAL:
+            costs["allocation"] = layers * spec.nsamples * COSTS.get(spec.prune.allocation, 0)
             calibrated = spec.prune.method in METHODS and METHODS[spec.prune.method].statistic is not None
             costs["initial mask"] = layers * (2 * spec.nsamples if calibrated else 1)
         if stage == Stage.REBUILT:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from barber.allocation import allocate
 from barber.calibration import CalibrationSet
-from barber.config import PruneConfig
+from barber.config import Allocation, PruneConfig
 from barber.errors import UserError
 from barber.events import (
     Event,
@@ -59,7 +60,10 @@ def prune(
         _check_initial(view, initial or {}, config)
     calibrated = needs_calibration(config)
     if calibrated and calibration is None:
-        raise UserError(f"Method {config.method} with rebuild={config.refined} needs calibration data: give a set.")
+        raise UserError(
+            f"Method {config.method} with rebuild={config.refined} and allocation {config.allocation} needs "
+            "calibration data: give a set."
+        )
     if config.refined:
         hold_out(len(calibration.tokens), config)
     yield RunStarted(
@@ -163,7 +167,9 @@ def _initialise(
     initial: Mapping[int, tuple[Masks, Masks]] | None,
 ) -> Iterator[Event]:
     """Initial masks layer by layer; statistics are of the layer's dense weights on the sparse stream, as published."""
-    method = METHODS.get(config.method)
+    method, plan = METHODS.get(config.method), None
+    if config.allocation is not Allocation.UNIFORM:
+        plan = yield from allocate(view, _feed(view, calibration), config)
     stream = _feed(view, calibration) if method and method.statistic else None
     steps = 2 * len(stream) if stream else 1
     total = steps * len(view.layers)
@@ -175,11 +181,11 @@ def _initialise(
             statistics.add(stream.call(layer.index, sequence))
             yield next(progress)
         if method:
-            masks, updates = initialise_layer(layer, method, statistics.sums, config.sparsity)
+            masks, updates = initialise_layer(layer, method, statistics.sums, config.sparsity, plan)
         else:
             masks, updates = initial[layer.index]
-            layer.apply(masks, updates)
             masks = {weight.name: masks[weight.name].to(weight.view.device) for weight in layer.weights}
+        layer.apply(masks, updates)
         for sequence in range(len(stream) if stream else 0):
             stream.advance(layer.index, sequence)
             yield next(progress)

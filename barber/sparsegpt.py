@@ -29,12 +29,15 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
     raise UserError(f"The Hessian of {name} cannot be inverted: its inputs hardly vary, so give more calibration data.")
 
 
-def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: Sparsity, name: str = "weight") -> tuple[Tensor, Tensor]:
+def sparsegpt(
+    weight: Tensor, hessian: Tensor, sparsity: Sparsity, name: str = "weight", zeros: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Prune and update one weight.
 
     weight: (out, in). hessian: (in, in), sum of x x^T over the calibration tokens, any positive scale.
     Unstructured sparsity prunes exactly `sparsity.count` of every 128 columns; n:m as usual. An input that is always
     zero counts as the least important, and its weights are left as they are where they are kept.
+    zeros: of the whole weight, with unstructured sparsity, shared out evenly over the columns; None: as above.
     Returns the updated weight in fp32, zero where pruned, and its mask, True = pruned.
     """
     original = weight.float().contiguous()
@@ -51,7 +54,10 @@ def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: Sparsity, name: str = "
         pruned = mask[:, columns]
         if not sparsity.m:
             scores = (block / inverse.diagonal()).square().view(1, -1)
-            pruned |= prune_smallest(scores, sparsity.count(block.numel())).view_as(block)
+            count = sparsity.count(block.numel())
+            if zeros is not None:
+                count = zeros * columns.stop // updated.shape[1] - zeros * start // updated.shape[1]
+            pruned |= prune_smallest(scores, count).view_as(block)
         errors = torch.zeros_like(block)
         for i in range(block.shape[1]):
             if sparsity.m and i % sparsity.m == 0:

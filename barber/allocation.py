@@ -1,0 +1,179 @@
+"""Layer ratios that differ: layers with more outliers keep more, and the count of the whole model stays exact.
+
+The rule is that of OWL (arXiv 2310.05175); what counts as an outlier is Wanda's score or the saliency of the rebuild.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from barber.config import Allocation, Metric, PruneConfig
+from barber.errors import UserError
+from barber.events import Event, Progress
+from barber.initialise import METHODS, Method, Statistics, check_sums, initialise_layer
+from barber.model import DecoderView, Layer, SubBlock
+from barber.problem import Values, output, squared_gradients, write
+from barber.scores import saliency, wanda
+from barber.stream import Stream
+
+OUTLIER = 5.0  # M, as published: an outlier's score is more than M times the mean
+BAND = 0.08  # lambda, as published
+COSTS = {Allocation.OWL: 2, Allocation.SALIENCY: 6}  # forward passes of one sequence through a layer
+
+Plan = dict[tuple[int, str], int]
+
+
+def outliers(scores: Sequence[Tensor]) -> int:
+    """How many of the scores, tensors of any shape, exceed OUTLIER times the mean of all (OWL, section 3.2)."""
+    mean = sum(score.sum(dtype=torch.float64).item() for score in scores) / sum(score.numel() for score in scores)
+    return sum(int((score > OUTLIER * mean).sum()) for score in scores)
+
+
+def layer_ratios(shares: Sequence[float], ratio: float) -> list[float]:
+    """Pruned share of each layer from its share of outliers, as in OWL's published code.
+
+    The kept shares rise with the outliers over a band 2 * BAND wide and have the mean 1 - ratio. As in that code the
+    band is not centred where the shares are skewed, so that a layer may be further than BAND from the mean.
+    """
+    low, width = min(shares), max(shares) - min(shares)
+    kept = [2 * BAND * (share - low) / width if width else 0.0 for share in shares]
+    mean = math.fsum(kept) / len(kept)
+    return [ratio - (more - mean) for more in kept]
+
+
+def share_out(sizes: Sequence[int], ratios: Sequence[float], total: int) -> list[int]:
+    """Integers that sum to `total`, near sizes * ratios, each at least 0 and less than its size.
+
+    One offset is added to all ratios, each clipped to what its matrix allows, until the sum is right; the fractions go
+    to the largest remainders, the earlier one where they are equal. Raises UserError if all together cannot hold
+    `total` zeros.
+    """
+    most = [size - 1 for size in sizes]
+    if not 0 <= total <= sum(most):
+        raise UserError(
+            f"{total} of {sum(sizes)} weights cannot be pruned so that each of {len(sizes)} matrices keeps one: give a "
+            "lower sparsity."
+        )
+
+    def quotas(offset: float) -> list[float]:
+        return [
+            min(max(size * (ratio + offset), 0.0), float(size - 1)) for size, ratio in zip(sizes, ratios, strict=True)
+        ]
+
+    low, high = -1.0 - max(ratios), 1.0 - min(ratios)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.fsum(quotas(middle)) <= total else (low, middle)
+    exact = quotas(low)
+    counts = [math.floor(quota) for quota in exact]
+    order = sorted(range(len(sizes)), key=lambda i: (counts[i] - exact[i], i))
+    while missing := total - sum(counts):
+        for i in [i for i in order if counts[i] < most[i]][:missing]:
+            counts[i] += 1
+    return counts
+
+
+def allocate(view: DecoderView, stream: Stream, config: PruneConfig) -> Generator[Event, None, Plan]:
+    """The zeros of every weight, (layer, name) -> int, as many in all as the uniform run of the method has.
+
+    stream: in front of the first layer; it moves to the end on the dense model, as published. The model is dense again
+    when this is done; who stops it on the way restores it.
+    """
+    method = METHODS[config.method]
+    places = [f"layer {layer.index}" for layer in view.layers for _ in range(len(stream) * _passes(layer, config))]
+    progress = (Progress("allocation", i, len(places), place) for i, place in enumerate(places, 1))
+    shares = []
+    for layer in view.layers:
+        if config.allocation is Allocation.OWL:
+            found = yield from _by_owl(layer, stream, progress)
+        else:
+            found = yield from _by_saliency(layer, stream, config, progress)
+        shares.append(found / sum(weight.view.numel() for weight in layer.weights))
+        for sequence in range(len(stream)):
+            stream.advance(layer.index, sequence)
+            yield next(progress)
+    ratios = layer_ratios(shares, config.sparsity.ratio)
+    weights = [(layer, weight) for layer in view.layers for weight in layer.weights]
+    counts = share_out(
+        [weight.view.numel() for _, weight in weights],
+        [ratios[layer.index] for layer, _ in weights],
+        sum(method.zeros(*weight.view.shape, config.sparsity) for _, weight in weights),
+    )
+    return {(layer.index, weight.name): count for (layer, weight), count in zip(weights, counts, strict=True)}
+
+
+def _passes(layer: Layer, config: PruneConfig) -> int:
+    """Progress steps that a layer takes for each sequence."""
+    if config.allocation is Allocation.OWL:
+        return 2
+    return (METHODS[config.method].statistic is not None) + 2 * len(layer.sub_blocks) + 1
+
+
+def _sums(
+    layer: Layer, stream: Stream, method: Method, progress: Iterator[Progress]
+) -> Generator[Event, None, dict[str, Tensor]]:
+    """The method's statistic of every weight, name -> tensor, empty for a method without one."""
+    statistics = Statistics(layer, method)
+    for sequence in range(len(stream) if method.statistic else 0):
+        statistics.add(stream.call(layer.index, sequence))
+        yield next(progress)
+    check_sums(layer, method, statistics.sums)
+    return statistics.sums
+
+
+def _by_owl(layer: Layer, stream: Stream, progress: Iterator[Progress]) -> Generator[Event, None, int]:
+    """Outliers among Wanda's scores of all weights of the layer (OWL, section 3.2)."""
+    sums = yield from _sums(layer, stream, METHODS["wanda"], progress)
+    return outliers([wanda(weight.view, sums[weight.name]) for weight in layer.weights])
+
+
+def _by_saliency(
+    layer: Layer, stream: Stream, config: PruneConfig, progress: Iterator[Progress]
+) -> Generator[Event, None, int]:
+    """Outliers of the rebuild's saliency in each sub-block, against that sub-block's own mean.
+
+    The error of a sub-block is that of the method's uniform mask on the dense stream, every other sub-block dense: no
+    ratio of an earlier layer, which is not known yet, has a part in it.
+    """
+    method = METHODS[config.method]
+    sums = yield from _sums(layer, stream, method, progress)
+    masks, updates = initialise_layer(layer, method, sums, config.sparsity)
+    found = 0
+    for block in layer.sub_blocks:
+        dense = {weight.name: weight.view.clone() for weight in block.weights}
+        pruned = {name: updates.get(name, value).masked_fill(masks[name], 0) for name, value in dense.items()}
+        squares = yield from _gradients(layer, block, stream, dense, pruned, progress)
+        found += outliers([saliency(Metric.WD, dense[name], squares[name]) for name in dense])
+    return found
+
+
+def _gradients(
+    layer: Layer, block: SubBlock, stream: Stream, dense: Values, pruned: Values, progress: Iterator[Progress]
+) -> Generator[Event, None, Values]:
+    """Mean squared gradient of the sub-block's error, name -> (out, in) fp32; leaves the sub-block dense.
+
+    dense, pruned: the values of its weights, name -> (out, in). Raises UserError where a gradient is not finite.
+    """
+    seen = []
+    write(block, pruned)
+    for sequence in range(len(stream)):
+        call = block.record(stream.call(layer.index, sequence))
+        seen.append((call, output(block, call)))
+        yield next(progress)
+    write(block, dense)
+    mean = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in dense.items()}
+    for call, sparse in seen:
+        for name, square in squared_gradients(block, call, sparse)[2].items():
+            mean[name] += square / len(seen)
+        yield next(progress)
+    for name, value in mean.items():
+        if not bool(value.isfinite().all()):
+            raise UserError(
+                f"The saliency of layers.{layer.index} {name} is not finite: its activations overflow in this dtype, "
+                "so run it in float32 or bfloat16."
+            )
+    return mean
