@@ -96,6 +96,45 @@ def sub_blocks(events: Sequence[Event]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "seconds", "peak_memory"])
 
 
+def refits(events: Sequence[Event]) -> pd.DataFrame:
+    """Held-out error of each sub-block before and after its kept weights were re-fitted, where they were.
+
+    diverged: the fit went astray, and the best state it had stands.
+    """
+    rows = [
+        {
+            "layer": event.layer,
+            "sub_block": event.sub_block,
+            "kind": event.kind,
+            "before": event.reconstruction["error_before"],
+            "after": event.reconstruction["error_after"],
+            "change": _rise(event.reconstruction["error_before"], event.reconstruction["error_after"]),
+            "steps": event.reconstruction["steps"],
+            "diverged": event.reconstruction["diverged"],
+        }
+        for event in events
+        if isinstance(event, SubBlockRebuilt) and event.reconstruction
+    ]
+    columns = ["layer", "sub_block", "kind", "before", "after", "change", "steps", "diverged"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def refit_words(refits: pd.DataFrame) -> str:
+    """What re-fitting did, in one or two sentences; empty where nothing was re-fitted."""
+    if refits.empty:
+        return ""
+    better = refits[refits["change"] < 0]
+    told = "Re-fitting the kept weights lowered the error on samples set aside in "
+    told += f"{len(better)} of {len(refits)} sub-blocks"
+    told += (
+        f", by {-100 * better['change'].median():.0f}\N{NO-BREAK SPACE}% in the middle one of them."
+        if len(better)
+        else "."
+    )
+    astray = [f"layer {row.layer} {row.kind}" for row in refits[refits["diverged"].astype(bool)].itertuples()]
+    return f"{told} In {', '.join(astray)} it went astray, so the best weights before that stand." if astray else told
+
+
 def saliency(events: Sequence[Event], layer: int, name: str) -> pd.DataFrame:
     """Histogram of log10 saliency of one weight: left and right edge of each bin, and the count of each fate."""
     for event in events:

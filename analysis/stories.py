@@ -20,6 +20,7 @@ REASONS = {
     STORY_ERROR: "contradicts the story so far",
     TOO_LONG: "goes on after its end",
 }
+UNKNOWN_PROMPT = "The prompt does not open a story of this world."
 
 
 class Reading(NamedTuple):
@@ -44,7 +45,7 @@ def read(prompt: str, text: str) -> Reading:
     start = _offset(story, told, verdict.sentence)
     end = start + len(told[verdict.sentence])
     if end <= len(prompt):
-        return Reading(text, "", "", "The prompt does not open a story of this world.")
+        return Reading(text, "", "", UNKNOWN_PROMPT)
     start = max(start, len(prompt))
     right = verdict.sentence - len(sentences(prompt))
     remark = f"{right} {'sentence' if right == 1 else 'sentences'} right, then one that {REASONS[verdict.error]}."

@@ -7,10 +7,11 @@ import plotly.graph_objects as go
 from barber.events import Stage
 
 GREY, RED, BLUE = "#8b93a1", "#d2524a", "#3b82c9"
+SAND, TEAL = "#b9a27c", "#2f9e8f"  # where lines need more hues, without a meaning of their own
 TEXT = "#7d838e"
 GRID = "rgba(128, 134, 145, 0.18)"
 STAGE_COLOUR = {Stage.DENSE: GREY, Stage.INITIAL: RED, Stage.REBUILT: BLUE}
-FATE_COLOUR = {"kept": GREY, "pruned": "#b9a27c", "grown": BLUE, "cut": RED}
+FATE_COLOUR = {"kept": GREY, "pruned": SAND, "grown": BLUE, "cut": RED}
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from barber.config import Granularity, PruneConfig, Sparsity
+from barber.config import AUTO, Granularity, PruneConfig, Sparsity
 from barber.spec import JobSpec
 from barber.storyteller import documents
 
 STORYTELLER = JobSpec(
-    prune=PruneConfig(Sparsity.parse("60%"), "magnitude", granularity=Granularity.BLOCK, threshold=0.1),
+    prune=PruneConfig(Sparsity.parse("60%"), "magnitude", granularity=Granularity.BLOCK, threshold=AUTO),
     calibration="storyteller",
     evaluation=("storyteller",),
     nsamples=64,

@@ -11,16 +11,19 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from safetensors import safe_open
 
-from barber.config import PruneConfig
+from analysis import stories
+from barber.config import METHODS, Allocation, Granularity, Metric, PruneConfig, Refiner, Sparsity, Target
 from barber.errors import UserError
-from barber.events import PerplexityMeasured, Progress, RunFinished, Stage, TextGenerated
+from barber.events import PerplexityMeasured, Progress, RunFinished, RunStarted, Stage, SubBlockRebuilt, TextGenerated
 from barber.runs import RunDirectory
 from barber.storyteller import MODEL_DIR
 from tests.app_server import Server, serving
-from ui import settings
+from ui import settings, text_tab
 from ui.catalogue import CATALOGUE
+from ui.choices_tab import why_empty
 from ui.hub import Hub, reached
 from ui.live import Live, duration, stage_of
+from ui.saliency_tab import measure
 from ui.worker import Worker
 
 SMALL = {"nsamples": 6, "seqlen": 64, "eval_windows": 6}
@@ -84,7 +87,12 @@ def test_a_run_measures_all_three_stages_and_keeps_its_directory(outputs, server
     [
         ({"sparsity": "150%"}, "Sparsity ratio 1.5 is not allowed"),
         ({"sparsity": "5:4"}, "Pattern 5:4 is not possible"),
-        ({"threshold": 2}, "Threshold 2 is not allowed"),
+        ({"threshold": 2}, "Threshold 2.0 is not allowed"),
+        ({"threshold": "much"}, "Threshold 'much' is not a number"),
+        ({"threshold": "auto", "nsamples": 2}, "Threshold auto holds every 4th calibration sequence out, but got 2"),
+        ({"rounds": -1}, "Rounds at most -1 is not allowed"),
+        ({"refiner": "comb"}, "Refiner 'comb' is unknown"),
+        ({"allocation": "owl", "sparsity": "2:4"}, "Allocation owl gives each layer a ratio of its own"),
         ({"method": "scissors"}, "Method 'scissors' is unknown"),
         ({"nsamples": 0}, "Samples 0 is not allowed"),
         ({"model": "no/such/model/here"}, "no/such/model/here"),
@@ -98,6 +106,17 @@ def test_a_mistake_is_answered_with_one_sentence(client, wrong, sentence):
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+def test_every_setting_of_the_rebuild_goes_through(client, server):
+    asked = {"threshold": "auto", "rounds": 2, "target": "dense-stream", "reconstruct": True, "metric": "D"}
+    summary = client.predict(**ASKED | asked, api_name="/run")
+    assert asked.items() <= summary["config"].items()
+    rebuilt = [e for e in RunDirectory(server.runs / summary["run"]).events() if isinstance(e, SubBlockRebuilt)]
+    assert all(1 <= len(event.rounds) <= 2 and event.reconstruction for event in rebuilt)
+    summary = client.predict(**ASKED | {"refiner": "one-swap"}, api_name="/run")
+    assert summary["config"]["refiner"] == "one-swap"
+    assert summary["swaps"] > 0
 
 
 def test_a_cancelled_run_stops_and_leaves_the_model_dense(client, server, outputs):
@@ -188,6 +207,63 @@ def test_the_defaults_are_a_job_and_survive_a_link():
     assert settings.from_query({"method": "<b>", "metric": "X", "threshold": "nan", "granularity": "layer"}) == {
         "granularity": "layer"
     }
+
+
+def test_the_form_splits_the_threshold_in_two():
+    assert settings.from_form(*settings.FORM.values()) == settings.to_spec(settings.DEFAULTS)
+    for threshold, switch in (("auto", "auto"), (0.25, "fixed")):
+        link = settings.from_query({"threshold": str(threshold), "rounds": "3", "reconstruct": "true"})
+        filled = settings.FORM | settings.to_form(link)
+        assert filled["swaps"] == switch
+        config = settings.from_form(*filled.values()).prune
+        assert (config.threshold, config.rounds, config.reconstruct) == (threshold, 3, True)
+    assert settings.to_form({"seed": 3}) == {"seed": 3}
+    assert settings.from_query({"refiner": "comb", "target": "moon", "allocation": "owl"}) == {"allocation": "owl"}
+
+
+def test_every_choice_of_a_setting_has_a_title():
+    for titles, names in (
+        (settings.METHOD_TITLES, METHODS),
+        (settings.REFINER_TITLES, Refiner),
+        (settings.TARGET_TITLES, Target),
+        (settings.ALLOCATION_TITLES, Allocation),
+        (settings.GRANULARITY_TITLES, Granularity),
+        (settings.METRIC_TITLES, Metric),
+    ):
+        assert set(map(str, titles)) == set(map(str, names))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"barber": False}, "This run has no rebuild"),
+        ({"refiner": "dsnot"}, "follows a rule of its own"),
+        ({"threshold": 0.25}, "swaps 25 % of its gaining pairs"),
+        ({"threshold": "auto"}, "stopped before the first block"),
+    ],
+)
+def test_a_run_without_choices_says_why(changes, words):
+    config = PruneConfig(Sparsity.parse("50%"), **changes)
+    started = RunStarted("tiny", config.to_dict(), {}, [], "cpu", "float32")
+    assert words in why_empty([started])
+    assert "Press <b>Run</b>" in why_empty([])
+
+
+def test_the_saliency_view_says_what_was_measured():
+    def said(**changes: object) -> str:
+        config = PruneConfig(Sparsity.parse("50%"), **changes)
+        return measure([RunStarted("tiny", config.to_dict(), {}, [], "cpu", "float32")])
+
+    assert "feels" in said()
+    assert "inputs" in said(refiner="dsnot")
+    assert "no rebuild" in said(barber=False, reconstruct=True)
+
+
+def test_a_prompt_from_elsewhere_is_remarked_on_once():
+    run = text_tab._Run("storyteller", True, list(Stage))
+    texts = dict.fromkeys(map(str, Stage), " Some years ago. The end.")
+    columns = "".join(text_tab._columns(run, "Call me Ishmael.", texts))
+    assert columns.count(stories.UNKNOWN_PROMPT) == 1
 
 
 def test_a_space_gives_no_access_to_its_files(monkeypatch, tmp_path):

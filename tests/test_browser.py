@@ -1,4 +1,4 @@
-"""The page in a real browser: what a visitor does, from the first look to the four views."""
+"""The page in a real browser: what a visitor does, from the first look to the five views."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLAGS = [
     "--disable-component-update",
     "--no-first-run",
 ]
-SMALL = "?nsamples=6&seqlen=64&eval_windows=6&threshold=0.2"
+SMALL = "?nsamples=6&seqlen=64&eval_windows=6"
 LONG = "?nsamples=512&seqlen=128&eval_windows=6"
 SECONDS = 1000  # of Playwright's milliseconds
 
@@ -80,10 +80,29 @@ def drawn(page: Page, figure: str) -> int:
     return shapes.count()
 
 
-def test_a_link_fills_the_form(finished):
-    assert finished.locator("#threshold input[type=number]").input_value() == "0.2"
-    assert "nsamples=6" in finished.url
-    assert "method=magnitude" in finished.url
+def test_the_address_is_a_link_to_the_run(finished):
+    for setting in ("nsamples=6", "method=magnitude", "threshold=auto", "rounds=&"):
+        assert setting in finished.url
+
+
+def test_a_link_fills_the_form_and_what_has_no_effect_is_hidden(browser, server, complaints):
+    page = visit(browser, server, SMALL + "&threshold=0.2&granularity=layer&rounds=2", complaints)
+    page.get_by_role("button", name="Method in detail").click()
+    threshold, rounds = page.locator("#threshold input[type=number]"), page.locator("#rounds input")
+    expect(threshold).to_have_value("0.2")
+    expect(rounds).to_have_value("2")
+    expect(page.locator("#granularity input")).to_have_value("one matrix")
+    page.locator("#swaps").get_by_label("chosen by held-out error").check()
+    expect(threshold).not_to_be_visible()
+    expect(page.locator("#granularity")).not_to_be_visible()
+    expect(rounds).to_be_visible()
+    page.locator("#refiner input").click()
+    page.get_by_role("option", name="DSnoT").click()
+    for name in ("swaps", "rounds", "metric"):
+        expect(page.locator(f"#{name}")).not_to_be_visible()
+    page.locator("#rebuild input").uncheck()
+    expect(page.locator("#refiner input")).to_be_disabled()
+    page.close()
 
 
 def test_the_end_of_a_run_tells_what_came_of_it(finished):
@@ -111,9 +130,28 @@ def test_the_saliency_follows_the_dropdowns(finished):
     legend = finished.locator("#saliency-histogram .legendtext")
     before = legend.all_text_contents()
     assert [text.split()[0] for text in before] == ["kept", "pruned", "grown", "cut"]
-    finished.locator("#saliency-module input").click()
-    finished.get_by_role("option", name="down_proj").click()
+    module = finished.locator("#saliency-module input")
+    other = {"down_proj": "up_proj"}.get(module.input_value(), "down_proj")
+    module.click()
+    finished.get_by_role("option", name=other).click()
     expect(legend.first).not_to_have_text(before[0], timeout=10 * SECONDS)
+
+
+def test_the_choices_follow_the_dropdowns(finished):
+    open_tab(finished, "Choices")
+    assert drawn(finished, "choice-rounds") >= 10
+    assert drawn(finished, "choice-curve") >= 4
+    curve = finished.locator("#choice-curve .scatterlayer")
+    expect(finished.locator("#choice-curve .legendtext").last).to_have_text("chosen")
+    block = finished.locator("#choice-block input")
+    other = {"attention": "mlp", "mlp": "attention"}[block.input_value()]
+    before = curve.inner_html()
+    block.click()
+    finished.get_by_role("option", name=other).click()
+    finished.wait_for_function(
+        "before => document.querySelector('#choice-curve .scatterlayer').innerHTML !== before", arg=before
+    )
+    expect(block).to_have_value(other)
 
 
 def test_the_perplexities_stand_in_figure_and_table(finished):
@@ -133,11 +171,29 @@ def test_three_models_write_side_by_side(finished):
     prompt = finished.locator("#prompt textarea")
     expect(prompt).not_to_have_value("")
     prompt.fill("Once upon a time, there was a barber")
+    expect(finished.locator("#stop-writing")).to_be_disabled()
     finished.locator("#write").click()
     for title in ("dense", "initial", "rebuilt"):
         text = finished.locator(f"#text-{title} .bb-text p").first
         expect(text).to_contain_text("there was a barber", timeout=20 * SECONDS)
         expect(text).not_to_have_text("Once upon a time, there was a barber", timeout=20 * SECONDS)
+    expect(finished.locator("#write")).to_be_enabled(timeout=20 * SECONDS)
+    expect(finished.locator("#stop-writing")).to_be_disabled()
+
+
+def test_writing_can_be_stopped(finished):
+    open_tab(finished, "Text")
+    finished.locator("#tokens input[type=number]").fill("400")
+    finished.locator("#write").click()
+    stop = finished.locator("#stop-writing")
+    expect(stop).to_be_enabled()
+    stop.click()
+    expect(finished.locator("#write")).to_be_enabled()
+    expect(stop).to_be_disabled()
+    column = finished.locator("#text-rebuilt")
+    now = column.inner_text()
+    finished.wait_for_timeout(1500)
+    assert column.inner_text() == now
 
 
 def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, server, complaints):
@@ -169,7 +225,7 @@ def test_a_mistake_is_said_on_the_page(browser, server, complaints):
 @pytest.mark.parametrize("width", [390, 1400])
 def test_nothing_sticks_out_of_the_page(browser, server, finished, complaints, width):
     finished.set_viewport_size({"width": width, "height": 844})
-    for name in ("Mask flips", "Saliency", "Perplexity", "Text"):
+    for name in ("Mask flips", "Saliency", "Choices", "Perplexity", "Text"):
         open_tab(finished, name)
         assert finished.evaluate("document.documentElement.scrollWidth") <= width, name
     if width == 390:

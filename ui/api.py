@@ -31,7 +31,7 @@ def build(hub: Hub) -> None:
         rebuild: bool = DEFAULTS["rebuild"],
         metric: str = DEFAULTS["metric"],
         granularity: str = DEFAULTS["granularity"],
-        threshold: float = DEFAULTS["threshold"],
+        threshold: float | str = DEFAULTS["threshold"],
         retain_reconstruction: bool = DEFAULTS["retain_reconstruction"],
         calibration: str = DEFAULTS["calibration"],
         nsamples: int = DEFAULTS["nsamples"],
@@ -39,6 +39,11 @@ def build(hub: Hub) -> None:
         evaluation: str = DEFAULTS["evaluation"],
         eval_windows: int | None = DEFAULTS["eval_windows"],
         seed: int = DEFAULTS["seed"],
+        refiner: str = DEFAULTS["refiner"],
+        rounds: int | None = DEFAULTS["rounds"],
+        target: str = DEFAULTS["target"],
+        allocation: str = DEFAULTS["allocation"],
+        reconstruct: bool = DEFAULTS["reconstruct"],
     ) -> Iterator[dict]:
         values = {name: value for name, value in locals().items() if name in DEFAULTS}
         worker = None

@@ -34,22 +34,25 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             "dense model."
         )
         errors = gr.Plot(show_label=False, container=False, elem_id="sub-block-errors")
+        refit = gr.HTML(visible=False, elem_id="refit")
 
     def show(name: str | None, by: str):
         events = hub.events(name)
         flips = frames.flips(events)
         if flips.empty:
-            return nothing_yet(NO_FLIPS if events else EMPTY, 3)
+            return nothing_yet(NO_FLIPS if events else EMPTY, 4)
+        refitted = frames.refit_words(frames.refits(events))
         return (
             *results_there(),
             plot(figures.flip_heatmap(flips), "flips"),
             plot(figures.flip_bars(flips, by), "grown-and-cut"),
             plot(figures.sub_block_errors(frames.sub_blocks(events)), "errors"),
+            gr.update(value=f'<p class="bb-intro">{refitted}</p>', visible=bool(refitted)),
         )
 
     def regroup(name: str | None, by: str):
         flips = frames.flips(hub.events(name))
         return gr.skip() if flips.empty else plot(figures.flip_bars(flips, by), "grown-and-cut")
 
-    ended.then(show, [run_id, by], [nothing, results, heatmap, bars, errors], **CALM)
+    ended.then(show, [run_id, by], [nothing, results, heatmap, bars, errors, refit], **CALM)
     by.input(regroup, [run_id, by], bars, **CALM)

@@ -7,6 +7,7 @@ import time
 from html import escape
 
 from analysis import frames
+from barber.config import PruneConfig
 from barber.events import (
     Event,
     JobPlanned,
@@ -111,7 +112,9 @@ class Live:
         """The end: one headline with what came out."""
         facts = frames.summary(self.seen)
         zeros = f"{facts['zeros']:,} of {facts['weights']:,} weights pruned ({share(facts['zeros'], facts['weights'])})"
-        moved = f", {facts['swaps']:,} pairs changed places" if facts["config"].get("barber") else ""
+        config = PruneConfig.from_dict(facts["config"])
+        places = "swaps in all rounds" if config.most_rounds > 1 else "pairs changed places"
+        moved = f", {facts['swaps']:,} {places}" if config.barber else ""
         return (
             f'<div class="bb-card bb-done" role="status">{self._figures()}'
             f'<p class="bb-where"><span>{zeros}{moved}</span>'

@@ -1,4 +1,4 @@
-"""The page: a run panel on the left, the run and its four views on the right."""
+"""The page: a run panel on the left, the run and its five views on the right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ui import api, flips_tab, perplexity_tab, run_panel, saliency_tab, text_tab
+from ui import api, choices_tab, flips_tab, form, perplexity_tab, run_panel, saliency_tab, text_tab
 from ui.hub import Hub
 from ui.live import IDLE
 
@@ -20,6 +20,8 @@ HEADER = """
   </div>
 </header>
 """
+# Plotly misses when the window changes while its tab is closed.
+FIT = "() => { setTimeout(() => window.dispatchEvent(new Event('resize')), 100); }"
 
 
 def build(runs: Path | None = None) -> gr.Blocks:
@@ -30,26 +32,28 @@ def build(runs: Path | None = None) -> gr.Blocks:
         gr.HTML(HEADER)
         with gr.Row(elem_classes="bb-page"):
             with gr.Column(scale=0, min_width=340, elem_classes="bb-panel"):
-                form = run_panel.build_form()
+                fields = form.build()
                 run, stop = run_panel.build_buttons()
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
                 status = gr.HTML(IDLE, elem_id="status")
                 blocks = gr.HTML("", elem_id="blocks")
-                ended = run_panel.wire(hub, form, run, stop, status, blocks, run_id)
+                ended = run_panel.wire(hub, fields, run, stop, status, blocks, run_id)
                 with gr.Tabs(elem_id="views"):
                     for title, tab in (
                         ("Mask flips", flips_tab),
                         ("Saliency", saliency_tab),
+                        ("Choices", choices_tab),
                         ("Perplexity", perplexity_tab),
                         ("Text", text_tab),
                     ):
-                        with gr.Tab(title):
+                        with gr.Tab(title) as opened:
                             tab.build(hub, run_id, ended)
+                        opened.select(fn=None, js=FIT, api_visibility="private")
         api.build(hub)
         page.load(
             run_panel.fill_from_link,
             None,
-            [*form.values(), run],
+            [*fields.values(), run],
             queue=False,
             show_progress="hidden",
             api_visibility="private",

@@ -1,4 +1,4 @@
-"""The run panel: what to prune and how, Run and Stop, and the live progress beside it."""
+"""The run panel: Run and Stop below the form, and the live progress beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import gradio as gr
 
 from barber.errors import UserError
 from ui import settings
-from ui.catalogue import choices
 from ui.gpu import ONE_AT_A_TIME, on_gpu
 from ui.hub import Hub
 from ui.live import STARTING, Live, message
@@ -21,105 +20,14 @@ DEFECT = "The run failed ({}): this is a defect of Barber, and the log of the se
 # When a run starts, the address bar becomes a link to these settings, and a page that hides the progress moves to it.
 ON_RUN = """(...values) => {
   const names = %s, query = new URLSearchParams(window.location.search);
-  names.forEach((name, i) => query.set(name, values[i] ?? ""));
+  const form = Object.fromEntries(names.map((name, i) => [name, values[i] ?? ""]));
+  if (form.swaps === "auto") form.threshold = "auto";
+  delete form.swaps;
+  for (const [name, value] of Object.entries(form)) query.set(name, value);
   window.history.replaceState(window.history.state, "", "?" + query.toString());
   const status = document.getElementById("status"), place = status.getBoundingClientRect();
   if (place.top < 0 || place.top > window.innerHeight - 120) status.scrollIntoView({behavior: "smooth"});
 }"""
-
-
-def build_form() -> dict[str, gr.components.Component]:
-    """The fields of settings.FIELDS, by name."""
-    default = settings.DEFAULTS
-    form: dict[str, gr.components.Component] = {}
-    form["model"] = gr.Dropdown(
-        choices(),
-        value=default["model"],
-        label="Model",
-        info=f"Pick one, or type a hub id{'' if settings.on_a_space() else ' or a local folder'}.",
-        allow_custom_value=True,
-        elem_id="model",
-    )
-    with gr.Row():
-        form["method"] = gr.Dropdown(
-            [(title, name) for name, title in settings.METHOD_TITLES.items()],
-            value=default["method"],
-            label="Initial mask",
-            min_width=150,
-            elem_id="method",
-        )
-        form["sparsity"] = gr.Dropdown(
-            list(settings.PATTERNS),
-            value=default["sparsity"],
-            label="Pattern",
-            allow_custom_value=True,
-            min_width=100,
-            elem_id="sparsity",
-        )
-    form["rebuild"] = gr.Checkbox(default["rebuild"], label="Rebuild the mask block by block", elem_id="rebuild")
-    form["threshold"] = gr.Slider(
-        0,
-        1,
-        value=default["threshold"],
-        step=0.01,
-        label="Threshold",
-        info="A pruned weight that matters more than a kept one is a pair; this share of the pairs changes places.",
-        elem_id="threshold",
-    )
-    with gr.Accordion("Rebuild settings", open=False):
-        form["granularity"] = gr.Dropdown(
-            [(title, name) for name, title in settings.GRANULARITY_TITLES.items()],
-            value=default["granularity"],
-            label="Swaps happen within",
-            elem_id="granularity",
-        )
-        form["metric"] = gr.Dropdown(
-            [(title, name) for name, title in settings.METRIC_TITLES.items()],
-            value=default["metric"],
-            label="Saliency",
-            elem_id="metric",
-        )
-        form["retain_reconstruction"] = gr.Checkbox(
-            default["retain_reconstruction"],
-            label="Keep the values that SparseGPT updated",
-            elem_id="retain_reconstruction",
-        )
-    with gr.Accordion("Data and seed", open=False):
-        form["calibration"] = _dataset("calibration", "Calibration text")
-        with gr.Row():
-            form["nsamples"] = _number("nsamples", "Samples")
-            form["seqlen"] = _number("seqlen", "Tokens each", "auto")
-        form["evaluation"] = _dataset("evaluation", "Evaluation text")
-        with gr.Row():
-            form["eval_windows"] = _number("eval_windows", "Windows at most", "all")
-            form["seed"] = _number("seed", "Seed")
-    dependent = [form[name] for name in ("threshold", "granularity", "metric", "retain_reconstruction")]
-    form["rebuild"].change(
-        lambda rebuild: [gr.update(interactive=rebuild)] * len(dependent),
-        form["rebuild"],
-        dependent,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    return {name: form[name] for name in settings.FIELDS}
-
-
-def _dataset(name: str, label: str) -> gr.Dropdown:
-    return gr.Dropdown(
-        list(settings.DATASETS),
-        value=settings.DEFAULTS[name],
-        label=label,
-        info=None if settings.on_a_space() else "A data set, or a local .txt, .jsonl or .npy file.",
-        allow_custom_value=True,
-        elem_id=name,
-    )
-
-
-def _number(name: str, label: str, placeholder: str | None = None) -> gr.Number:
-    return gr.Number(
-        settings.DEFAULTS[name], label=label, precision=0, min_width=90, elem_id=name, placeholder=placeholder
-    )
 
 
 def build_buttons() -> tuple[gr.Button, gr.Button]:
@@ -155,7 +63,7 @@ def wire(
         if hub.stopped(name):  # while it waited in the queue
             yield same, same, on, off
             return
-        worker = Worker(hub.run(name, settings.to_spec(dict(zip(settings.FIELDS, values, strict=True)))))
+        worker = Worker(hub.run(name, settings.from_form(*values)))
         live, shown = Live(), 0
         try:
             for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
@@ -192,7 +100,7 @@ def wire(
         return [gr.skip()] * len(data) if fits else list(data.values())
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    run.click(fn=None, inputs=fields, js=ON_RUN % list(settings.FIELDS), api_visibility="private")
+    run.click(fn=None, inputs=fields, js=ON_RUN % list(settings.FORM), api_visibility="private")
     checked = run.click(check, fields, [status, blocks, run, stop, run_id], **quiet)
     checked.failure(explain, fields, status, queue=False, **quiet)
     started = checked.success(on_gpu(work), [run_id, *fields], [status, blocks, run, stop], **quiet, **ONE_AT_A_TIME)
@@ -203,6 +111,6 @@ def wire(
 
 
 def fill_from_link(request: gr.Request) -> list:
-    """The values of FIELDS that the page's address carries, the others stay; and Run, ready to be pressed."""
-    given = settings.from_query(dict(request.query_params))
-    return [*(given.get(name, gr.skip()) for name in settings.FIELDS), gr.update(interactive=True)]
+    """The values of the form that the page's address carries, else its own; and Run, ready to be pressed."""
+    given = settings.FORM | settings.to_form(settings.from_query(dict(request.query_params)))
+    return [*given.values(), gr.update(interactive=True)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gradio as gr
 
 from analysis import figures, frames
+from barber.config import PruneConfig, Refiner
+from barber.events import Event, RunStarted
 from barber.runs import RunDirectory
 from ui.hub import Hub
 from ui.plots import plot
@@ -12,16 +14,16 @@ from ui.views import CALM, empty, intro, nothing_yet, results_there
 
 EMPTY = empty("Press <b>Run</b>. Here you will see how much each weight matters, and what became of it.")
 NO_SALIENCY = empty("This run has no rebuild, so no saliency was measured. Switch the rebuild on and run again.")
+HOW_TO_READ = (
+    "Saliency says {}. A good mask keeps the right-hand side: <b class='bb-grown'>grown</b> weights were pruned though "
+    "salient, <b class='bb-cut'>cut</b> ones were kept though not."
+)
 
 
 def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
-        intro(
-            "Saliency says how much the block's error feels a weight. A good mask keeps the right-hand side: "
-            "<b class='bb-grown'>grown</b> weights were pruned though salient, <b class='bb-cut'>cut</b> ones were "
-            "kept though not."
-        )
+        reading = intro("")
         with gr.Row():
             layer = gr.Dropdown([], label="Layer", elem_id="saliency-layer", min_width=110)
             module = gr.Dropdown([], label="Module", elem_id="saliency-module", min_width=150)
@@ -51,10 +53,11 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         events = hub.events(name)
         flips = frames.flips(events)
         if flips.empty:
-            return nothing_yet(NO_SALIENCY if events else EMPTY, 4)
+            return nothing_yet(NO_SALIENCY if events else EMPTY, 5)
         first, module = frames.most_telling(flips)
         return (
             *results_there(),
+            f'<p class="bb-intro">{HOW_TO_READ.format(measure(events))}</p>',
             gr.update(choices=sorted(set(flips["layer"].tolist())), value=first),
             gr.update(choices=modules_of(name, first), value=module),
             *draw(name, first, module, scale),
@@ -67,7 +70,17 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         return gr.update(choices=choices, value=module), *draw(name, layer, module, scale)
 
     chosen = [run_id, layer, module, scale]
-    ended.then(show, [run_id, scale], [nothing, results, layer, module, histogram, mask], **CALM)
+    ended.then(show, [run_id, scale], [nothing, results, reading, layer, module, histogram, mask], **CALM)
     layer.input(choose_layer, chosen, [module, histogram, mask], **CALM)
     module.input(draw, chosen, [histogram, mask], **CALM)
     scale.input(draw_histogram, chosen, histogram, **CALM)
+
+
+def measure(events: list[Event]) -> str:
+    """What the saliency of a run stands for: it is what the rebuild went by."""
+    config = next(PruneConfig.from_dict(event.config) for event in events if isinstance(event, RunStarted))
+    if not config.barber:
+        return "how large a weight is, as this run has no rebuild"
+    if config.refiner is not Refiner.BARBER:
+        return "how large a weight and its inputs are, as this rebuild looks at no gradient"
+    return "how much the block's error feels a weight"

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from barber.config import Granularity, Metric, PruneConfig, Sparsity
+from barber.config import AUTO, Allocation, Granularity, Metric, PruneConfig, Refiner, Sparsity, Target
 from barber.errors import UserError
 from barber.presets import STORYTELLER as PRESET
+from barber.problem import hold_out
 from barber.spec import JobSpec
 from barber.storyteller import documents
 
@@ -23,6 +24,8 @@ METHOD_TITLES = {
     "wanda": "Wanda",
     "wandd": "Wanda, derivative",
     "sparsegpt": "SparseGPT",
+    "ria": "RIA",
+    "random": "Random (control)",
 }
 METRIC_TITLES = {Metric.WD: "weight times gradient", Metric.W: "weight alone", Metric.D: "gradient alone"}
 GRANULARITY_TITLES = {
@@ -31,10 +34,34 @@ GRANULARITY_TITLES = {
     Granularity.OUTPUT: "one output row",
     Granularity.INPUT: "one input column",
 }
-CHOICES = {"method": METHOD_TITLES, "metric": METRIC_TITLES, "granularity": GRANULARITY_TITLES}
+REFINER_TITLES = {
+    Refiner.BARBER: "Barber: by saliency",
+    Refiner.ONE_SWAP: "Exact one-swaps in each row",
+    Refiner.DSNOT: "DSnoT: by each row's mean error",
+}
+TARGET_TITLES = {
+    Target.BLOCK: "itself, unpruned",
+    Target.DENSE_STREAM: "the unpruned model",
+}
+ALLOCATION_TITLES = {
+    Allocation.UNIFORM: "the same in every layer",
+    Allocation.OWL: "by outliers (OWL)",
+    Allocation.SALIENCY: "by saliency",
+}
+FIXED = "fixed"  # beside AUTO: the form's switch between the two kinds of threshold
+SWAPS_TITLES = {AUTO: "chosen by held-out error", FIXED: "fixed threshold"}
+CHOICES = {
+    "method": METHOD_TITLES,
+    "metric": METRIC_TITLES,
+    "granularity": GRANULARITY_TITLES,
+    "refiner": REFINER_TITLES,
+    "target": TARGET_TITLES,
+    "allocation": ALLOCATION_TITLES,
+}
 PROMPTS = ("Once upon a time", "The capital of France is", "The most important thing about science is")
 LABELS = {
     "threshold": "Threshold",
+    "rounds": "Rounds at most",
     "nsamples": "Samples",
     "seqlen": "Tokens each",
     "seed": "Seed",
@@ -65,8 +92,14 @@ DEFAULTS: dict[str, object] = {
     "retain_reconstruction": PRESET.prune.retain_reconstruction,
     **data_for(PRESET.model),
     "seed": PRESET.seed,
+    "refiner": str(PRESET.prune.refiner),
+    "rounds": PRESET.prune.rounds,
+    "target": str(PRESET.prune.target),
+    "allocation": str(PRESET.prune.allocation),
+    "reconstruct": PRESET.prune.reconstruct,
 }
 FIELDS = tuple(DEFAULTS)
+FORM = {"swaps": AUTO} | DEFAULTS | {"threshold": 0.1}  # in the form, a switch and a number make up the threshold
 
 
 def to_spec(values: Mapping[str, object]) -> JobSpec:
@@ -84,16 +117,24 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
         barber=bool(values["rebuild"]),
         metric=str(values["metric"]),
         granularity=str(values["granularity"]),
-        threshold=_number(values, "threshold"),
+        threshold=AUTO if values["threshold"] == AUTO else _number(values, "threshold"),
+        refiner=str(values["refiner"]),
+        rounds=_whole(values, "rounds", 1, optional=True),
+        target=str(values["target"]),
+        allocation=str(values["allocation"]),
+        reconstruct=bool(values["reconstruct"]),
         retain_reconstruction=bool(values["retain_reconstruction"]),
     )
+    nsamples = _whole(values, "nsamples", 1)
+    if prune.refined:
+        hold_out(nsamples, prune)  # raises where too few samples are left to judge
     return replace(
         PRESET,
         model=model,
         prune=prune,
         calibration=calibration,
         evaluation=evaluation,
-        nsamples=_whole(values, "nsamples", 1),
+        nsamples=nsamples,
         seqlen=_whole(values, "seqlen", 2, optional=True),
         seed=_whole(values, "seed", 0),
         eval_windows=_whole(values, "eval_windows", 1, optional=True),
@@ -106,10 +147,25 @@ def sample_prompts(model: str) -> list[str]:
     return documents("prompts", 6) if model == PRESET.model else list(PROMPTS)
 
 
+def from_form(*values: object) -> JobSpec:
+    """The job that the values of FORM describe. Raises UserError as `to_spec` does."""
+    given = dict(zip(FORM, values, strict=True))
+    return to_spec(given | ({"threshold": AUTO} if given["swaps"] == AUTO else {}))
+
+
+def to_form(values: Mapping[str, object]) -> dict[str, object]:
+    """Some values of FIELDS as those of FORM."""
+    if "threshold" not in values:
+        return dict(values)
+    if values["threshold"] == AUTO:
+        return {name: value for name, value in values.items() if name != "threshold"} | {"swaps": AUTO}
+    return {"swaps": FIXED, **values}
+
+
 def problem(*values: object) -> str | None:
-    """The sentence that says what is wrong with the values of FIELDS, if anything is."""
+    """The sentence that says what is wrong with the values of FORM, if anything is."""
     try:
-        to_spec(dict(zip(FIELDS, values, strict=True)))
+        from_form(*values)
     except UserError as error:
         return str(error)
     return None
@@ -167,11 +223,11 @@ def _whole(values: Mapping[str, object], name: str, least: int, optional: bool =
 
 def _parse(name: str, text: str) -> object:
     """A value of a link, typed as the field is. Raises ValueError."""
-    if name in ("rebuild", "retain_reconstruction"):
+    if name in ("rebuild", "retain_reconstruction", "reconstruct"):
         return text.lower() in ("true", "1", "yes")
     if name == "threshold":
-        return _within(float(text), 0, 1)
-    if name in ("nsamples", "seqlen", "seed", "eval_windows"):
+        return AUTO if text == AUTO else _within(float(text), 0, 1)
+    if name in ("nsamples", "seqlen", "seed", "eval_windows", "rounds"):
         return int(text) if text else None
     if text not in CHOICES.get(name, (text,)):
         raise ValueError(text)

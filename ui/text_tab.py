@@ -9,6 +9,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from analysis import frames, stories
+from barber.config import PruneConfig
 from barber.errors import UserError
 from barber.events import RunStarted, Stage, TextGenerated
 from barber.load import BUNDLED
@@ -40,7 +41,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             seed = gr.Number(0, label="Seed", precision=0, min_width=90, elem_id="text-seed")
         with gr.Row():
             write = gr.Button("Write", variant="primary", scale=0, elem_id="write", min_width=140)
-            stop = gr.Button("Stop", scale=0, elem_id="stop-writing", min_width=140)
+            stop = gr.Button("Stop", interactive=False, scale=0, elem_id="stop-writing", min_width=140)
         with gr.Row(equal_height=True, elem_classes="bb-columns"):
             columns = [gr.HTML(elem_id=f"text-{stage}", min_width=220) for stage in Stage]
 
@@ -87,8 +88,9 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
 
     ended.then(show, run_id, [nothing, results, legend, prompt, sample, *columns], **CALM)
     sample.input(recall, [run_id, sample], [prompt, *columns], **CALM)
-    telling = gr.on(
-        [write.click, prompt.submit],
+    idle, busy = ([gr.update(interactive=on) for on in state] for state in ((True, False), (False, True)))
+    buttons = [write, stop]
+    telling = gr.on([write.click, prompt.submit], lambda: busy, None, buttons, **CALM).then(
         on_gpu(tell),
         [run_id, prompt, tokens, temperature, seed],
         columns,
@@ -96,7 +98,8 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         api_visibility="private",
         **ONE_AT_A_TIME,
     )
-    stop.click(fn=None, cancels=[telling], api_visibility="private")
+    telling.then(lambda: idle, None, buttons, **CALM)
+    stop.click(lambda: idle, None, buttons, cancels=[telling], **CALM)
 
 
 def _texts(events: list) -> dict[str, dict[str, str]]:
@@ -117,9 +120,9 @@ class _Run(NamedTuple):
 
 def _run(events: list) -> _Run:
     started = next((event for event in events if isinstance(event, RunStarted)), None)
-    return (
-        _Run(started.model, started.config["barber"], reached(events)) if started else _Run("", True, reached(events))
-    )
+    if not started:
+        return _Run("", True, reached(events))
+    return _Run(started.model, PruneConfig.from_dict(started.config).refined, reached(events))
 
 
 def _columns(run: _Run, prompt: str, texts: Mapping[str, str]) -> list[str]:
@@ -137,7 +140,8 @@ def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str) -> str:
     same = 0 if stage is Stage.DENSE else frames.agreement(text, dense)
     body = _marked(reading.good, same)
     wrong = f'<span class="bb-wrong">{_marked(reading.wrong, same - len(reading.good))}</span>' if reading.wrong else ""
-    remark = f'<p class="bb-remark">{escape(reading.remark)}</p>' if reading.remark else ""
+    said = reading.remark and (stage is Stage.DENSE or reading.remark != stories.UNKNOWN_PROMPT)  # that one only once
+    remark = f'<p class="bb-remark">{escape(reading.remark)}</p>' if said else ""
     return (
         f'<article class="bb-text bb-{stage}"><h3>{TITLES[stage]}</h3>'
         f'<p><span class="bb-prompt">{escape(prompt)}</span>{body}{wrong}{escape(reading.rest)}</p>{remark}</article>'

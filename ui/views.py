@@ -1,4 +1,4 @@
-"""What the four views share: an empty state, and results that appear when there is something to show."""
+"""What the views share: an empty state, and results that appear when there is something to show."""
 
 from __future__ import annotations
 

@@ -1,0 +1,213 @@
+"""What the rebuild chose by held-out error, and what else it tried: frames of a run's rounds, and their figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from analysis.style import BLUE, GREY, RED, SAND, TEAL, rounded, styled
+from barber.events import Event, SubBlockRebuilt
+
+WITHIN = {
+    "block": "in the whole block",
+    "layer": "in one matrix",
+    "output1": "in one output row",
+    "input1": "in one input column",
+}
+HOVER = "%{customdata}<br>%{y:.4g} % of the initial error<extra></extra>"
+LINES = {  # granularity -> name, colour, dash and marker of its line
+    "block": ("block", BLUE, "solid", "circle"),
+    "layer": ("matrix", SAND, "dash", "square"),
+    "output1": ("row", GREY, "dot", "triangle-up"),
+    "input1": ("column", GREY, "dashdot", "triangle-down"),
+}
+
+
+def choices(events: Sequence[Event]) -> pd.DataFrame:
+    """One row per sub-block and round: what the round chose, and the held-out error before and after it.
+
+    round: from 1. move: "swap", "one-swap", or "" where nothing that was tried helped. fraction: of the gaining pairs.
+    relative: the error after the round as a share of the error with the initial mask.
+    """
+    rows = [
+        _place(event, number)
+        | _move(one)
+        | {"before": one["error_before"], "after": one["error"], "relative": _ratio(one["error"], _initial(event))}
+        for event, number, one in _rounds(events)
+    ]
+    columns = ["layer", "sub_block", "kind", "round", "move", "granularity", "fraction", "swaps"]
+    return pd.DataFrame(rows, columns=[*columns, "before", "after", "relative"])
+
+
+def candidates(events: Sequence[Event]) -> pd.DataFrame:
+    """One row per change that a round tried, no change at all included: its held-out error, as in `choices`.
+
+    chosen: whether it is what the round chose.
+    """
+    rows = [
+        _place(event, number)
+        | _move(tried)
+        | {
+            "error": tried["error"],
+            "relative": _ratio(tried["error"], _initial(event)),
+            "chosen": _move(tried) == _move(one),
+        }
+        for event, number, one in _rounds(events)
+        for tried in one["curve"]
+    ]
+    columns = ["layer", "sub_block", "kind", "round", "move", "granularity", "fraction", "swaps"]
+    return pd.DataFrame(rows, columns=[*columns, "error", "relative", "chosen"])
+
+
+def most_telling(choices: pd.DataFrame) -> tuple[int, str]:
+    """Layer and name of the sub-block whose error fell furthest."""
+    row = choices.loc[choices["relative"].fillna(math.inf).idxmin()]
+    return int(row["layer"]), row["sub_block"]
+
+
+def words(move: str, granularity: str, fraction: float, swaps: int) -> str:
+    """A change of the mask, as a person says it."""
+    if not move:
+        return "no change"
+    if move == "one-swap":
+        return f"exact one-swaps in each row: {swaps:,} pairs"
+    return f"{100 * fraction:g} % of the gaining pairs {WITHIN[granularity]}: {swaps:,} pairs"
+
+
+def rounds_figure(choices: pd.DataFrame) -> go.Figure:
+    """Each sub-block's held-out error after every round, relative to the initial mask; a mark tells the move."""
+    labels = [f"{row.layer} {'attn' if row.kind == 'attention' else row.kind}" for row in choices.itertuples()]
+    frame = choices.assign(label=labels, percent=100 * choices["relative"])
+    x = list(dict.fromkeys(labels))
+    lows = frame.groupby("label", sort=False)["percent"].min()
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[item for label in x for item in (label, label, None)],
+        y=[item for low in rounded(lows) for item in (100.0, low, None)],
+        mode="lines",
+        line={"color": GREY, "width": 2},
+        opacity=0.5,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.add_scatter(
+        x=x,
+        y=[100.0] * len(x),
+        mode="markers",
+        name="initial mask",
+        marker={"color": RED, "size": 9},
+        hovertemplate="layer %{x}<br>initial mask<extra></extra>",
+    )
+    marks = (("swap", "share swapped", BLUE, "circle"), ("one-swap", "one-swaps", TEAL, "diamond"))
+    for move, name, colour, symbol in marks:
+        part = frame[frame["move"] == move]
+        if part.empty:
+            continue
+        figure.add_scatter(
+            x=part["label"].tolist(),
+            y=rounded(part["percent"]),
+            customdata=[[row.round, _said(row)] for row in part.itertuples()],
+            mode="markers",
+            name=name,
+            marker={"color": colour, "size": 9, "symbol": symbol},
+            hovertemplate="layer %{x}, round %{customdata[0]}<br>%{customdata[1]}"
+            "<br>%{y:.3g} % of the initial error<extra></extra>",
+        )
+    styled(figure, x="layer and sub-block", y="error, % of the initial", height=320)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_xaxes(type="category", showgrid=False, tickvals=x if len(x) <= 24 else x[:: len(x) // 16 * 2])
+    return figure
+
+
+def curve_figure(candidates: pd.DataFrame) -> go.Figure:
+    """Held-out error of all that one round of one sub-block tried, over the share of pairs that change places."""
+    frame = candidates.assign(percent=100 * candidates["relative"])
+    start, single = frame[frame["move"] == ""], frame[frame["move"] == "one-swap"]
+    swaps = frame[frame["move"] == "swap"]
+    fractions = sorted({value for value in swaps["fraction"] if value > 0})
+    none = fractions[0] / 3 if fractions else 0.001  # where the log axis shows no change
+    edges = [none / 1.4, 1.4 * (fractions[-1] if fractions else none)]
+    figure = go.Figure()
+    for granularity, part in swaps.groupby("granularity", sort=False):
+        name, colour, dash, symbol = LINES[granularity]
+        line = pd.concat([start, part.sort_values("fraction")])
+        figure.add_scatter(
+            x=[row.fraction or none for row in line.itertuples()],
+            y=rounded(line["percent"]),
+            customdata=[_said(row) for row in line.itertuples()],
+            mode="lines+markers",
+            name=name,
+            line={"color": colour, "width": 2, "dash": dash},
+            marker={"size": 7, "symbol": symbol},
+            hovertemplate=HOVER,
+        )
+    if not single.empty:
+        figure.add_scatter(
+            x=[edges[0], *fractions, edges[1]],
+            y=rounded(single["percent"]) * (len(fractions) + 2),
+            customdata=[_said(row) for row in single.itertuples()] * (len(fractions) + 2),
+            mode="lines",
+            name="one-swaps",
+            line={"color": TEAL, "width": 2, "dash": "longdash"},
+            hovertemplate=HOVER,
+        )
+    _mark(figure, start, none, "no change", {"color": RED, "size": 9})
+    chosen = frame[frame["chosen"]]
+    where = fractions[-1] if fractions and (chosen["move"] == "one-swap").any() else none
+    ring = {"color": "rgba(0,0,0,0)", "size": 17, "line": {"color": BLUE, "width": 2.5}}
+    _mark(figure, chosen, where, "chosen", ring)
+    styled(figure, x="share of the gaining pairs that change places", y="error, % of the initial", height=360)
+    ticks = {"tickvals": [none, *fractions], "ticktext": ["none", *(f"{100 * value:g} %" for value in fractions)]}
+    figure.update_xaxes(type="log", range=[math.log10(edge) for edge in edges], **ticks)
+    high, low = frame["percent"].max(), frame["percent"].min()
+    if low > 0 and high > 5 * low:
+        figure.update_yaxes(type="log", tickformat="~g", dtick="D2" if high < 50 * low else 1)
+    return figure
+
+
+def _mark(figure: go.Figure, part: pd.DataFrame, otherwise: float, name: str, marker: dict) -> None:
+    """One mark at the only row of `part`: at its fraction, or at `otherwise` where it has none."""
+    if part.empty:
+        return
+    row = next(part.itertuples())
+    figure.add_scatter(
+        x=[row.fraction or otherwise],
+        y=rounded([row.percent]),
+        customdata=[_said(row)],
+        mode="markers",
+        name=name,
+        marker=marker,
+        hovertemplate=HOVER,
+    )
+
+
+def _rounds(events: Sequence[Event]) -> list[tuple[SubBlockRebuilt, int, dict]]:
+    return [
+        (event, number, one)
+        for event in events
+        if isinstance(event, SubBlockRebuilt)
+        for number, one in enumerate(event.rounds, start=1)
+    ]
+
+
+def _place(event: SubBlockRebuilt, number: int) -> dict:
+    return {"layer": event.layer, "sub_block": event.sub_block, "kind": event.kind, "round": number}
+
+
+def _move(change: dict) -> dict:
+    return {name: change[name] for name in ("move", "granularity", "fraction", "swaps")}
+
+
+def _initial(event: SubBlockRebuilt) -> float:
+    return event.rounds[0]["error_before"]
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _said(row) -> str:
+    return words(row.move, row.granularity, row.fraction, row.swaps)
