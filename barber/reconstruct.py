@@ -26,25 +26,23 @@ def reconstruct(
 ) -> Generator[Event, None, tuple[Values, dict]]:
     """Values name -> (out, in) with the zeros of `masks`, and what was reached (see events.SubBlockRebuilt).
 
-    values: where to begin. Targets of all sequences must be known. The result is never worse than `values` on the
-    sequences held out: a fit that goes astray ends there, and the best state stands.
+    values: where to begin. Targets of all sequences must be known. The best state by the sequences held out stands, so
+    the result is never worse than `values` there; a pass that ends worse than the beginning (or not finite) goes back
+    to the best state and on at a quarter of the rate.
     """
     kept = {name: ~mask for name, mask in masks.items()}
     master = {name: value.float().clone() for name, value in values.items()}
-    groups = [
-        {"params": [value], "scale": RATE * (value.square().sum() / kept[name].sum().clamp_min(1)).sqrt().item()}
-        for name, value in master.items()
-    ]
-    optimiser = torch.optim.Adam([group | {"lr": group["scale"]} for group in groups], betas=BETAS)
+    rate = RATE
+    optimiser = _optimiser(master, kept, rate)
     write(problem.block, values)
     before = yield from _held_error(problem, progress)
-    best, lowest, diverged, steps = values, before, False, 0
+    best, lowest, steps = values, before, 0
     batches = [problem.fit[start : start + BATCH] for start in range(0, len(problem.fit), BATCH)]
     for epoch in range(EPOCHS):
         for number, batch in enumerate(batches):
             share = (epoch + number / len(batches)) / EPOCHS
             for group in optimiser.param_groups:
-                group["lr"] = group["scale"] * 0.5 * (1 + math.cos(math.pi * share))
+                group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * share))
             gradients = {name: torch.zeros_like(value) for name, value in master.items()}
             for sequence in batch:
                 for name, gradient in _gradients(problem, sequence).items():
@@ -58,10 +56,20 @@ def reconstruct(
         error = yield from _held_error(problem, progress)
         if error < lowest:
             best, lowest = {name: value.to(values[name].dtype, copy=True) for name, value in master.items()}, error
-        elif not error < 2 * before:
-            diverged = True
-            break
-    return best, {"error_before": before, "error_after": lowest, "steps": steps, "diverged": diverged}
+        if not error <= before:
+            rate /= 4
+            master = {name: value.float().clone() for name, value in best.items()}
+            optimiser = _optimiser(master, kept, rate)
+    return best, {"error_before": before, "error_after": lowest, "steps": steps, "diverged": lowest == before}
+
+
+def _optimiser(master: Values, kept: Masks, rate: float) -> torch.optim.Adam:
+    """Adam with a rate for each weight matrix, in units of its kept weights' root mean square."""
+    groups = []
+    for name, value in master.items():
+        size = (value.square().sum() / kept[name].sum().clamp_min(1)).sqrt().item()
+        groups.append({"params": [value], "peak": rate * size, "lr": rate * size})
+    return torch.optim.Adam(groups, betas=BETAS)
 
 
 def _gradients(problem: Problem, sequence: int) -> dict[str, Tensor]:
