@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis.frames import FATES
-from analysis.style import BLUE, FATE_COLOUR, GREY, RED, STAGE_COLOUR, rounded, styled
+from analysis.style import BLUE, FATE_COLOUR, GREY, RED, STAGE_COLOUR, rounded, styled, told
 from barber.events import Stage
 
 STAGE_LABEL = {Stage.DENSE: "dense", Stage.INITIAL: "initial mask", Stage.REBUILT: "rebuilt"}
@@ -153,7 +153,7 @@ def perplexity_bars(perplexities: pd.DataFrame) -> go.Figure:
             y=[STAGE_LABEL[Stage(stage)] for stage in part["stage"]],
             orientation="h",
             marker={"color": [STAGE_COLOUR[Stage(stage)] for stage in part["stage"]]},
-            text=[f"{value:,.4g}" for value in values],
+            text=[told(value) for value in values],
             textposition="outside",
             cliponaxis=False,
             width=0.62,

@@ -37,3 +37,10 @@ def styled(figure: go.Figure, *, x: str = "", y: str = "", height: int = 320, to
 def rounded(values, digits: int = 5) -> list:
     """Plain floats with few significant digits: the figure travels as JSON."""
     return [float(f"{value:.{digits}g}") for value in values]
+
+
+def told(perplexity: float) -> str:
+    """A perplexity as a person reads it: 1.464, 6.988, 20,521, 6.9e+19."""
+    if perplexity < 1000:
+        return f"{perplexity:.4g}"
+    return f"{perplexity:,.0f}" if perplexity < 1e6 else f"{perplexity:.1e}"

@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from analysis import figures, frames, stories
+from analysis.style import told
 from barber.calibration import CalibrationSet
 from barber.config import Granularity, PruneConfig, Sparsity
 from barber.events import LayerInitialised, PerplexityMeasured, Stage, SubBlockRebuilt, TextGenerated
@@ -189,6 +190,11 @@ def test_large_damage_gets_a_log_axis():
 
     assert axis(2, 5000, 40) == "log"
     assert axis(2, 8, 4) is None
+
+
+def test_perplexities_are_told_in_few_digits():
+    values = (1.4641, 22.65, 999.94, 20_521.3, 6.867e19, math.inf)
+    assert [told(value) for value in values] == ["1.464", "22.65", "999.9", "20,521", "6.9e+19", "inf"]
 
 
 def test_figures_have_no_background_of_their_own(events):

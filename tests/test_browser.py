@@ -101,7 +101,8 @@ def test_a_link_fills_the_form_and_what_has_no_effect_is_hidden(browser, server,
     for name in ("swaps", "rounds", "metric"):
         expect(page.locator(f"#{name}")).not_to_be_visible()
     page.locator("#rebuild input").uncheck()
-    expect(page.locator("#refiner input")).to_be_disabled()
+    expect(page.locator("#refiner")).not_to_be_visible()
+    expect(page.locator("#reconstruct")).to_be_visible()
     page.close()
 
 
@@ -211,6 +212,19 @@ def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, serve
     expect(page.locator("#run")).to_be_enabled(timeout=30 * SECONDS)
     page.locator("#run").click()
     expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
+    page.close()
+
+
+def test_a_run_that_only_re_fits_shows_errors_and_no_flips(browser, server, complaints):
+    page = visit(browser, server, SMALL + "&rebuild=false&reconstruct=true", complaints)
+    expect(page.locator("#swaps")).not_to_be_visible()
+    page.locator("#run").click()
+    expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
+    assert drawn(page, "sub-block-errors") >= 4
+    expect(page.locator("#flip-heatmap")).not_to_be_visible()
+    expect(page.locator("#refit")).to_contain_text("Re-fitting the kept weights lowered the error")
+    open_tab(page, "Choices")
+    expect(page.get_by_text("This run has no rebuild, so nothing was chosen.")).to_be_visible()
     page.close()
 
 

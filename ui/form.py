@@ -24,13 +24,14 @@ def build() -> Form:
         elem_id="model",
     )
     with gr.Row():
-        form["method"] = _choice("method", "Initial mask", settings.METHOD_TITLES, min_width=150)
+        form["method"] = _choice("method", "Initial mask", settings.METHOD_TITLES, scale=2, min_width=150)
         form["sparsity"] = gr.Dropdown(
             list(settings.PATTERNS),
             value=settings.FORM["sparsity"],
             label="Pattern",
             allow_custom_value=True,
-            min_width=100,
+            scale=1,
+            min_width=90,
             elem_id="sparsity",
         )
     form["rebuild"] = _tick("rebuild", "Rebuild the mask block by block")
@@ -89,22 +90,15 @@ def _build_data(form: Form) -> None:
 
 
 def _show_what_matters(form: Form) -> None:
-    """Settings of the rebuild are greyed out without one, and hidden where the kind of rebuild does not have them."""
+    """Settings without effect are hidden: those of the rebuild without one, and those that its kind does not have."""
+    dependent = ("refiner", "swaps", "threshold", "granularity", "metric", "rounds", "retain_reconstruction")
 
     def suit(rebuild: bool, refiner: str, swaps: str) -> list[dict]:
-        by_barber = refiner == Refiner.BARBER
-        shown = {
-            "refiner": True,
-            "swaps": by_barber,
-            "threshold": by_barber and swaps != AUTO,
-            "granularity": by_barber and swaps != AUTO,
-            "metric": by_barber,
-            "rounds": by_barber,
-            "retain_reconstruction": True,
-        }
-        return [gr.update(interactive=rebuild, visible=shown[name]) for name in dependent]
+        by_barber = rebuild and refiner == Refiner.BARBER
+        fixed = by_barber and swaps != AUTO
+        shown = {"refiner": rebuild, "threshold": fixed, "granularity": fixed, "retain_reconstruction": rebuild}
+        return [gr.update(visible=shown.get(name, by_barber)) for name in dependent]
 
-    dependent = ("refiner", "swaps", "threshold", "granularity", "metric", "rounds", "retain_reconstruction")
     deciding = [form[name] for name in ("rebuild", "refiner", "swaps")]
     gr.on(
         [field.change for field in deciding],

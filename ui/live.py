@@ -7,6 +7,7 @@ import time
 from html import escape
 
 from analysis import frames
+from analysis.style import told
 from barber.config import PruneConfig
 from barber.events import (
     Event,
@@ -128,7 +129,7 @@ class Live:
             return ""
         first = measured[measured["dataset"] == measured["dataset"].iloc[0]]
         rows = list(first.itertuples())
-        cells = [(f"{row.perplexity:,.4g}", f"perplexity, {LABELS[row.stage]}", row.stage) for row in rows]
+        cells = [(told(row.perplexity), f"perplexity, {LABELS[row.stage]}", row.stage) for row in rows]
         cells += [(f"{100 * share:.0f} %", "of the gap recovered", "gap") for share in first["recovered"].dropna()]
         body = "".join(f'<div class="bb-{kind}"><dd>{value}</dd><dt>{label}</dt></div>' for value, label, kind in cells)
         return f'<dl class="bb-figures">{body}</dl>'

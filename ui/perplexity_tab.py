@@ -8,6 +8,7 @@ from html import escape
 import gradio as gr
 
 from analysis import figures, frames
+from analysis.style import told
 from barber.events import Stage
 from ui.hub import Hub
 from ui.live import recovery
@@ -61,7 +62,7 @@ def _table(measured) -> str:
     tables = []
     for dataset, rows in measured.groupby("dataset", sort=False):
         body = "".join(
-            f"<tr><th scope='row'>{figures.STAGE_LABEL[row.stage]}</th><td>{row.perplexity:,.4g}</td>"
+            f"<tr><th scope='row'>{figures.STAGE_LABEL[row.stage]}</th><td>{told(row.perplexity)}</td>"
             f"<td>{_share(row)}</td></tr>"
             for row in rows.itertuples()
         )
