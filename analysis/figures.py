@@ -162,7 +162,10 @@ def perplexity_bars(perplexities: pd.DataFrame) -> go.Figure:
         )
         finite = [value for value in values if math.isfinite(value)] or [1.0]
         if max(finite) > 25 * min(finite):
-            figure.update_xaxes(type="log", dtick=1, row=row, col=1, range=[0, math.log10(max(finite)) * 1.25])
+            decades = 1.25 * math.log10(max(finite))
+            step = math.ceil(decades / 6)
+            power = "power" if step > 1 else "none"
+            figure.update_xaxes(row=row, col=1, type="log", range=[0, decades], dtick=step, exponentformat=power)
         else:
             figure.update_xaxes(range=[0, 1.25 * max(finite)], row=row, col=1)
     styled(figure, height=70 + 160 * len(datasets))
