@@ -2,9 +2,8 @@
 
 python benchmarks/quality.py [--model PATH --data FILE] [--csv FILE] [--markdown FILE]
 
-Every single run is a row, a dict of plain values; rows are appended to the CSV as they are made and folded over the
-seeds into markdown tables. A CSV that is there already is added to: runs that it holds are not made again. How to read
-it all: docs/quality.md.
+Every single run is a row, a dict of plain values, appended to the CSV as it is made and folded over the seeds into
+markdown tables. A CSV that is there already is added to: its runs are not made again. See docs/quality.md.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from barber.calibration import CalibrationSet, EvaluationSet
 from barber.config import AUTO, METHODS, PruneConfig, Refiner, Sparsity
 from barber.errors import UserError
 from barber.evaluate import perplexity
-from barber.events import LayerInitialised, RunFinished
+from barber.events import LayerInitialised
 from barber.inputs import choose_seqlen, load_data
 from barber.load import LoadedModel, load
 from barber.model import DecoderView, DenseWeights
@@ -71,13 +70,12 @@ class Bench:
     def run(self, calibration: CalibrationSet, config: PruneConfig, initial: dict | None = None) -> tuple[dict, dict]:
         """Prune, measure and restore: layer -> (initial masks, updated weights), and what a row says of the result.
 
-        seconds: wall time of the pruning; cpu_seconds: the processor's time for it. Evaluation is in neither.
+        The last event is RunFinished, with seconds: wall time of the pruning; cpu_seconds: the processor's time for it. Evaluation is in neither.
         """
         layers, started = {}, time.process_time()
         for event in prune(self.loaded.model, calibration, config, initial=initial, dense=self.weights):
             if isinstance(event, LayerInitialised):
                 layers[event.layer] = (event.masks, event.weights)
-        assert isinstance(event, RunFinished)
         result = asdict(event) | {"cpu_seconds": time.process_time() - started, "perplexity": self.measure()}
         self.weights.restore()
         return layers, result
@@ -102,6 +100,8 @@ class Bench:
 def rows(options: argparse.Namespace, known: list[dict]) -> Iterator[dict]:
     """All runs that are asked for and not known, seed by seed."""
     loaded = load(options.model, options.device)
+    for pattern in options.patterns:
+        DecoderView(loaded.model).check_width(Sparsity.parse(pattern).m)
     seqlen, _ = choose_seqlen(options.seqlen, loaded)
     spec = replace(
         STORYTELLER,

@@ -106,6 +106,13 @@ def test_runs_of_other_data_are_not_mixed_in(done):
     assert len(pd.read_csv(folder / "runs.csv")) == len(before)
 
 
+def test_a_pattern_that_does_not_fit_is_told_before_any_run():
+    refused = benchmark("--patterns", "50%,3:7")
+    assert refused.returncode == 2
+    assert "does not fit" in refused.stderr
+    assert "perplexity" not in refused.stderr
+
+
 def test_a_file_given_for_both_is_halved(tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text('{"text": "Once upon a time there was a big red ball and a little dog."}\n' * 60, "utf-8")
