@@ -70,7 +70,7 @@ class Bench:
     def run(self, calibration: CalibrationSet, config: PruneConfig, initial: dict | None = None) -> tuple[dict, dict]:
         """Prune, measure and restore: layer -> (initial masks, updated weights), and what a row says of the result.
 
-        The last event is RunFinished, with seconds: wall time of the pruning; cpu_seconds: the processor's time for it. Evaluation is in neither.
+        The last event, RunFinished, tells the wall seconds; cpu_seconds are the processor's. Evaluation is in neither.
         """
         layers, started = {}, time.process_time()
         for event in prune(self.loaded.model, calibration, config, initial=initial, dense=self.weights):
