@@ -175,9 +175,9 @@ def table(frame: pd.DataFrame, names: Iterable[str], cell: Callable[[pd.DataFram
 def markdown(frame: pd.DataFrame) -> str:
     """What was run, on what, and all tables."""
     row, names = frame.iloc[0], [name for name in TREATMENTS if name in set(frame["treatment"])]
-    seeds = {name: ", ".join(map(str, sorted(set(frame["seed"][frame["treatment"] == name])))) for name in names}
-    same = len(set(seeds.values())) == 1
-    told = seeds[names[0]] if same else "; ".join(f"{own} for {name}" for name, own in seeds.items())
+    treated = frame[frame["treatment"] != INITIAL].groupby("treatment", sort=False)["seed"]
+    seeds = treated.agg(lambda own: ", ".join(map(str, sorted(set(own)))))
+    told = "; ".join(f"{own} for {', '.join(group)}" for own, group in seeds.groupby(seeds).groups.items())
     dense = frame[frame["treatment"] == INITIAL].assign(treatment=DENSE, perplexity=frame["dense"])
     parts = [
         f"- command: `{shlex.join(['python', 'benchmarks/quality.py', *sys.argv[1:]])}`\n"
