@@ -21,7 +21,8 @@ def dsnot(mask: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, squares:
     """
     mask, weight = mask.clone(), weight.float()
     share = weight * mean
-    growth = share / variance.clamp_min(torch.finfo(torch.float32).tiny)
+    largest = torch.finfo(torch.float32).max
+    growth = (share / variance.clamp_min(torch.finfo(torch.float32).tiny)).clamp(-largest, largest)
     wanda = weight.abs() * squares.sqrt()
     moved = torch.zeros_like(mask)
     rows = torch.arange(len(mask), device=mask.device)

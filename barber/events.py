@@ -113,7 +113,8 @@ class SubBlockRebuilt(Event):
     the CPU.
     rounds: what each round chose, JSON-able: see rebuild.Round; with threshold "auto", the errors in it are those of
     the sequences held out, and its curve tells what else was tried. reconstruction: {"error_before", "error_after":
-    float on the sequences held out, "steps": int, "diverged": bool}, empty without.
+    float on the sequences held out, "steps": int, "diverged": bool (a pass ended worse
+    than the beginning, and went back to the best state)}, empty without.
     modules: name -> {"weights", "zeros", "grown", "cut": int, "saliency_before", "saliency_after": float (sum over
     the kept weights), "histogram": see scores.histogram}. masks: name -> bool (out, in), True = pruned.
     weights: name -> (out, in), the final values, only where they are not the dense values under the mask.

@@ -22,7 +22,8 @@ from barber.initialise import METHODS
 from barber.inputs import choose_seqlen, load_data
 from barber.load import LoadedModel, load
 from barber.model import DecoderView, DenseWeights
-from barber.prune import prune
+from barber.problem import hold_out
+from barber.prune import check_initial, prune
 from barber.refine import steps
 from barber.save import check_outputs, save_calibration, save_model
 from barber.spec import JobSpec
@@ -53,6 +54,8 @@ def _job(spec: JobSpec, loaded: LoadedModel | None) -> Iterator[Event]:
         raise UserError("--run_dir records a pruning run, but no pruning was asked: add it, or leave --run_dir out.")
     if spec.zeroshot_tasks:
         zeroshot.check_tasks(spec.zeroshot_tasks)
+    if spec.prune and spec.prune.refined:
+        hold_out(spec.nsamples, spec.prune)
     initial = runs.read_masks(spec.prune.initial_masks) if spec.prune and spec.prune.initial_masks else None
     if loaded is None:
         yield Progress("load", 0, 1, spec.model)
@@ -65,6 +68,8 @@ def _job(spec: JobSpec, loaded: LoadedModel | None) -> Iterator[Event]:
     if spec.prune:
         view.check_finite()
         view.check_width(spec.prune.sparsity.m)
+        if initial:
+            check_initial(view, initial, spec.prune)
     seqlen, notice = choose_seqlen(spec.seqlen, loaded)
     if notice:
         yield notice

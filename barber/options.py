@@ -80,6 +80,8 @@ def _prune_config(given: dict[str, Any]) -> PruneConfig:
             "No initial mask was chosen: add --prune_method magnitude, wanda, wandd, sparsegpt, ria or random."
         )
     names = {"prune_metric": "metric", "prune_granularity": "granularity"}
+    if given.get("threshold") == AUTO and "prune_granularity" in given:
+        raise UserError("--threshold auto chooses the granularity itself: leave --prune_granularity out.")
     return PruneConfig(
         sparsity=sparsity,
         method="masks" if masks else given["prune_method"],

@@ -61,8 +61,9 @@ class Problem:
 
     where: "layers.3", for messages. calls, sparse: how the stream calls the sub-block for each sequence, and its output
     with the initial weights. targets: the wanted outputs; None where nobody needed one yet, which a dense forward on
-    the same call gives. dense, initial: the weights before and after the initialiser. fit, held: the sequences that
-    teach and those that judge.
+    the same call gives. Where both are known, `settle` keeps their error and lets go of the sparse output. dense,
+    initial: the weights before and after the initialiser. fit, held: the sequences that teach and those that judge,
+    where the run holds some out.
     """
 
     where: str
@@ -74,8 +75,19 @@ class Problem:
     fit: Sequence[int]
     held: Sequence[int]
     calls: list[Call] = field(default_factory=list)
-    sparse: list[Tensor] = field(default_factory=list)
+    sparse: list[Tensor | None] = field(default_factory=list)
     targets: list[Tensor | None] = field(default_factory=list)
+    errors: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def teaching(self) -> Sequence[int]:
+        """The sequences that a refiner learns from: all of them, unless it holds some out itself."""
+        return self.fit if self.config.auto else range(len(self.calls))
+
+    @property
+    def judging(self) -> Sequence[int]:
+        """The sequences that a refiner judges its masks on."""
+        return self.held if self.config.auto else range(len(self.calls))
 
     @property
     def combined(self) -> Values:
@@ -96,19 +108,34 @@ class Problem:
         if len(self.targets) < len(self.calls):
             self.targets.append(None)
 
-    def aim(self, sequence: int) -> Tensor:
-        """The target of one sequence; where it is missing, the sub-block must hold its dense weights."""
+    def aim(self, sequence: int) -> None:
+        """Make sure of the target of one sequence; where it is missing, the sub-block must hold its dense weights."""
         if self.targets[sequence] is None:
-            self.targets[sequence] = output(self.block, self.calls[sequence])
-        return self.targets[sequence]
+            self.settle(sequence, output(self.block, self.calls[sequence]))
+        else:
+            self.settle(sequence)
+
+    def settle(self, sequence: int, dense: Tensor | None = None) -> None:
+        """Keep the initial error of one sequence; `dense` is its target where none was given."""
+        if self.targets[sequence] is None:
+            self.targets[sequence] = dense
+        if sequence not in self.errors:
+            self.errors[sequence] = squared_error(self.targets[sequence], self.sparse[sequence]).item()
+            self.sparse[sequence] = None
 
     def error(self, sequence: int) -> float:
         """The error on one sequence, whose target is known, with the weights that the sub-block has now."""
         return squared_error(self.targets[sequence], output(self.block, self.calls[sequence])).item()
 
     def initial_error(self, sequences: Sequence[int]) -> float:
-        """Mean error of the initial weights over sequences whose targets are known."""
-        return sum(squared_error(self.targets[j], self.sparse[j]).item() for j in sequences) / len(sequences)
+        """Mean error of the initial weights over settled sequences. Raises UserError where it is not finite."""
+        error = sum(self.errors[j] for j in sequences) / len(sequences)
+        if not math.isfinite(error):
+            raise UserError(
+                f"The output of {self.where} {self.block.name} is not finite: its activations overflow in this dtype, "
+                "so run it in float32 or bfloat16."
+            )
+        return error
 
 
 def squared_gradients(

@@ -57,7 +57,7 @@ def prune(
     view.check_finite()
     view.check_width(config.sparsity.m)
     if config.method == "masks":
-        _check_initial(view, initial or {}, config)
+        check_initial(view, initial or {}, config)
     calibrated = needs_calibration(config)
     if calibrated and calibration is None:
         raise UserError(
@@ -99,7 +99,7 @@ def prune(
                 yield Notice(_no_swaps(config))
             if diverged:
                 yield Notice(
-                    f"Re-fitting the kept weights went astray in {', '.join(diverged)}: the best state stands."
+                    f"Re-fitting the kept weights went astray in {', '.join(diverged)} and went back to the best state."
                 )
             yield StageReached(Stage.REBUILT)
         counts = [(mask.numel(), int(mask.sum())) for layer in masks.values() for mask in layer.values()]
@@ -117,15 +117,15 @@ def prune(
 
 def _no_swaps(config: PruneConfig) -> str:
     """Why a rebuild that had candidates changed nothing."""
-    if config.auto:
-        return "No weights changed places: no swap that was tried lowers the error on the sequences held out."
+    if config.auto or config.most_rounds > 1:
+        return "No weights changed places: no swap that was tried lowers the error on the sequences that judge."
     return (
         f"No weights changed places: threshold {config.threshold:g} of the few gaining pairs in each "
         f"{config.granularity} group rounds down to none; try a larger threshold, granularity block, or auto."
     )
 
 
-def _check_initial(view: DecoderView, initial: Mapping[int, tuple[Masks, Masks]], config: PruneConfig) -> None:
+def check_initial(view: DecoderView, initial: Mapping[int, tuple[Masks, Masks]], config: PruneConfig) -> None:
     """UserError unless there is a mask of the right shape and pattern for every weight, and zeros as asked in all.
 
     Methods count per matrix, row or block of columns, which loses less than one zero a row.

@@ -87,20 +87,21 @@ def barber(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, N
     """Swap pruned and kept weights of one sub-block by their saliency, for as many rounds as the config allows.
 
     A single round with a fixed threshold is the published method: its swap stands whatever it does to the error.
-    Otherwise a round that lowers the error of no judging sequence set ends the rounds, and its swap is not made.
+    Otherwise a swap must lower the error on the judging sequences; the first round that finds none is the last.
     """
     config, block = problem.config, problem.block
     judged = config.auto or config.most_rounds > 1
-    masks, values, sparse = problem.masks, problem.initial, list(problem.sparse)
+    masks, values = problem.masks, problem.initial
+    sparse = list(problem.sparse) if judged else problem.sparse
     grams = {} if config.auto else None
     scores, rounds, candidates, swaps = {}, [], 0, 0
     for number in range(config.most_rounds):
         squares = yield from _gradients(problem, sparse, grams if number == 0 else None, progress)
         if judged and number == 0:
-            for sequence in problem.held:
+            for sequence in problem.judging:
                 problem.aim(sequence)
                 yield next(progress)
-            error = problem.initial_error(problem.held)
+            error = problem.initial_error(problem.judging)
         salient = _saliency(problem, squares)
         scores = scores or salient
         best, lowest, curve = None, math.inf, [Candidate(NONE, "", 0.0, 0, error)] if judged else []
@@ -120,7 +121,7 @@ def barber(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, N
         if number + 1 < config.most_rounds:
             error = lowest
             write(block, values)
-            for sequence in problem.fit:
+            for sequence in problem.teaching:
                 sparse[sequence] = output(block, problem.calls[sequence])
                 yield next(progress)
     return Refined(masks, values, scores, candidates, swaps, rounds)
@@ -137,13 +138,13 @@ def _gradients(
     mean = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in problem.masks.items()}
     watch = {} if grams is None else {weight.name: weight.module for weight in problem.block.weights}
     see = partial(add_gram, grams)
-    for sequence in problem.fit:
+    for sequence in problem.teaching:
         wanted = problem.targets[sequence] if problem.config.target is Target.DENSE_STREAM else None
         with watching(watch, see):
             dense, _, squares = squared_gradients(problem.block, problem.calls[sequence], sparse[sequence], wanted)
-        problem.targets[sequence] = dense if wanted is None else wanted
+        problem.settle(sequence, dense)
         for name, square in squares.items():
-            mean[name] += square / len(problem.fit)
+            mean[name] += square / len(problem.teaching)
         yield next(progress)
     return mean
 
@@ -188,10 +189,10 @@ def _judge(problem: Problem, masks: Masks, progress: Iterator[Progress]) -> Gene
     """Mean error over the judging sequences with the weights under these masks."""
     write(problem.block, problem.values(masks))
     total = 0.0
-    for sequence in problem.held:
+    for sequence in problem.judging:
         total += problem.error(sequence)
         yield next(progress)
-    return total / len(problem.held)
+    return total / len(problem.judging)
 
 
 def steps(fit: int, held: int, config: PruneConfig) -> int:

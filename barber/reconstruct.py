@@ -36,7 +36,7 @@ def reconstruct(
     optimiser = _optimiser(master, kept, rate)
     write(problem.block, values)
     before = yield from _held_error(problem, progress)
-    best, lowest, steps = values, before, 0
+    best, lowest, steps, diverged = values, before, 0, False
     batches = [problem.fit[start : start + BATCH] for start in range(0, len(problem.fit), BATCH)]
     for epoch in range(EPOCHS):
         for number, batch in enumerate(batches):
@@ -57,10 +57,10 @@ def reconstruct(
         if error < lowest:
             best, lowest = {name: value.to(values[name].dtype, copy=True) for name, value in master.items()}, error
         if not error <= before:
-            rate /= 4
+            rate, diverged = rate / 4, True
             master = {name: value.float().clone() for name, value in best.items()}
             optimiser = _optimiser(master, kept, rate)
-    return best, {"error_before": before, "error_after": lowest, "steps": steps, "diverged": lowest == before}
+    return best, {"error_before": before, "error_after": lowest, "steps": steps, "diverged": diverged}
 
 
 def _optimiser(master: Values, kept: Masks, rate: float) -> torch.optim.Adam:
@@ -74,14 +74,14 @@ def _optimiser(master: Values, kept: Masks, rate: float) -> torch.optim.Adam:
 
 def _gradients(problem: Problem, sequence: int) -> dict[str, Tensor]:
     """Gradient of the error on one sequence by the weights that the sub-block has now, name -> fp32 (out, in)."""
-    parameters = [weight.parameter for weight in problem.block.weights]
+    parameters, target = [weight.parameter for weight in problem.block.weights], problem.targets[sequence]
+    scale = 2.0 ** round(math.log2(target.numel()))  # half-precision gradients underflow without, and Adam ignores it
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
-            error = squared_error(problem.targets[sequence], problem.block.replay(problem.calls[sequence]))
-            # Adam does not mind the scale, and half-precision gradients do not underflow with it.
-            gradients = torch.autograd.grad(error * error.new_tensor(parameters[0].numel()), parameters)
+            error = squared_error(target, problem.block.replay(problem.calls[sequence]))
+            gradients = torch.autograd.grad(error * scale, parameters, materialize_grads=True)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)

@@ -50,19 +50,24 @@ def refine_model(
             targets = yield from _dense_outputs(layer, wanted, dense, progress)
             done += len(stream)
         for block in layer.sub_blocks:
-            problem = Problem(
-                where=f"layers.{layer.index}",
-                block=block,
-                config=config,
-                masks={weight.name: masks[layer.index][weight.name] for weight in block.weights},
-                dense={weight.name: dense[layer.index, weight.name] for weight in block.weights},
-                initial={weight.name: weight.view.clone() for weight in block.weights},
-                fit=fit,
-                held=held,
-                targets=targets[block.name],
-            )
             progress = _progress(done, budget, total, f"layer {layer.index} {block.kind}")
-            yield from _refine_sub_block(layer.index, problem, stream, progress)
+            # Not bound to a name here, so that its activations end with it.
+            yield from _refine_sub_block(
+                layer.index,
+                Problem(
+                    where=f"layers.{layer.index}",
+                    block=block,
+                    config=config,
+                    masks={weight.name: masks[layer.index][weight.name] for weight in block.weights},
+                    dense={weight.name: dense[layer.index, weight.name] for weight in block.weights},
+                    initial={weight.name: weight.view.clone() for weight in block.weights},
+                    fit=fit,
+                    held=held,
+                    targets=targets.pop(block.name),
+                ),
+                stream,
+                progress,
+            )
             done += budget
         progress = _progress(done, len(stream), total, f"layer {layer.index} output")
         for sequence in range(len(stream)):
@@ -83,11 +88,12 @@ def _refine_sub_block(layer: int, problem: Problem, stream: Stream, progress: It
     else:
         scores = {name: magnitude(weight) for name, weight in problem.dense.items()}
         refined = Refined(problem.masks, problem.initial, scores, 0, 0)
-    if None in problem.targets:
+    if len(problem.errors) < len(stream):
         write(block, problem.dense)
         for sequence in range(len(stream)):
             problem.aim(sequence)
             yield next(progress)
+    before = problem.initial_error(range(len(stream)))
     values, reconstruction = refined.values, {}
     if config.reconstruct:
         values, reconstruction = yield from reconstruct(problem, refined.masks, values, progress)
@@ -96,12 +102,11 @@ def _refine_sub_block(layer: int, problem: Problem, stream: Stream, progress: It
     for sequence in range(len(stream)):
         after += problem.error(sequence) / len(stream)
         yield next(progress)
-    as_masked = not config.reconstruct and not config.retain_reconstruction and values is not problem.initial
     yield SubBlockRebuilt(
         layer=layer,
         sub_block=block.name,
         kind=block.kind,
-        error_before=problem.initial_error(range(len(stream))),
+        error_before=before,
         error_after=after,
         candidates=refined.candidates,
         swaps=refined.swaps,
@@ -111,7 +116,7 @@ def _refine_sub_block(layer: int, problem: Problem, stream: Stream, progress: It
         rounds=[asdict(one) for one in refined.rounds],
         reconstruction=reconstruction,
         masks=refined.masks,
-        weights={} if as_masked else values,
+        weights={n: v for n, v in values.items() if not v.equal(problem.dense[n].masked_fill(refined.masks[n], 0))},
     )
 
 
@@ -141,9 +146,8 @@ def _by_one_swap(problem: Problem, progress: Iterator[Progress]) -> Generator[Ev
     grams: dict[str, Tensor] = {}
     yield from _watch_dense(problem, partial(add_gram, grams), progress)
     m, combined = problem.config.sparsity.m, problem.combined
-    masks = {n: one_swap(mask, problem.dense[n], combined[n], grams[n], m) for n, mask in problem.masks.items()}
-    scores = {name: wanda(problem.dense[name], gram.diagonal()) for name, gram in grams.items()}
-    return _refined(problem, masks, scores)
+    masks = {n: one_swap(problem.masks[n], problem.dense[n], combined[n], gram, m) for n, gram in grams.items()}
+    return _refined(problem, masks, {name: gram.diagonal() for name, gram in grams.items()})
 
 
 def _by_dsnot(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
@@ -162,7 +166,7 @@ def _by_dsnot(problem: Problem, progress: Iterator[Progress]) -> Generator[Event
         masks[name] = dsnot(
             problem.masks[name], problem.dense[name], mean, variance, squares, problem.config.sparsity.m
         )
-    return _refined(problem, masks, {n: wanda(problem.dense[n], squares) for n, (_, _, squares) in moments.items()})
+    return _refined(problem, masks, {name: squares for name, (_, _, squares) in moments.items()})
 
 
 def _watch_dense(problem: Problem, see: See, progress: Iterator[Progress]) -> Iterator[Event]:
@@ -172,13 +176,19 @@ def _watch_dense(problem: Problem, see: See, progress: Iterator[Progress]) -> It
     for sequence, call in enumerate(problem.calls):
         with watching(watch, see):
             dense = output(problem.block, call)
-        if problem.targets[sequence] is None:
-            problem.targets[sequence] = dense
+        problem.settle(sequence, dense)
         yield next(progress)
 
 
-def _refined(problem: Problem, masks: Masks, scores: dict[str, Tensor]) -> Refined:
+def _refined(problem: Problem, changed: Masks, squares: dict[str, Tensor]) -> Refined:
+    """The changed masks, scored by Wanda's score; a weight whose input text never reaches keeps its mask and has none.
+
+    squares: name -> (in,) sums of squared inputs.
+    """
+    masks = problem.masks | changed
     swaps = sum(int((problem.masks[name] & ~mask).sum()) for name, mask in masks.items())
+    silent = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
+    scores = silent | {name: wanda(problem.dense[name], total) for name, total in squares.items()}
     return Refined(masks, problem.values(masks), scores, swaps, swaps)
 
 

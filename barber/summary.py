@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from barber.config import Refiner
 from barber.events import (
     Event,
     Notice,
@@ -142,7 +143,8 @@ def _numeric(cell: str) -> bool:
 def write_results(summary: Summary, ppl: Path | None, zeroshot: Path | None) -> None:
     """Write perplexities and zero-shot results: a table under the published name, and JSON."""
     config = summary.spec.prune
-    name = f"log_{config.method}_{config.threshold}.txt" if config else "log_dense.txt"
+    after = config and (config.threshold if config.refiner is Refiner.BARBER else config.refiner)
+    name = f"log_{config.method}_{after}.txt" if config else "log_dense.txt"
     for folder, text, kinds, json_name in (
         (ppl, summary.perplexities(), (PerplexityMeasured,), "perplexity.json"),
         (zeroshot, summary.zero_shot(), (ZeroShotMeasured, ZeroShotSkipped), "zeroshot.json"),

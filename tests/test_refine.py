@@ -159,7 +159,6 @@ def test_refitted_weights_keep_their_zeros_and_lower_the_error(settings, pattern
     events = list(record(create(tmp_path / "run"), prune(model, sequences(), config, name="tiny")))
     for event in rebuilt(events):
         fitted = event.reconstruction
-        assert not fitted["diverged"]
         assert fitted["error_after"] < fitted["error_before"]
         assert event.error_after < event.error_before
         for name, mask in event.masks.items():
