@@ -1,6 +1,6 @@
 """Train the bundled model `storyteller` from scratch, measure it, and write its folder with a model card.
 
-    python scripts/train_storyteller.py                          # as bundled, CPU, about an hour and a quarter
+    python scripts/train_storyteller.py                          # as bundled, CPU, about an hour and a half
     python scripts/train_storyteller.py --device cuda --minutes 8
     python scripts/train_storyteller.py --steps 50 --stories 5000 --evaluate 50 --out out/trial
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from barber.errors import UserError
@@ -57,12 +58,13 @@ class Recipe:
         Stage(until=0.42, seqlen=192, whole=True),
         Stage(until=0.55, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3),
         Stage(until=0.69, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0),
-        Stage(until=1.0, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3),
+        Stage(until=1.0, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3, emphasis=1.0),
     )
     batch_tokens: int = 4096  # tokens of a step
     warmup: int = 100  # steps
     decay: float = 0.28  # share of the run over which the rates fall to zero
-    minutes: float = 71.0
+    averaged: float = 0.03  # share of the run, its last, over which the weights are averaged
+    minutes: float = 82.0
     steps: int = 10**9
     seed: int = 0
     device: str = "cpu"
@@ -121,7 +123,9 @@ def _chunk(seed: int, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
 
 
 def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray, recipe: Recipe) -> Iterator[Step]:
-    """Train `model` in place on `tokens` (tokens,), yielding after each step. Stop iterating to stop early.
+    """Train `model` in place on `tokens` (tokens,), yielding after each step, and end with its averaged weights.
+
+    Stop iterating to stop early, with the weights of that step.
 
     UserError where torch is too old to have the optimiser.
     """
@@ -134,6 +138,7 @@ def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarr
             "eager"
         )  # compiled, it is faster there than the fused kernel for such small heads
     optimisers = _optimisers(model)
+    mean = AveragedModel(model)
     forward = torch.compile(_loss, dynamic=False) if recipe.compile else _loss
     rng = np.random.default_rng(recipe.seed)
     names = name_tokens(tokenizer).to(device)
@@ -142,7 +147,7 @@ def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarr
     for step in range(recipe.steps):
         progress = max(step / recipe.steps, (time.monotonic() - begun) / (60 * recipe.minutes))
         if progress >= 1:
-            return
+            break
         scale = min(1.0, (step + 1) / recipe.warmup, (1 - progress) / recipe.decay)
         stage = next(stage for stage in recipe.curriculum if progress < stage.until)
         for optimiser, peak in zip(optimisers, (stage.matrix_rate, stage.rate), strict=True):
@@ -156,8 +161,12 @@ def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarr
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
+        if progress >= 1 - recipe.averaged:
+            mean.update_parameters(model)
         seen += batch[:, 1:].numel()
         yield Step(step + 1, seen, loss.item(), time.monotonic() - begun)
+    if mean.n_averaged:
+        model.load_state_dict(mean.module.state_dict())
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, seqlen: int) -> Tensor:
