@@ -148,3 +148,19 @@ def test_reader_rejects_a_friend_who_is_the_hero():
 def test_articles_fit_their_words():
     assert not [text for text in documents("train", 1000) if re.search(r"\b[Aa] [aeiou]", text)]
     assert not [text for text in documents("train", 1000) if re.search(r"\b[Aa]n (?!hour)[^aeiou]", text)]
+
+
+def test_what_comes_before_a_recalled_person_tells_who_it_is():
+    """Otherwise a story could not be told word by word: after a name, nothing says whose sentence it is."""
+    roles: dict[str, set[str]] = {}
+    for row in GRAMMAR.values():
+        for line in row:
+            before, *_ = [*parts(line), ""]
+            if isinstance(before, Slot):
+                before, slot = "", before
+            else:
+                slot = next((part for part in parts(line)[1:2] if isinstance(part, Slot)), None)
+            if slot and not slot.kind and not slot.attribute and slot.name in ("hero", "friend", "winner"):
+                roles.setdefault(before, set()).add(slot.alias or slot.name)
+    assert roles[""] == {"hero"}
+    assert all(len(names) == 1 for names in roles.values()), roles

@@ -164,9 +164,12 @@ def _card(recipe: Recipe, history: Sequence[Step], parameters: int, figures: Fig
             "where stories do" if stage.whole else "anywhere",
             f"{stage.matrix_rate:g}",
             f"{stage.rate:g}",
+            f"{stage.emphasis:g}",
+            "yes" if stage.apart else "",
         )
         for stage in recipe.curriculum
     ]
+    columns = ("until", "tokens of a window", "windows begin", "rate of Muon", "of AdamW", "emphasis", "begins anew")
     verdicts = [(name, f"{count}") for name, count in figures.verdicts.items()]
     knowledge = [
         (kind, f"{score.right}", f"{score.asked}", f"{score.share:.1%}") for kind, score in figures.knowledge.items()
@@ -210,7 +213,7 @@ The knowledge probe, one question for each fact of the world:
 
 The curriculum:
 
-{_table(("until", "tokens of a window", "windows begin", "rate of Muon", "rate of AdamW"), stages)}
+{_table(columns, stages)}
 
 The rest of the recipe:
 

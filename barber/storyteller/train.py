@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from barber.errors import UserError
 from barber.storyteller import documents
 from barber.storyteller.tokens import token_stream
-from barber.storyteller.world import world
+from barber.storyteller.world import KNOWLEDGE, world
 
 CHUNK = 5000  # stories told under one seed
 
@@ -36,6 +37,7 @@ class Stage:
     matrix_rate: float = 0.02  # peak learning rate of Muon, for the matrices of the decoder layers
     rate: float = 4e-3  # peak learning rate of AdamW, for everything else
     emphasis: float = 0.0  # how much more than any other word a name counts in the loss that the window holds already
+    apart: bool = False  # begins anew: `spread_apart`, fresh optimisers, and rates that climb and fall once more
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,20 @@ class Recipe:
     spread: float = 0.2  # standard deviation of the first embeddings
     stories: int = 200_000  # told beforehand; training passes over them again and again
     curriculum: tuple[Stage, ...] = (
-        Stage(until=0.23, seqlen=128, whole=True),
-        Stage(until=0.33, seqlen=256, whole=False),
-        Stage(until=0.42, seqlen=192, whole=True),
-        Stage(until=0.55, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3),
-        Stage(until=0.69, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0),
+        Stage(until=0.20, seqlen=128, whole=True),
+        Stage(until=0.28, seqlen=256, whole=False),
+        Stage(until=0.36, seqlen=192, whole=True),
+        Stage(until=0.47, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3),
+        Stage(until=0.59, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0),
+        Stage(until=0.85, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3, emphasis=1.0),
+        Stage(until=0.93, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0, apart=True),
         Stage(until=1.0, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3, emphasis=1.0),
     )
     batch_tokens: int = 4096  # tokens of a step
     warmup: int = 100  # steps
-    decay: float = 0.28  # share of the run over which the rates fall to zero
+    decay: float = 0.3  # share of the stages from one beginning to the next over which the rates fall to zero
     averaged: float = 0.03  # share of the run, its last, over which the weights are averaged
-    minutes: float = 82.0
+    minutes: float = 96.0
     steps: int = 10**9
     seed: int = 0
     device: str = "cpu"
@@ -105,8 +109,6 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    # Far apart from the start: nothing but chance tells one place from another, so training draws their embeddings
-    # together, and what cannot be told apart cannot be carried from one sentence to a later one.
     nn.init.normal_(model.get_input_embeddings().weight, std=recipe.spread)
     return model
 
@@ -126,7 +128,6 @@ def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarr
     """Train `model` in place on `tokens` (tokens,), yielding after each step, and end with its averaged weights.
 
     Stop iterating to stop early, with the weights of that step.
-
     UserError where torch is too old to have the optimiser.
     """
     if not hasattr(torch.optim, "Muon"):
@@ -143,13 +144,18 @@ def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarr
     rng = np.random.default_rng(recipe.seed)
     names = name_tokens(tokenizer).to(device)
     begins = np.flatnonzero(tokens == model.config.bos_token_id)
-    seen, begun = 0, time.monotonic()
+    seen, first, last, begun = 0, 0, None, time.monotonic()
     for step in range(recipe.steps):
         progress = max(step / recipe.steps, (time.monotonic() - begun) / (60 * recipe.minutes))
         if progress >= 1:
             break
-        scale = min(1.0, (step + 1) / recipe.warmup, (1 - progress) / recipe.decay)
         stage = next(stage for stage in recipe.curriculum if progress < stage.until)
+        if stage.apart and stage is not last:
+            spread_apart(model, tokenizer)
+            optimisers, first = _optimisers(model), step
+        last = stage
+        begin, end = _cycle(recipe, progress)
+        scale = min(1.0, (step + 1 - first) / recipe.warmup, (end - progress) / (recipe.decay * (end - begin)))
         for optimiser, peak in zip(optimisers, (stage.matrix_rate, stage.rate), strict=True):
             optimiser.param_groups[0]["lr"] = peak * scale
         seqlen = stage.seqlen if stage.whole or step % 16 else 2 * stage.seqlen
@@ -169,6 +175,35 @@ def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarr
         model.load_state_dict(mean.module.state_dict())
 
 
+@torch.no_grad()
+def spread_apart(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Move the embeddings of places, days, weathers ... as far apart as those of the names that facts are known of.
+
+    Nothing but chance tells one place from another, so training draws their embeddings together, until what cannot be
+    told apart cannot be carried from one sentence to a later one either. They keep their mean. (Colours stay: persons
+    have them.)
+    """
+    embeddings = model.get_input_embeddings().weight
+    first = {kind: name_ids(tokenizer, kind) for kind in world()}
+    known = embeddings[[token for kind in KNOWLEDGE for token in first[kind]]]
+    size = (known - known.mean(0)).square().mean().sqrt()
+    generator = torch.Generator().manual_seed(0)
+    for kind in sorted(first.keys() - KNOWLEDGE.keys() - {"colour"}):
+        rows = embeddings[first[kind]]
+        embeddings[first[kind]] = rows.mean(0) + size * torch.randn(rows.shape, generator=generator).to(rows)
+
+
+def name_ids(tokenizer: PreTrainedTokenizerFast, kind: str) -> list[int]:
+    """The first tokens of the names of a kind, sorted."""
+    return sorted({tokenizer(entity.name, add_special_tokens=False)["input_ids"][0] for entity in world()[kind]})
+
+
+def _cycle(recipe: Recipe, progress: float) -> tuple[float, float]:
+    """Where the rates began to climb and where they reach zero, for a share of the run."""
+    bounds = [0.0, *(before.until for before, stage in pairwise(recipe.curriculum) if stage.apart), 1.0]
+    return next((begin, end) for begin, end in pairwise(bounds) if progress < end)
+
+
 def windows(tokens: np.ndarray, starts: np.ndarray, seqlen: int) -> Tensor:
     """The windows of the stream that begin at `starts`, and the token after each: (len(starts), seqlen + 1) int64."""
     return torch.from_numpy(tokens[starts[:, None] + np.arange(seqlen + 1)].astype(np.int64))
@@ -176,9 +211,8 @@ def windows(tokens: np.ndarray, starts: np.ndarray, seqlen: int) -> Tensor:
 
 def name_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """Which tokens are, or begin, a name of the world's people, things, places ...: (vocabulary,) bool."""
-    names = [entity.name for entities in world().values() for entity in entities]
     chosen = torch.zeros(len(tokenizer), dtype=torch.bool)
-    chosen[[tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in names]] = True
+    chosen[[token for kind in world() for token in name_ids(tokenizer, kind)]] = True
     return chosen
 
 
