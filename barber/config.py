@@ -157,10 +157,11 @@ class PruneConfig:
             raise UserError(f"Threshold {self.threshold} is not allowed: give a number from 0 to 1, like 0.1, or auto.")
         if self.rounds is not None and self.rounds < 1:
             raise UserError(f"Rounds {self.rounds} is not allowed: give 1 or more.")
-        if self.barber and self.refiner is not Refiner.BARBER and self.target is not Target.BLOCK:
+        own = self.barber and self.refiner is not Refiner.BARBER
+        if own and self.target is not Target.BLOCK and not self.reconstruct:
             raise UserError(
                 f"Refiner {self.refiner} compares each weight with its own dense output: target {self.target} is for "
-                "the refiner barber."
+                "the refiner barber and for re-fitting."
             )
         if self.allocation is not Allocation.UNIFORM:
             if self.sparsity.m:

@@ -177,9 +177,7 @@ def _proposals(problem: Problem, masks: Masks, scores: Values, grams: Values | N
             yield _Proposal(SWAP, str(granularity), fraction, new, result.candidates, result.swaps)
     if grams:
         combined = problem.combined
-        new = {
-            name: one_swap(mask, problem.dense[name], combined[name], grams[name], m) for name, mask in masks.items()
-        }
+        new = masks | {n: one_swap(masks[n], problem.dense[n], combined[n], gram, m) for n, gram in grams.items()}
         moved = sum(int((masks[name] & ~mask).sum()) for name, mask in new.items())
         if moved:
             yield _Proposal(ONE_SWAP, "", 0.0, new, 0, moved)

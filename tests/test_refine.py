@@ -123,7 +123,9 @@ def test_one_swap_lowers_the_error_it_is_measured_by():
     assert all(event.error_after < event.error_before for event in rebuilt(run(build("llama"), refiner="one-swap")))
 
 
-@pytest.mark.parametrize("settings", [{"threshold": "auto"}, {"threshold": 0.2}, {"refiner": "one-swap"}])
+@pytest.mark.parametrize(
+    "settings", [{"threshold": "auto"}, {"threshold": 0.2}, {"refiner": "dsnot", "reconstruct": True}]
+)
 @torch.no_grad()
 def test_dense_stream_is_what_the_dense_model_has_there(settings):
     """The error of the last sub-block is the distance between the dense and the pruned model's own MLP outputs."""
@@ -216,6 +218,7 @@ def test_every_initial_mask_can_be_refined(method):
         ({"refiner": "best"}, 8, "Refiner"),
         ({"target": "moon"}, 8, "Target"),
         ({"allocation": "fair"}, 8, "Allocation"),
+        ({"refiner": "dsnot", "target": "dense-stream"}, 8, "dsnot compares each weight"),
     ],
 )
 def test_mistakes_are_told_before_anything_changes(settings, samples, wrong):
@@ -240,3 +243,40 @@ def test_nothing_to_refit_is_told_first():
     config = PruneConfig(Sparsity(ratio), method="masks", initial_masks="given", reconstruct=True)
     with pytest.raises(UserError, match="keep no weight of"):
         list(prune(model, sequences(), config, initial=masks))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"threshold": "auto"}, {"refiner": "one-swap"}, {"refiner": "dsnot"}, {"threshold": 0.5}]
+)
+def test_a_weight_that_text_never_reaches_keeps_its_mask(settings):
+    model = build("llama")
+    for layer in model.model.layers:
+        layer.mlp.extra = torch.nn.Linear(32, 32, bias=False)
+    events = run(model, reconstruct=True, **settings)
+    initial = {e.layer: e.masks["mlp.extra"] for e in events if isinstance(e, LayerInitialised)}
+    for event in rebuilt(events):
+        if "mlp.extra" in event.masks:
+            assert torch.equal(event.masks["mlp.extra"], initial[event.layer])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"refiner": "one-swap"}, {"barber": False, "reconstruct": True}, {"threshold": "auto"}]
+)
+def test_activations_that_overflow_are_told(settings):
+    model = build("llama", torch.float16)
+    model.model.layers[0].mlp.up_proj.weight.data.mul_(1e4)
+    model.model.layers[0].mlp.gate_proj.weight.data.mul_(1e4)
+    model.model.layers[0].mlp.down_proj.weight.data.mul_(1e4)
+    with pytest.raises(UserError, match="overflow"):
+        run(model, **settings)
+
+
+def test_a_refit_changes_no_mask():
+    settings = {"granularity": Granularity.BLOCK, "threshold": 0.1}
+    plain, fitted = (rebuilt(run(build("llama"), reconstruct=on, **settings))[0] for on in (False, True))
+    assert all(torch.equal(mask, fitted.masks[name]) for name, mask in plain.masks.items())
+
+
+def test_only_values_that_the_mask_does_not_give_are_kept():
+    assert all(event.weights == {} for event in rebuilt(run(build("llama"), threshold=0.0)))
+    assert all(event.weights for event in rebuilt(run(build("llama"), reconstruct=True)))

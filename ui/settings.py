@@ -213,7 +213,7 @@ def _number(values: Mapping[str, object], name: str) -> float:
 
 def _whole(values: Mapping[str, object], name: str, least: int, optional: bool = False) -> int | None:
     value = values[name]
-    if optional and value in (None, "", 0):
+    if optional and (value in (None, "") or (value == 0 and name != "rounds")):
         return None
     number = _number(values, name)
     if not math.isfinite(number) or number != int(number) or number < least:
