@@ -76,13 +76,13 @@ def test_best_perplexity_is_the_generators(tokenizer, evaluation):
 
 def test_perplexity_is_near_the_best_possible(dense, tokenizer, evaluation):
     best = measure.best_perplexity(tokenizer, evaluation)
-    assert best * 0.98 < dense < best * 1.10
+    assert best * 0.98 < dense < best * 1.08
 
 
 def test_greedy_stories_are_consistent(model, tokenizer):
-    told = measure.tell_greedily(model, tokenizer, 12)
-    assert sum(telling.error is None for telling in told) >= 6
-    for telling, prompt in zip(told, documents("prompts", 12), strict=True):
+    told = measure.tell_greedily(model, tokenizer, 40)
+    assert sum(telling.error is None for telling in told) >= 34
+    for telling, prompt in zip(told, documents("prompts", 40), strict=True):
         assert telling.text.startswith(prompt)
 
 
@@ -90,7 +90,7 @@ def test_knowledge_is_there(model, tokenizer):
     asked = probe.questions(150, per_kind=12)
     scores = probe.probe(model, tokenizer, asked)
     assert sum(score.asked for score in scores.values()) == len(asked)
-    assert probe.overall(scores).share > 0.8
+    assert probe.overall(scores).share > 0.85
 
 
 def test_probe_is_at_a_loss_without_the_weights(tokenizer):
