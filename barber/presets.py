@@ -7,7 +7,7 @@ from barber.spec import JobSpec
 from barber.storyteller import documents
 
 STORYTELLER = JobSpec(
-    prune=PruneConfig(Sparsity.parse("60%"), "magnitude", granularity=Granularity.BLOCK, threshold=AUTO),
+    prune=PruneConfig(Sparsity.parse("60%"), "wanda", granularity=Granularity.BLOCK, threshold=AUTO),
     calibration="storyteller",
     evaluation=("storyteller",),
     nsamples=64,

@@ -81,7 +81,7 @@ def drawn(page: Page, figure: str) -> int:
 
 
 def test_the_address_is_a_link_to_the_run(finished):
-    for setting in ("nsamples=6", "method=magnitude", "threshold=auto", "rounds=&"):
+    for setting in ("nsamples=6", "method=wanda", "threshold=auto", "rounds=&"):
         assert setting in finished.url
 
 

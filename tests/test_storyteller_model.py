@@ -9,8 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from barber.calibration import load_calibration
 from barber.errors import UserError
-from barber.storyteller import MODEL_DIR, card, documents, measure, probe, tales
+from barber.events import StageReached
+from barber.load import load
+from barber.presets import STORYTELLER
+from barber.prune import prune
+from barber.storyteller import MODEL_DIR, OPENING, card, documents, measure, probe, tales
+from barber.storyteller.check import check
 from barber.storyteller.tokens import build_tokenizer, token_stream, words
 from barber.storyteller.train import Recipe, Step, build_model, train, training_tokens
 
@@ -153,3 +159,19 @@ def test_loss_curve_is_drawn_from_the_steps():
 def test_recipe_without_time_is_the_users_to_mend(wrong):
     with pytest.raises(UserError, match="above zero"):
         Recipe(**wrong)
+
+
+def test_the_preset_shows_what_a_rebuild_does(tokenizer):
+    """What the app shows first: the initial mask breaks the stories at once, the rebuilt one carries on."""
+    loaded = load(STORYTELLER.model)
+    calibration = load_calibration(
+        STORYTELLER.calibration, loaded.tokenizer, STORYTELLER.nsamples, STORYTELLER.seqlen, 0
+    )
+    texts, perplexities, sentences = documents("evaluation", 30), {}, {}
+    for event in prune(loaded.model, calibration, STORYTELLER.prune):
+        if isinstance(event, StageReached):
+            told = measure.tell_greedily(loaded.model, tokenizer, 12)
+            sentences[event.stage] = sum(check(telling.text).sentence - OPENING for telling in told)
+            perplexities[event.stage] = measure.story_perplexity(loaded.model, tokenizer, texts)
+    assert perplexities["rebuilt"] < 0.7 * perplexities["initial"]
+    assert sentences["rebuilt"] > 2 * sentences["initial"]
