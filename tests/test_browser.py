@@ -109,7 +109,7 @@ def test_a_link_fills_the_form_and_what_has_no_effect_is_hidden(browser, server,
 def test_the_end_of_a_run_tells_what_came_of_it(finished):
     status = finished.locator("#status")
     expect(status).to_contain_text("of the gap recovered")
-    expect(status).to_contain_text("weights pruned (60\N{NO-BREAK SPACE}%)")
+    expect(status).to_contain_text("weights pruned (59.5\N{NO-BREAK SPACE}%)")
     finished.locator("#blocks summary").click()
     expect(finished.locator("#blocks tbody tr").first).to_be_visible()
 

@@ -63,6 +63,16 @@ class Hub:
     def stopped(self, run_id: str) -> bool:
         return self.path(run_id).with_suffix(".stopped").exists()
 
+    def hush(self, run_id: str | None, on: bool) -> None:
+        """Mark that no more texts of a run are wanted, or take the mark away."""
+        if run_id and on:
+            self.path(run_id).with_suffix(".hushed").touch()
+        elif run_id:
+            self.path(run_id).with_suffix(".hushed").unlink(missing_ok=True)
+
+    def hushed(self, run_id: str) -> bool:
+        return self.path(run_id).with_suffix(".hushed").exists()
+
     def events(self, run_id: str | None) -> list[Event]:
         """The events of a run as far as it came; none where no pruning has begun."""
         if not run_id or not (self.path(run_id) / "config.json").exists():

@@ -75,6 +75,9 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             run = _run(hub.events(name))
             worker = Worker(hub.texts(name, prompt, int(tokens), float(temperature), int(seed or 0)))
             for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
+                if hub.hushed(name):
+                    yield [gr.skip()] * len(columns)
+                    return
                 for event in batch:
                     if isinstance(event, TextGenerated):
                         texts[str(event.stage)] = event.text
@@ -90,7 +93,16 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     sample.input(recall, [run_id, sample], [prompt, *columns], **CALM)
     idle, busy = ([gr.update(interactive=on) for on in state] for state in ((True, False), (False, True)))
     buttons = [write, stop]
-    telling = gr.on([write.click, prompt.submit], lambda: busy, None, buttons, **CALM).then(
+
+    def begin(name: str | None):
+        hub.hush(name, False)
+        return busy
+
+    def halt(name: str | None):
+        hub.hush(name, True)
+        return idle
+
+    telling = gr.on([write.click, prompt.submit], begin, run_id, buttons, **CALM).then(
         on_gpu(tell),
         [run_id, prompt, tokens, temperature, seed],
         columns,
@@ -99,7 +111,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         **ONE_AT_A_TIME,
     )
     telling.then(lambda: idle, None, buttons, **CALM)
-    stop.click(lambda: idle, None, buttons, cancels=[telling], **CALM)
+    stop.click(halt, run_id, buttons, **CALM)
 
 
 def _texts(events: list) -> dict[str, dict[str, str]]:
