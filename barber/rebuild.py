@@ -44,14 +44,9 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Round:
-    """What one round chose (see Candidate), the error before and after it, and all that it judged."""
+class Round(Candidate):
+    """The change that one round chose, the error before it, and all the candidates that were judged."""
 
-    move: str
-    granularity: str
-    fraction: float
-    swaps: int
-    error: float
     error_before: float
     curve: list[dict] = field(default_factory=list)
 
