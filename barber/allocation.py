@@ -11,14 +11,18 @@ from collections.abc import Generator, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from barber.calibration import CalibrationSet
+from barber.capture import Call, tapping
 from barber.config import Allocation, Metric, PruneConfig
 from barber.errors import UserError
 from barber.events import Event, Progress
-from barber.initialise import METHODS, Method, Statistics, check_sums, initialise_layer
-from barber.model import DecoderView, Layer, SubBlock
-from barber.problem import Values, output, squared_gradients, write
+from barber.execution import Execution
+from barber.initialise import METHODS, Method, check_sums, gather, initialise_weights
+from barber.model import Layer, SubBlock
+from barber.problem import Values, write
 from barber.scores import saliency, wanda
 from barber.stream import Stream
+from barber.tape import Tape
 
 OUTLIER = 5.0  # M, as published: an outlier's score is more than M times the mean
 BAND = 0.08  # lambda, as published
@@ -77,27 +81,28 @@ def share_out(sizes: Sequence[int], ratios: Sequence[float], total: int) -> list
     return counts
 
 
-def allocate(view: DecoderView, stream: Stream, config: PruneConfig) -> Generator[Event, None, Plan]:
+def allocate(execution: Execution, calibration: CalibrationSet, config: PruneConfig) -> Generator[Event, None, Plan]:
     """The zeros of every weight, (layer, name) -> int, as many in all as the uniform run of the method has.
 
-    stream: in front of the first layer; it moves to the end on the dense model, as published. The model is dense again
-    when this is done; who stops it on the way restores it.
+    The layers run with their dense weights, as published, and are dense again when this is done; who stops it on the
+    way restores them.
     """
-    method = METHODS[config.method]
-    places = [f"layer {layer.index}" for layer in view.layers for _ in range(len(stream) * _passes(layer, config))]
-    progress = (Progress("allocation", i, len(places), place) for i, place in enumerate(places, 1))
+    method, layers, home = METHODS[config.method], execution.view.layers, execution.home
+    stream = execution.feed(calibration, config)
+    find = _by_owl if config.allocation is Allocation.OWL else _by_saliency
+    places = [f"layer {la.index}" for la in layers for _ in range(len(stream) * _passes(la, config))]
+    progress = (Progress("allocation", done, len(places), place) for done, place in enumerate(places, 1))
     shares = []
-    for layer in view.layers:
-        if config.allocation is Allocation.OWL:
-            found = yield from _by_owl(layer, stream, progress)
-        else:
-            found = yield from _by_saliency(layer, stream, config, progress)
+    for layer in layers:
+        home.open(layer.index)
+        found = yield from find(layer, stream, execution, config, progress)
         shares.append(found / sum(weight.view.numel() for weight in layer.weights))
-        for sequence in range(len(stream)):
-            stream.advance(layer.index, sequence)
+        for batch in range(len(stream)):
+            stream.advance(layer, batch)
             yield next(progress)
+        home.close(layer.index)
     ratios = layer_ratios(shares, config.sparsity.ratio)
-    weights = [(layer, weight) for layer in view.layers for weight in layer.weights]
+    weights = [(layer, weight) for layer in layers for weight in layer.weights]
     counts = share_out(
         [weight.view.numel() for _, weight in weights],
         [ratios[layer.index] for layer, _ in weights],
@@ -107,32 +112,38 @@ def allocate(view: DecoderView, stream: Stream, config: PruneConfig) -> Generato
 
 
 def _passes(layer: Layer, config: PruneConfig) -> int:
-    """Progress steps that a layer takes for each sequence."""
+    """Progress steps that a layer takes for each batch."""
     if config.allocation is Allocation.OWL:
         return 2
-    return (METHODS[config.method].statistic is not None) + 2 * len(layer.sub_blocks) + 1
+    return (METHODS[config.method].statistic is not None) + len(layer.sub_blocks) + 1
 
 
 def _sums(
-    layer: Layer, stream: Stream, method: Method, progress: Iterator[Progress]
-) -> Generator[Event, None, dict[str, Tensor]]:
+    layer: Layer, stream: Stream, execution: Execution, method: Method, progress: Iterator[Progress]
+) -> Generator[Event, None, Values]:
     """The method's statistic of every weight, name -> tensor, empty for a method without one."""
-    statistics = Statistics(layer, method)
-    for sequence in range(len(stream) if method.statistic else 0):
-        statistics.add(stream.call(layer.index, sequence))
+    sums = gather(method)
+    for batch in range(len(stream) if sums else 0):
+        with tapping({weight.name: weight.module for weight in layer.weights}) as taps:
+            layer.replay(stream.call(layer.index, batch))
+        sums.add(taps)
         yield next(progress)
-    check_sums(layer, method, statistics.sums)
-    return statistics.sums
+    values = sums.values if sums else {}
+    execution.ranks.sum(list(values.values()))
+    return values
 
 
-def _by_owl(layer: Layer, stream: Stream, progress: Iterator[Progress]) -> Generator[Event, None, int]:
+def _by_owl(
+    layer: Layer, stream: Stream, execution: Execution, config: PruneConfig, progress: Iterator[Progress]
+) -> Generator[Event, None, int]:
     """Outliers among Wanda's scores of all weights of the layer (OWL, section 3.2)."""
-    sums = yield from _sums(layer, stream, METHODS["wanda"], progress)
+    sums = yield from _sums(layer, stream, execution, METHODS["wanda"], progress)
+    check_sums(layer.index, layer.weights, sums)
     return outliers([wanda(weight.view, sums[weight.name]) for weight in layer.weights])
 
 
 def _by_saliency(
-    layer: Layer, stream: Stream, config: PruneConfig, progress: Iterator[Progress]
+    layer: Layer, stream: Stream, execution: Execution, config: PruneConfig, progress: Iterator[Progress]
 ) -> Generator[Event, None, int]:
     """Outliers of the rebuild's saliency in each sub-block, against that sub-block's own mean.
 
@@ -140,40 +151,38 @@ def _by_saliency(
     ratio of an earlier layer, which is not known yet, has a part in it.
     """
     method = METHODS[config.method]
-    sums = yield from _sums(layer, stream, method, progress)
-    masks, updates = initialise_layer(layer, method, sums, config.sparsity)
+    sums = yield from _sums(layer, stream, execution, method, progress)
+    masks, updates = initialise_weights(layer.index, layer.weights, method, sums, config.sparsity)
     found = 0
     for block in layer.sub_blocks:
         dense = {weight.name: weight.view.clone() for weight in block.weights}
         pruned = {name: updates.get(name, value).masked_fill(masks[name], 0) for name, value in dense.items()}
-        squares = yield from _gradients(layer, block, stream, dense, pruned, progress)
-        found += outliers([saliency(Metric.WD, dense[name], squares[name]) for name in dense])
+        total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in dense.items()}
+        for batch in range(len(stream)):
+            for name, square in _gradients(block, stream.call(layer.index, batch), dense, pruned).items():
+                total[name] += square
+            yield next(progress)
+        execution.ranks.sum(list(total.values()))
+        for name, value in total.items():
+            if not bool(value.isfinite().all()):
+                raise UserError(
+                    f"The saliency of layers.{layer.index} {name} is not finite: its activations overflow in this "
+                    "dtype, so run it in float32 or bfloat16."
+                )
+        sequences = execution.ranks.world * sum(stream.sizes)
+        found += outliers([saliency(Metric.WD, dense[name], total[name] / sequences) for name in dense])
     return found
 
 
-def _gradients(
-    layer: Layer, block: SubBlock, stream: Stream, dense: Values, pruned: Values, progress: Iterator[Progress]
-) -> Generator[Event, None, Values]:
-    """Mean squared gradient of the sub-block's error, name -> (out, in) fp32; leaves the sub-block dense.
+def _gradients(block: SubBlock, layer_call: Call, dense: Values, pruned: Values) -> Values:
+    """Summed squared gradients of a batch's errors, name -> (out, in) fp32; leaves the sub-block dense.
 
-    dense, pruned: the values of its weights, name -> (out, in). Raises UserError where a gradient is not finite.
+    dense, pruned: the values of its weights, name -> (out, in).
     """
-    seen = []
-    write(block, pruned)
-    for sequence in range(len(stream)):
-        call = block.record(stream.call(layer.index, sequence))
-        seen.append((call, output(block, call)))
-        yield next(progress)
-    write(block, dense)
-    mean = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in dense.items()}
-    for call, sparse in seen:
-        for name, square in squared_gradients(block, call, sparse)[2].items():
-            mean[name] += square / len(seen)
-        yield next(progress)
-    for name, value in mean.items():
-        if not bool(value.isfinite().all()):
-            raise UserError(
-                f"The saliency of layers.{layer.index} {name} is not finite: its activations overflow in this dtype, "
-                "so run it in float32 or bfloat16."
-            )
-    return mean
+    call = block.record(layer_call)
+    write(block.weights, pruned)
+    with torch.no_grad():
+        sparse = block.replay(call)
+    write(block.weights, dense)
+    tape = Tape.record(block, call)
+    return tape.squared_gradients(block, tape.output.detach().float() - sparse.float())

@@ -5,7 +5,7 @@ Nothing here knows a family: rotary embeddings, attention masks and biases trave
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,22 +85,52 @@ def record_output(root: nn.Module, target: nn.Module, call: Call) -> Tensor:
     raise _never_called(root, target)
 
 
+def answer(output: Tensor, arity: int) -> Any:
+    """A copy of a stored output as a module returns it, alone or first in a tuple: residuals are added in place."""
+    return (output.clone(), *[None] * (arity - 1)) if arity else output.clone()
+
+
 @contextmanager
-def watching(watch: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside, the input (tokens, in) of each watched linear is passed to `see` under its name as it is called."""
+def replacing(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Give each module another `forward` inside the context."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, forward in before.items():
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """One call of a linear layer: its input (..., in) and its output (..., out)."""
+
+    x: Tensor
+    y: Tensor
+
+
+Taps = dict[str, list[Tap]]
+
+
+@contextmanager
+def tapping(watch: Mapping[str, nn.Module], leaves: bool = False) -> Iterator[Taps]:
+    """Inside, the calls of each watched linear are collected under its name.
+
+    leaves: an output that nothing before it asks a gradient of becomes a leaf that does. So the backward pass of a
+    sub-block begins at its first linears, and no gradient of its input is computed.
+    """
+    taps: Taps = {}
     with ExitStack() as stack:
         for name, linear in watch.items():
 
-            def look(_module, args, name=name):
-                see(name, args[0].detach().flatten(0, -2))
+            def look(_module, args, output, name=name):
+                if leaves and not output.requires_grad:
+                    output.requires_grad_(True)
+                taps.setdefault(name, []).append(Tap(args[0], output))
 
-            stack.enter_context(linear.register_forward_pre_hook(look))
-        yield
-
-
-def observe_inputs(
-    module: nn.Module, call: Call, watch: dict[str, nn.Module], see: Callable[[str, Tensor], None]
-) -> Tensor:
-    """Replay `call`, passing the input (tokens, in) of each watched linear to `see` under its name; the output."""
-    with watching(watch, see):
-        return replay(module, call)
+            stack.enter_context(linear.register_forward_hook(look))
+        yield taps

@@ -44,6 +44,13 @@ class Target(StrEnum):
     DENSE_STREAM = "dense-stream"  # what the dense model really had there
 
 
+class Order(StrEnum):
+    """When a sub-block gets its initial mask."""
+
+    PAPER = "paper"  # before any is rebuilt: initialise the whole model, then rebuild it, as published
+    ONE_PASS = "one-pass"  # just before it is rebuilt, on the stream that the final sub-blocks before it produce
+
+
 class Allocation(StrEnum):
     """How the pruned weights are shared out over the layers; the count of the whole model stays the same."""
 
@@ -127,6 +134,7 @@ class PruneConfig:
     reconstruct: re-fit the kept weights of each sub-block after its mask is final.
     retain_reconstruction: keep the values that the initialiser updated (SparseGPT) where it kept the weight.
     initial_masks: a run directory or masks file of an earlier run, with method "masks".
+    order: whether the whole model is initialised first, or each sub-block just before it is rebuilt.
     """
 
     sparsity: Sparsity
@@ -142,12 +150,14 @@ class PruneConfig:
     reconstruct: bool = False
     retain_reconstruction: bool = False
     initial_masks: str | None = None
+    order: Order = Order.PAPER
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", choice(Metric, self.metric, "Metric"))
         object.__setattr__(self, "granularity", choice(Granularity, self.granularity, "Granularity"))
         object.__setattr__(self, "refiner", choice(Refiner, self.refiner, "Refiner"))
         object.__setattr__(self, "target", choice(Target, self.target, "Target"))
+        object.__setattr__(self, "order", choice(Order, self.order, "Order"))
         object.__setattr__(self, "allocation", choice(Allocation, self.allocation, "Allocation"))
         if (self.method == "masks") != (self.initial_masks is not None):
             raise UserError("Method 'masks' and a masks path go together: give both or neither.")
@@ -162,6 +172,11 @@ class PruneConfig:
             raise UserError(
                 f"Refiner {self.refiner} compares each weight with its own dense output: target {self.target} is for "
                 "the refiner barber and for re-fitting."
+            )
+        if self.order is Order.ONE_PASS and (self.method == "masks" or not self.refined):
+            raise UserError(
+                f"Order {self.order} makes each initial mask just before its rebuild, but this run "
+                f"{'has masks already' if self.method == 'masks' else 'rebuilds nothing'}: leave the order out."
             )
         if self.allocation is not Allocation.UNIFORM:
             if self.sparsity.m:
@@ -187,6 +202,8 @@ class PruneConfig:
             parts.append("kept weights re-fitted")
         if self.refined and self.target is not Target.BLOCK:
             parts.append(f"target {self.target}")
+        if self.order is Order.ONE_PASS:
+            parts.append("in one pass")
         return ", ".join(parts)
 
     @property

@@ -1,23 +1,24 @@
-"""Initial masks of one decoder layer, by any of the methods; each is an entry in a dict.
+"""Initial masks of weights, by any of the methods; each is an entry in a dict.
 
-A method scores weights from statistics of their inputs, which `Statistics` gathers over the calibration sequences.
+A method scores weights from a statistic of their inputs, summed over the calibration sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from barber import scores
-from barber.capture import Call, observe_inputs
 from barber.config import Allocation, Granularity, PruneConfig, Sparsity
 from barber.errors import UserError
 from barber.masks import initial_mask, prune_smallest
-from barber.model import Layer
-from barber.sparsegpt import BLOCK_COLUMNS, sparsegpt
+from barber.model import Weight
+from barber.sparsegpt import BLOCK_COLUMNS, Curvature, sparsegpt
+from barber.statistics import Sums, gram, squares
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,13 @@ class Method:
     statistic: what is summed over the inputs x (tokens, in) of a weight, or None when no calibration is needed.
     prune: (weight (out, in), statistic, order) -> (mask, updated weight or None).
     zeros: (out, in, sparsity) -> how many weights it prunes where the order leaves `zeros` out.
+    prepare: (statistic, name of a weight) -> what `prune` gets of it, made once for weights that share their inputs.
     """
 
     statistic: Callable[[Tensor], Tensor] | None
     prune: Callable[[Tensor, Tensor, Order], tuple[Tensor, Tensor | None]]
     zeros: Callable[[int, int, Sparsity], int]
-
-
-def _squares(x: Tensor) -> Tensor:
-    return x.float().square().sum(0)
-
-
-def _outer(x: Tensor) -> Tensor:
-    return x.float().T @ x.float()
+    prepare: Callable[[Tensor, str], Any] = lambda statistic, name: statistic
 
 
 def smallest_by_row(scores: Tensor, zeros: int) -> Tensor:
@@ -88,8 +83,8 @@ def _by_score(
     return Method(statistic, prune, zeros)
 
 
-def _sparsegpt(weight: Tensor, hessian: Tensor, order: Order) -> tuple[Tensor, Tensor]:
-    updated, mask = sparsegpt(weight, hessian, order.sparsity, order.name, order.zeros)
+def _sparsegpt(weight: Tensor, curvature: Curvature, order: Order) -> tuple[Tensor, Tensor]:
+    updated, mask = sparsegpt(weight, curvature, order.sparsity, order.zeros)
     return mask, updated.to(weight.dtype)
 
 
@@ -100,10 +95,10 @@ def _sparsegpt_zeros(rows: int, columns: int, sparsity: Sparsity) -> int:
 
 METHODS: dict[str, Method] = {
     "magnitude": _by_score(lambda weight, _, name: scores.magnitude(weight), Granularity.LAYER),
-    "wanda": _by_score(lambda weight, squares, name: scores.wanda(weight, squares), Granularity.OUTPUT, _squares),
-    "wandd": _by_score(lambda weight, squares, name: scores.wandd(weight, squares), Granularity.OUTPUT, _squares),
-    "sparsegpt": Method(_outer, _sparsegpt, _sparsegpt_zeros),
-    "ria": _by_score(lambda weight, squares, name: scores.ria(weight, squares), Granularity.LAYER, _squares),
+    "wanda": _by_score(lambda weight, total, name: scores.wanda(weight, total), Granularity.OUTPUT, squares),
+    "wandd": _by_score(lambda weight, total, name: scores.wandd(weight, total), Granularity.OUTPUT, squares),
+    "sparsegpt": Method(gram, _sparsegpt, _sparsegpt_zeros, Curvature.of),
+    "ria": _by_score(lambda weight, total, name: scores.ria(weight, total), Granularity.LAYER, squares),
     "random": _by_score(lambda weight, _, name: scores.random(weight, name), Granularity.LAYER),
 }
 
@@ -114,28 +109,15 @@ def needs_calibration(config: PruneConfig) -> bool:
     return measured or config.refined or config.allocation is not Allocation.UNIFORM
 
 
-class Statistics:
-    """Sums over the calibration inputs of every weight of one layer."""
-
-    def __init__(self, layer: Layer, method: Method) -> None:
-        self.layer, self.method = layer, method
-        self.sums: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def add(self, call: Call) -> None:
-        """Run the layer on one sequence and add what its weights see."""
-
-        def see(name: str, x: Tensor) -> None:
-            value = self.method.statistic(x)
-            self.sums[name] = self.sums[name].add_(value) if name in self.sums else value
-
-        observe_inputs(self.layer.module, call, {w.name: w.module for w in self.layer.weights}, see)
+def gather(method: Method) -> Sums | None:
+    """Empty sums of the method's statistic, or None for a method that looks at no data."""
+    return Sums(method.statistic) if method.statistic else None
 
 
-def check_sums(layer: Layer, method: Method, sums: Mapping[str, Tensor]) -> None:
-    """UserError that names a weight of the layer whose statistic is missing or not finite."""
-    for weight in layer.weights if method.statistic else ():
-        name = f"layers.{layer.index}.{weight.name}"
+def check_sums(index: int, weights: Sequence[Weight], sums: Mapping[str, Tensor]) -> None:
+    """UserError that names a weight of layer `index` whose statistic is missing or not finite."""
+    for weight in weights:
+        name = f"layers.{index}.{weight.name}"
         if weight.name not in sums:
             raise UserError(f"The model does not use {name} on text alone: give a decoder-only language model.")
         if not bool(sums[weight.name].isfinite().all()):
@@ -146,22 +128,30 @@ def check_sums(layer: Layer, method: Method, sums: Mapping[str, Tensor]) -> None
 
 
 @torch.no_grad()
-def initialise_layer(
-    layer: Layer,
+def initialise_weights(
+    index: int,
+    weights: Sequence[Weight],
     method: Method,
     sums: Mapping[str, Tensor],
     sparsity: Sparsity,
     zeros: Mapping[tuple[int, str], int] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Initial masks of a layer, which stays as it is: name -> mask, True = pruned, and name -> updated weight, if any.
+    """Initial masks of weights of layer `index`, which stay as they are: name -> mask, True = pruned, and name ->
+    updated weight, if any.
 
-    zeros: (layer, name) -> how many weights to prune, where it is not what the sparsity says.
+    sums: the method's statistic, name -> tensor. zeros: (layer, name) -> how many weights to prune, where it is not
+    what the sparsity says.
     """
-    check_sums(layer, method, sums)
-    masks, updates = {}, {}
-    for weight in layer.weights:
-        order = Order(sparsity, f"layers.{layer.index}.{weight.name}", (zeros or {}).get((layer.index, weight.name)))
-        masks[weight.name], updated = method.prune(weight.view, sums.get(weight.name), order)
+    if method.statistic:
+        check_sums(index, weights, sums)
+    masks, updates, prepared = {}, {}, {}
+    for weight in weights:
+        name = f"layers.{index}.{weight.name}"
+        summed = sums.get(weight.name)
+        if id(summed) not in prepared:
+            prepared[id(summed)] = method.prepare(summed, name)
+        order = Order(sparsity, name, (zeros or {}).get((index, weight.name)))
+        masks[weight.name], updated = method.prune(weight.view, prepared[id(summed)], order)
         if updated is not None:
             updates[weight.name] = updated
     return masks, updates

@@ -154,7 +154,7 @@ def _costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict
             calibrated = spec.prune.method in METHODS and METHODS[spec.prune.method].statistic is not None
             costs["initial mask"] = layers * (2 * spec.nsamples if calibrated else 1)
         if stage == Stage.REBUILT:
-            costs["rebuild"] = layers * REBUILD_COST * steps(spec.nsamples, spec.prune)
+            costs["rebuild"] = layers * REBUILD_COST * steps(*map(len, hold_out(spec.nsamples, spec.prune)), spec.prune)
         costs[f"perplexity {stage}"] = layers * windows
         costs[f"text {stage}"] = layers * len(spec.prompts)
         costs[f"zero-shot {stage}"] = layers * len(spec.zeroshot_tasks) * (spec.zeroshot_limit or ZERO_SHOT_SAMPLES)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from barber.capture import Call, record_call, record_output, replay
+from barber.capture import Call, answer, first_tensor, record_call, record_output, replacing, replay
 from barber.errors import UserError
 
 
@@ -39,7 +40,8 @@ class SubBlock:
     """The unit whose error the rebuild measures: the attention or the MLP of one layer.
 
     module: the child of the layer, or None where the linears sit directly on the layer (OPT's fc1 and fc2); such a
-    sub-block reaches from the input of its first linear to the output of its last.
+    sub-block reaches from the input of its first linear to the output of its last. returns: the "arity" of what the
+    module returned at its last replay, 0 for a tensor alone.
     """
 
     name: str
@@ -47,17 +49,43 @@ class SubBlock:
     weights: tuple[Weight, ...]
     layer: nn.Module
     module: nn.Module | None
+    returns: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @torch.no_grad()
-    def record(self, call: Call) -> Call:
-        """How the layer's call reaches the sub-block; for linears on the layer itself, the layer's own call."""
-        return call if self.module is None else record_call(self.layer, self.module, call)
+    def record(self, call: Call, outputs: Outputs | None = None) -> Call:
+        """How the layer's call reaches the sub-block; for linears on the layer itself, the layer's own call.
 
-    def replay(self, call: Call) -> Tensor:
-        """The sub-block's output (..., hidden) for a recorded call, in the caller's grad mode."""
+        outputs: of sub-blocks that need not run for it, since what they give is known.
+        """
         if self.module is None:
-            return record_output(self.layer, self.weights[-1].module, call)
-        return replay(self.module, call)
+            return call
+        with replacing(_answers(outputs)):
+            return record_call(self.layer, self.module, call)
+
+    def replay(self, call: Call, outputs: Outputs | None = None) -> Tensor:
+        """The sub-block's output (..., hidden) for a recorded call, in the caller's grad mode.
+
+        outputs: as in `record`; only linears on the layer itself have others before them.
+        """
+        if self.module is None:
+            with replacing(_answers(outputs)):
+                output = record_output(self.layer, self.weights[-1].module, call)
+            return output.view(*call.hidden.shape[:-1], -1)  # OPT lays all positions of a batch in one row
+        output = self.module(*call.args, **call.kwargs)
+        self.returns["arity"] = len(output) if isinstance(output, tuple) else 0
+        return first_tensor(output)
+
+
+Outputs = Mapping[SubBlock, Tensor]
+
+
+def _answers(outputs: Outputs | None) -> dict[nn.Module, Callable[..., Any]]:
+    """The forward of each sub-block whose output is known; linears on the layer itself run as ever."""
+    return {
+        block.module: lambda *_a, output=output, arity=block.returns["arity"], **_k: answer(output, arity)
+        for block, output in (outputs or {}).items()
+        if block.module is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -73,11 +101,20 @@ class Layer:
         return tuple(weight for block in self.sub_blocks for weight in block.weights)
 
     @torch.no_grad()
-    def apply(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-        """Zero the masked weights in place; the others take their value from `values` (out, in), or keep their own."""
+    def replay(self, call: Call, outputs: Outputs | None = None) -> Tensor:
+        """The layer's output for a recorded call; `outputs`, of sub-blocks that have run already, are not made again.
+
+        A copy, since some families add the residual in place.
+        """
+        with replacing(_answers(outputs)):
+            return replay(self.module, call).clone()
+
+    @torch.no_grad()
+    def put(self, dense: Mapping[str, Tensor], masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        """Give the weights their dense values, or those of `values`, and zeros under the masks; all (out, in)."""
         for weight in self.weights:
             view = weight.view
-            value = values.get(weight.name, view).to(view)
+            value = values.get(weight.name, dense[weight.name]).to(view)
             view.copy_(value.masked_fill(masks[weight.name].to(view.device), 0))
 
 

@@ -18,13 +18,6 @@ ROWS = 2**24  # numbers in a table of pairs that is held at a time
 
 
 @torch.no_grad()
-def add_gram(grams: dict[str, Tensor], name: str, x: Tensor) -> None:
-    """Add the inputs x (tokens, in) of a weight to its gram (in, in), fp32."""
-    gram = x.float().T @ x.float()
-    grams[name] = grams[name].add_(gram) if name in grams else gram
-
-
-@torch.no_grad()
 def one_swap(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int = 0) -> Tensor:
     """The mask (out, in), True = pruned, after swaps that each lower the row's error; as many zeros per row (per m).
 

@@ -6,7 +6,7 @@ The functions do their tensor work and return; whoever steps through the sequenc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,10 @@ from torch import Tensor
 from barber.capture import Call
 from barber.config import HOLD_OUT, PruneConfig
 from barber.errors import UserError
-from barber.model import SubBlock
+from barber.model import Outputs, SubBlock, Weight
+from barber.place import Place
+from barber.ranks import Ranks
+from barber.tape import Tape
 
 Masks = dict[str, Tensor]
 Values = dict[str, Tensor]
@@ -38,16 +41,10 @@ def hold_out(sequences: int, config: PruneConfig) -> tuple[list[int], list[int]]
 
 
 @torch.no_grad()
-def write(block: SubBlock, values: Values) -> None:
-    """Give the sub-block's weights these values, name -> (out, in)."""
-    for weight in block.weights:
+def write(weights: Sequence[Weight], values: Values) -> None:
+    """Give the weights these values, name -> (out, in)."""
+    for weight in weights:
         weight.view.copy_(values[weight.name])
-
-
-@torch.no_grad()
-def output(block: SubBlock, call: Call) -> Tensor:
-    """The sub-block's output for one sequence, with the weights that it has now."""
-    return block.replay(call).clone()
 
 
 def squared_error(target: Tensor, value: Tensor) -> Tensor:
@@ -59,110 +56,136 @@ def squared_error(target: Tensor, value: Tensor) -> Tensor:
 class Problem:
     """One sub-block in front of its refinement. Weights and masks are name -> (out, in), masks True = pruned.
 
-    where: "layers.3", for messages. calls, sparse: how the stream calls the sub-block for each sequence, and its output
-    with the initial weights. targets: the wanted outputs; None where nobody needed one yet, which a dense forward on
-    the same call gives. Where both are known, `settle` keeps their error and lets go of the sparse output. dense,
-    initial: the weights before and after the initialiser. fit, held: the sequences that teach and those that judge,
-    where the run holds some out.
+    where: "layers.3", for messages. dense: the dense weights. masks, updates: what the initialiser gave, see `begin`.
+    fit, held: the batches that teach and those that judge, where the run holds some out; sizes: their sequences.
+    others: batch -> the known outputs of sub-blocks that the layer runs before this one.
+    calls, sparse, final: how the stream calls the sub-block for each batch; its output with the initial weights and
+    with the final ones. targets: the wanted outputs; empty or None where a dense forward pass on the same call is to
+    give them. Where target and sparse output are known, `settle` keeps their error and lets go of the latter. All of
+    these wait in `place`. tapes: dense forward passes that are at hand.
     """
 
     where: str
     block: SubBlock
     config: PruneConfig
-    masks: Masks
+    place: Place
+    ranks: Ranks
     dense: Values
-    initial: Values
     fit: Sequence[int]
     held: Sequence[int]
+    sizes: Sequence[int]
+    others: Callable[[int], Outputs]
+    targets: list[Tensor | None]
+    masks: Masks = field(default_factory=dict)
+    updates: Values = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     sparse: list[Tensor | None] = field(default_factory=list)
-    targets: list[Tensor | None] = field(default_factory=list)
-    errors: dict[int, float] = field(default_factory=dict)
+    final: list[Tensor] = field(default_factory=list)
+    errors: dict[int, Tensor] = field(default_factory=dict)
+    tapes: dict[int, Tape] = field(default_factory=dict)
+
+    @property
+    def batches(self) -> range:
+        return range(len(self.sizes))
 
     @property
     def teaching(self) -> Sequence[int]:
-        """The sequences that a refiner learns from: all of them, unless it holds some out itself."""
-        return self.fit if self.config.auto else range(len(self.calls))
+        """The batches that a refiner learns from: all of them, unless it holds some out itself."""
+        return self.fit if self.config.auto else self.batches
 
     @property
     def judging(self) -> Sequence[int]:
-        """The sequences that a refiner judges its masks on."""
-        return self.held if self.config.auto else range(len(self.calls))
+        """The batches that a refiner judges its masks on."""
+        return self.held if self.config.auto else self.batches
+
+    def begin(self, masks: Masks, updates: Values) -> None:
+        """Start from these initial masks; updates: the values that the initialiser changed."""
+        self.masks = {name: masks[name].to(dense.device) for name, dense in self.dense.items()}
+        self.updates = {name: value.to(self.dense[name]) for name, value in updates.items()}
+
+    @property
+    def initial(self) -> Values:
+        """The weights as the initialiser left them."""
+        return {n: self.updates.get(n, self.dense[n]).masked_fill(mask, 0) for n, mask in self.masks.items()}
 
     @property
     def combined(self) -> Values:
         """The value that each weight has where it is kept: dense, or the initialiser's with retain_reconstruction."""
         if not self.config.retain_reconstruction:
             return self.dense
-        return {name: torch.where(mask, self.dense[name], self.initial[name]) for name, mask in self.masks.items()}
+        updated = {name: torch.where(self.masks[name], self.dense[name], value) for name, value in self.updates.items()}
+        return self.dense | updated
 
     def values(self, masks: Masks) -> Values:
         """The weights under a refined mask."""
         combined = self.combined
         return {name: combined[name].masked_fill(mask, 0) for name, mask in masks.items()}
 
+    def call(self, batch: int) -> Call:
+        """How the stream calls the sub-block for a batch, ready to be replayed."""
+        kept = self.calls[batch]
+        return kept.with_hidden(self.place.take(kept.hidden))
+
+    @torch.no_grad()
+    def output(self, batch: int) -> Tensor:
+        """The sub-block's output for one batch, with the weights that it has now."""
+        return self.block.replay(self.call(batch), self.others(batch))
+
+    def record(self, batch: int) -> Tape:
+        """A dense forward pass of the sub-block, which must hold its dense weights; or the one at hand, given away."""
+        kept = self.tapes.pop(batch, None)
+        return kept or Tape.record(self.block, self.call(batch), self.others(batch))
+
     def see(self, call: Call) -> None:
-        """Add one sequence, the sub-block holding its initial weights."""
-        self.calls.append(call)
-        self.sparse.append(output(self.block, call))
+        """Add the next batch."""
+        self.calls.append(call.with_hidden(self.place.keep(call.hidden)))
         if len(self.targets) < len(self.calls):
             self.targets.append(None)
 
-    def aim(self, sequence: int) -> None:
-        """Make sure of the target of one sequence; where it is missing, the sub-block must hold its dense weights."""
-        if self.targets[sequence] is None:
-            self.settle(sequence, output(self.block, self.calls[sequence]))
-        else:
-            self.settle(sequence)
+    def run_sparse(self, batch: int) -> None:
+        """Know the sub-block's output for the next batch with its initial weights, which it must hold."""
+        self.sparse.append(self.place.keep(self.output(batch)))
 
-    def settle(self, sequence: int, dense: Tensor | None = None) -> None:
-        """Keep the initial error of one sequence; `dense` is its target where none was given."""
-        if self.targets[sequence] is None:
-            self.targets[sequence] = dense
-        if sequence not in self.errors:
-            self.errors[sequence] = squared_error(self.targets[sequence], self.sparse[sequence]).item()
-            self.sparse[sequence] = None
+    def target(self, batch: int) -> Tensor:
+        return self.place.take(self.targets[batch])
 
-    def error(self, sequence: int) -> float:
-        """The error on one sequence, whose target is known, with the weights that the sub-block has now."""
-        return squared_error(self.targets[sequence], output(self.block, self.calls[sequence])).item()
+    def settle(self, batch: int, dense: Tensor | None = None) -> None:
+        """Keep the target and the initial error of one batch.
 
-    def initial_error(self, sequences: Sequence[int]) -> float:
-        """Mean error of the initial weights over settled sequences. Raises UserError where it is not finite."""
-        error = sum(self.errors[j] for j in sequences) / len(sequences)
+        dense: the output with dense weights, if it is at hand; otherwise the sub-block must hold them if no target is
+        known.
+        """
+        if self.targets[batch] is None:
+            self.targets[batch] = self.place.keep(self.output(batch) if dense is None else dense)
+        if batch not in self.errors:
+            self.errors[batch] = squared_error(self.target(batch), self.place.take(self.sparse[batch]))
+            self.sparse[batch] = None
+
+    def error(self, batch: int) -> Tensor:
+        """The error on one batch, whose target is known, with the weights that the sub-block has now: 0-dim, fp32."""
+        return squared_error(self.target(batch), self.output(batch))
+
+    def finish(self, batch: int) -> Tensor:
+        """The error of the next batch with the final weights, whose output is kept."""
+        output = self.output(batch)
+        self.final.append(self.place.keep(output))
+        return squared_error(self.target(batch), output)
+
+    def mean(self, errors: Mapping[int, Tensor]) -> float:
+        """Mean of the errors of batches over their sequences, on all ranks together."""
+        device = self.block.weights[0].view.device
+        total = torch.zeros(2, dtype=torch.float64, device=device)
+        for batch, error in errors.items():
+            total += torch.stack([error.double(), torch.ones_like(error, dtype=torch.float64)]) * self.sizes[batch]
+        self.ranks.sum([total])
+        return (total[0] / total[1]).item()
+
+    def initial_error(self, batches: Sequence[int]) -> float:
+        """Mean error of the initial weights over settled batches. Raises UserError where it is not finite."""
+        error = self.mean({batch: self.errors[batch] for batch in batches})
         if not math.isfinite(error):
             raise UserError(
                 f"The output of {self.where} {self.block.name} is not finite: its activations overflow in this dtype, "
                 "so run it in float32 or bfloat16."
             )
         return error
-
-
-def squared_gradients(
-    block: SubBlock, call: Call, sparse: Tensor, target: Tensor | None = None
-) -> tuple[Tensor, float, dict[str, Tensor]]:
-    """Gradient of the sub-block's error by its dense weights, for one sequence.
-
-    The sub-block must hold its dense weights; `sparse` is its output on the same input with the pruned ones. Returns
-    the dense output, the error, and name -> squared gradient, fp32 (out, in). The error is multiplied by a power of
-    two before the backward pass and divided out after it: exact, and half-precision gradients do not underflow.
-    target: the wanted output where it is not the dense one; the error that is felt is then what `sparse` lacks of it.
-    """
-    parameters = [weight.parameter for weight in block.weights]
-    scale = 2.0 ** round(math.log2(sparse.numel()))
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            dense = block.replay(call)
-            other = sparse if target is None else dense.detach().float() - (target.float() - sparse.float())
-            error = squared_error(dense, other)
-            gradients = torch.autograd.grad(error * scale, parameters, materialize_grads=True)
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-    squares = {
-        weight.name: weight.oriented(gradient).float().div(scale).square()
-        for weight, gradient in zip(block.weights, gradients, strict=True)
-    }
-    return dense.detach().clone(), error.item(), squares

@@ -1,39 +1,30 @@
 """prune(): the run as a stream of events, in the order of the paper's algorithm.
 
 The whole model gets its initial mask first, each layer on the stream that the pruned layers before it produce. Then
-the stream starts again, and every attention and MLP sub-block is rebuilt against its dense self.
+the stream starts again, and every attention and MLP sub-block is rebuilt against its dense self. In one pass, each
+sub-block gets its initial mask just before it is rebuilt.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from barber.allocation import allocate
 from barber.calibration import CalibrationSet
-from barber.config import Allocation, PruneConfig
+from barber.config import Order, PruneConfig
 from barber.errors import UserError
-from barber.events import (
-    Event,
-    LayerInitialised,
-    Notice,
-    Progress,
-    RunFinished,
-    RunStarted,
-    Stage,
-    StageReached,
-    SubBlockRebuilt,
-)
-from barber.initialise import METHODS, Statistics, initialise_layer, needs_calibration
+from barber.events import Event, Notice, RunFinished, RunStarted
+from barber.execution import Execution
+from barber.home import Resident
+from barber.initialise import needs_calibration
 from barber.masks import check_pattern
 from barber.model import DecoderView, DenseWeights
+from barber.orders import Recorded, Run
+from barber.place import Place
 from barber.problem import hold_out
-from barber.refine import refine_model
-from barber.stream import Stream
-
-Masks = dict[str, Tensor]
+from barber.refine import State
 
 
 def prune(
@@ -41,19 +32,26 @@ def prune(
     calibration: CalibrationSet | None,
     config: PruneConfig,
     *,
-    initial: Mapping[int, tuple[Masks, Masks]] | None = None,
+    initial: Mapping[int, State] | None = None,
     dense: DenseWeights | None = None,
+    execution: Execution | None = None,
+    recorded: Recorded | None = None,
+    kept: Sequence[Event] = (),
     name: str = "",
 ) -> Iterator[Event]:
     """Prune a model in place and tell about it.
 
-    model: a decoder model of transformers, on one device. calibration: needed by every method but magnitude, and by
-    the rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as runs.read_masks
-    gives them. dense: a copy of the dense weights, if the caller has one.
+    model: a decoder model of transformers. calibration: needed by every method but magnitude and random, and by the
+    rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as runs.read_masks gives
+    them. dense: a copy of the dense weights, if the caller has one. execution: how to go about it; without, the model
+    is on one device with all its layers.
+    recorded: gives back what an event said of a layer's masks and values, once the consumer has it; without, they are
+    kept in memory. kept: the events of the same run, if it was begun before, that need not come again: the layers that
+    they finished are taken from `recorded`.
     A run that is stopped or fails leaves the model dense, bit for bit.
     Raises UserError for what the model or the settings do not allow, before anything is changed.
     """
-    view = DecoderView(model)
+    view = execution.view if execution else DecoderView(model)
     view.check_finite()
     view.check_width(config.sparsity.m)
     if config.method == "masks":
@@ -66,49 +64,42 @@ def prune(
         )
     if config.refined:
         hold_out(len(calibration.tokens), config)
-    yield RunStarted(
-        model=name or type(model).__name__,
-        config=config.to_dict(),
-        calibration=calibration.describe() if calibrated else {},
-        modules=view.describe(),
-        device=str(view.device),
-        dtype=str(view.dtype).removeprefix("torch."),
-    )
+    device = execution.home.device if execution else view.device
+    if not any(isinstance(event, RunStarted) for event in kept):
+        yield RunStarted(
+            model=name or type(model).__name__,
+            config=config.to_dict(),
+            calibration=calibration.describe() if calibrated else {},
+            modules=view.describe(),
+            device=str(device),
+            dtype=str(view.dtype).removeprefix("torch."),
+        )
     started = time.monotonic()
-    dense = dense or DenseWeights(view)
+    execution = execution or Execution(view, Resident(view, dense), Place(device))
     training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)
-    swaps, finished = 0, False
+    run = Run(execution, calibration, config, initial, recorded)
+    finished = False
     try:
-        masks: dict[int, Masks] = {}
-        for event in _initialise(view, calibration, config, initial):
-            if isinstance(event, LayerInitialised):
-                masks[event.layer] = event.masks
+        for event in kept:
+            run.see(event)
+        for event in run.one_pass() if config.order is Order.ONE_PASS else run.paper():
+            run.see(event)
             yield event
-        yield StageReached(Stage.INITIAL)
-        if config.refined:
-            candidates, diverged = 0, []
-            for event in refine_model(view, _feed(view, calibration), dense, masks, config):
-                if isinstance(event, SubBlockRebuilt):
-                    masks[event.layer] = masks[event.layer] | event.masks
-                    swaps, candidates = swaps + event.swaps, candidates + event.candidates
-                    diverged += [f"layer {event.layer} {event.kind}"] * event.reconstruction.get("diverged", False)
-                yield event
-            if candidates and not swaps:
-                yield Notice(_no_swaps(config))
-            if diverged:
-                yield Notice(
-                    f"Re-fitting the kept weights went astray in {', '.join(diverged)} and went back to the best state."
-                )
-            yield StageReached(Stage.REBUILT)
-        counts = [(mask.numel(), int(mask.sum())) for layer in masks.values() for mask in layer.values()]
-        weights, zeros = (sum(column) for column in zip(*counts, strict=True))
+        if run.candidates and not run.swaps:
+            yield Notice(_no_swaps(config))
+        if run.diverged:
+            yield Notice(
+                f"Re-fitting the kept weights went astray in {', '.join(run.diverged)} and went back to the best state."
+            )
+        weights, zeros = (sum(column) for column in zip(*run.counts.values(), strict=True))
         finished = True
-        yield RunFinished(weights=weights, zeros=zeros, swaps=swaps, seconds=time.monotonic() - started)
+        if not any(isinstance(event, RunFinished) for event in kept):
+            yield RunFinished(weights=weights, zeros=zeros, swaps=run.swaps, seconds=time.monotonic() - started)
     finally:
         if not finished:
-            dense.restore()
+            execution.home.restore()
         for parameter in trained:
             parameter.requires_grad_(True)
         for module in training:
@@ -125,7 +116,7 @@ def _no_swaps(config: PruneConfig) -> str:
     )
 
 
-def check_initial(view: DecoderView, initial: Mapping[int, tuple[Masks, Masks]], config: PruneConfig) -> None:
+def check_initial(view: DecoderView, initial: Mapping[int, State], config: PruneConfig) -> None:
     """UserError unless there is a mask of the right shape and pattern for every weight, and zeros as asked in all.
 
     Methods count per matrix, row or block of columns, which loses less than one zero a row.
@@ -151,52 +142,3 @@ def check_initial(view: DecoderView, initial: Mapping[int, tuple[Masks, Masks]],
             f"The initial masks prune {zeros / weights:.2%} of the weights, but {config.sparsity} was asked: give the "
             "sparsity that they have."
         )
-
-
-def _feed(view: DecoderView, calibration: CalibrationSet) -> Stream:
-    stream = Stream(view.model, [layer.module for layer in view.layers])
-    for row in calibration.tokens.to(view.device):
-        stream.feed(row[None])
-    return stream
-
-
-def _initialise(
-    view: DecoderView,
-    calibration: CalibrationSet | None,
-    config: PruneConfig,
-    initial: Mapping[int, tuple[Masks, Masks]] | None,
-) -> Iterator[Event]:
-    """Initial masks layer by layer; statistics are of the layer's dense weights on the sparse stream, as published."""
-    method, plan = METHODS.get(config.method), None
-    if config.allocation is not Allocation.UNIFORM:
-        plan = yield from allocate(view, _feed(view, calibration), config)
-    stream = _feed(view, calibration) if method and method.statistic else None
-    steps = 2 * len(stream) if stream else 1
-    total = steps * len(view.layers)
-    for layer in view.layers:
-        started = time.monotonic()
-        progress = _steps("initial mask", layer.index * steps, total, f"layer {layer.index}")
-        statistics = Statistics(layer, method)
-        for sequence in range(len(stream) if stream else 0):
-            statistics.add(stream.call(layer.index, sequence))
-            yield next(progress)
-        if method:
-            masks, updates = initialise_layer(layer, method, statistics.sums, config.sparsity, plan)
-        else:
-            masks, updates = initial[layer.index]
-            masks = {weight.name: masks[weight.name].to(weight.view.device) for weight in layer.weights}
-        layer.apply(masks, updates)
-        for sequence in range(len(stream) if stream else 0):
-            stream.advance(layer.index, sequence)
-            yield next(progress)
-        if not stream:
-            yield next(progress)
-        counts = {name: {"weights": mask.numel(), "zeros": int(mask.sum())} for name, mask in masks.items()}
-        yield LayerInitialised(layer.index, counts, time.monotonic() - started, masks=masks, weights=updates)
-
-
-def _steps(phase: str, done: int, total: int, where: str) -> Iterator[Progress]:
-    """Progress events that count on from `done`."""
-    while True:
-        done += 1
-        yield Progress(phase, done, total, where)

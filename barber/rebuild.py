@@ -7,21 +7,20 @@ several granularities, and exact one-swaps, and takes what lowers the error most
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from barber.capture import watching
 from barber.config import Granularity, PruneConfig, Target
 from barber.errors import UserError
 from barber.events import Event, Progress
 from barber.masks import swap_matrices
-from barber.one_swap import add_gram, one_swap
-from barber.problem import Masks, Problem, Values, output, squared_gradients, write
+from barber.one_swap import one_swap
+from barber.problem import Masks, Problem, Values, write
 from barber.scores import saliency
+from barber.statistics import Sums, gram
 
 FRACTIONS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)
 GRANULARITIES = (Granularity.BLOCK, Granularity.LAYER, Granularity.OUTPUT)
@@ -87,20 +86,20 @@ def barber(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, N
     config, block = problem.config, problem.block
     judged = config.auto or config.most_rounds > 1
     masks, values = problem.masks, problem.initial
-    sparse = list(problem.sparse) if judged else problem.sparse
-    grams = {} if config.auto else None
+    sparse = list(problem.sparse)
+    grams = Sums(gram) if config.auto else None
     scores, rounds, candidates, swaps = {}, [], 0, 0
     for number in range(config.most_rounds):
         squares = yield from _gradients(problem, sparse, grams if number == 0 else None, progress)
         if judged and number == 0:
-            for sequence in problem.judging:
-                problem.aim(sequence)
+            for batch in problem.judging:
+                problem.settle(batch)
                 yield next(progress)
             error = problem.initial_error(problem.judging)
         salient = _saliency(problem, squares)
         scores = scores or salient
         best, lowest, curve = None, math.inf, [Candidate(NONE, "", 0.0, 0, error)] if judged else []
-        for proposal in _proposals(problem, masks, salient, grams):
+        for proposal in _proposals(problem, masks, salient, grams.values if grams else {}):
             candidates = candidates or proposal.candidates
             if judged:
                 reached = yield from _judge(problem, proposal.masks, progress)
@@ -115,33 +114,40 @@ def barber(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, N
         masks, values, swaps = best.masks, problem.values(best.masks), swaps + best.swaps
         if number + 1 < config.most_rounds:
             error = lowest
-            write(block, values)
-            for sequence in problem.teaching:
-                sparse[sequence] = output(block, problem.calls[sequence])
+            write(block.weights, values)
+            for batch in problem.teaching:
+                sparse[batch] = problem.place.keep(problem.output(batch))
                 yield next(progress)
     return Refined(masks, values, scores, candidates, swaps, rounds)
 
 
 def _gradients(
-    problem: Problem, sparse: Sequence[Tensor], grams: Values | None, progress: Iterator[Progress]
+    problem: Problem, sparse: list[Tensor | None], grams: Sums | None, progress: Iterator[Progress]
 ) -> Generator[Event, None, Values]:
     """Mean squared gradients over the teaching sequences, name -> (out, in) fp32; leaves the sub-block dense.
 
-    grams: filled with the sum of x x^T over the inputs of each weight, name -> (in, in) fp32, if given.
+    sparse: the outputs that the errors are of, by batch, let go of on the way. grams: takes the inputs of each weight,
+    if given.
     """
-    write(problem.block, problem.dense)
+    block = problem.block
+    write(block.weights, problem.dense)
     mean = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in problem.masks.items()}
-    watch = {} if grams is None else {weight.name: weight.module for weight in problem.block.weights}
-    see = partial(add_gram, grams)
-    for sequence in problem.teaching:
-        wanted = problem.targets[sequence] if problem.config.target is Target.DENSE_STREAM else None
-        with watching(watch, see):
-            dense, _, squares = squared_gradients(problem.block, problem.calls[sequence], sparse[sequence], wanted)
-        problem.settle(sequence, dense)
-        for name, square in squares.items():
-            mean[name] += square / len(problem.teaching)
+    for batch in problem.teaching:
+        tape = problem.record(batch)
+        dense = tape.output.detach()
+        problem.settle(batch, dense)
+        wanted = problem.target(batch) if problem.config.target is Target.DENSE_STREAM else dense
+        difference = wanted.float() - problem.place.take(sparse[batch]).float()
+        sparse[batch] = None
+        for name, square in tape.squared_gradients(block, difference).items():
+            mean[name] += square
+        if grams:
+            grams.add(tape.taps)
+        del tape
         yield next(progress)
-    return mean
+    problem.ranks.sum([*mean.values(), *(grams.values.values() if grams else ())])
+    sequences = problem.ranks.world * sum(problem.sizes[batch] for batch in problem.teaching)
+    return {name: square.div_(sequences) for name, square in mean.items()}
 
 
 def _saliency(problem: Problem, squared_gradient: Values) -> Values:
@@ -157,7 +163,7 @@ def _saliency(problem: Problem, squared_gradient: Values) -> Values:
     return scores
 
 
-def _proposals(problem: Problem, masks: Masks, scores: Values, grams: Values | None) -> Iterator[_Proposal]:
+def _proposals(problem: Problem, masks: Masks, scores: Values, grams: Values) -> Iterator[_Proposal]:
     """What a round may choose from; with "auto", sizes that swap as many pairs as the one before are left out."""
     config, m = problem.config, problem.config.sparsity.m
     fractions = FRACTIONS if config.auto else (config.threshold,)
@@ -180,16 +186,16 @@ def _proposals(problem: Problem, masks: Masks, scores: Values, grams: Values | N
 
 def _judge(problem: Problem, masks: Masks, progress: Iterator[Progress]) -> Generator[Event, None, float]:
     """Mean error over the judging sequences with the weights under these masks."""
-    write(problem.block, problem.values(masks))
-    total = 0.0
-    for sequence in problem.judging:
-        total += problem.error(sequence)
+    write(problem.block.weights, problem.values(masks))
+    errors = {}
+    for batch in problem.judging:
+        errors[batch] = problem.error(batch)
         yield next(progress)
-    return total / len(problem.judging)
+    return problem.mean(errors)
 
 
 def steps(fit: int, held: int, config: PruneConfig) -> int:
-    """Progress steps of `barber` at most, for so many teaching and judging sequences."""
+    """Progress steps of `barber` at most, for so many teaching and judging batches."""
     proposals = len(FRACTIONS) * len(GRANULARITIES) + 1 if config.auto else 1
     if not config.auto and config.most_rounds == 1:
         return fit

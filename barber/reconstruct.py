@@ -16,7 +16,7 @@ from barber.events import Event, Progress
 from barber.problem import Masks, Problem, Values, squared_error, write
 
 EPOCHS = 12  # passes over the teaching sequences
-BATCH = 4  # sequences of a step
+BATCH = 4  # sequences of a step, on all ranks together
 RATE = 0.05  # of Adam at its peak, in units of the kept weights' root mean square
 BETAS = (0.9, 0.95)
 
@@ -34,24 +34,26 @@ def reconstruct(
     master = {name: value.float().clone() for name, value in values.items()}
     rate = RATE
     optimiser = _optimiser(master, kept, rate)
-    write(problem.block, values)
+    write(problem.block.weights, values)
     before = yield from _held_error(problem, progress)
     best, lowest, steps, diverged = values, before, 0, False
-    batches = [problem.fit[start : start + BATCH] for start in range(0, len(problem.fit), BATCH)]
+    size = max(1, BATCH // (problem.ranks.world * max(problem.sizes)))
+    batches = [problem.fit[start : start + size] for start in range(0, len(problem.fit), size)]
     for epoch in range(EPOCHS):
-        for number, batch in enumerate(batches):
+        for number, step in enumerate(batches):
             share = (epoch + number / len(batches)) / EPOCHS
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * share))
             gradients = {name: torch.zeros_like(value) for name, value in master.items()}
-            for sequence in batch:
-                for name, gradient in _gradients(problem, sequence).items():
-                    gradients[name] += gradient / len(batch)
+            for batch in step:
+                for name, gradient in _gradients(problem, batch).items():
+                    gradients[name] += gradient
                 yield next(progress)
+            problem.ranks.sum(list(gradients.values()))
             for name, value in master.items():
                 value.grad = gradients[name] * kept[name]
             optimiser.step()
-            write(problem.block, master)
+            write(problem.block.weights, master)
             steps += 1
         error = yield from _held_error(problem, progress)
         if error < lowest:
@@ -72,16 +74,19 @@ def _optimiser(master: Values, kept: Masks, rate: float) -> torch.optim.Adam:
     return torch.optim.Adam(groups, betas=BETAS)
 
 
-def _gradients(problem: Problem, sequence: int) -> dict[str, Tensor]:
-    """Gradient of the error on one sequence by the weights that the sub-block has now, name -> fp32 (out, in)."""
-    parameters, target = [weight.parameter for weight in problem.block.weights], problem.targets[sequence]
-    scale = 2.0 ** round(math.log2(target.numel()))  # half-precision gradients underflow without, and Adam ignores it
+def _gradients(problem: Problem, batch: int) -> dict[str, Tensor]:
+    """Gradient of the summed error of a batch by the weights that the sub-block has now, name -> fp32 (out, in).
+
+    Times a power of two, since half-precision gradients underflow without; Adam does not look at the size.
+    """
+    parameters, target = [weight.parameter for weight in problem.block.weights], problem.target(batch)
+    scale = 2.0 ** round(math.log2(target[0].numel()))
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
-            error = squared_error(target, problem.block.replay(problem.calls[sequence]))
-            gradients = torch.autograd.grad(error * scale, parameters, materialize_grads=True)
+            error = squared_error(target, problem.block.replay(problem.call(batch), problem.others(batch)))
+            gradients = torch.autograd.grad(error * (scale * len(target)), parameters, materialize_grads=True)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -89,8 +94,8 @@ def _gradients(problem: Problem, sequence: int) -> dict[str, Tensor]:
 
 
 def _held_error(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, float]:
-    total = 0.0
-    for sequence in problem.held:
-        total += problem.error(sequence)
+    errors = {}
+    for batch in problem.held:
+        errors[batch] = problem.error(batch)
         yield next(progress)
-    return total / len(problem.held)
+    return problem.mean(errors)

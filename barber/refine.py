@@ -1,113 +1,180 @@
-"""The second pass over the model: every attention and MLP sub-block gets its final mask, by the refiner of the config.
+"""The refinement of sub-blocks: every attention and MLP gets its final mask, by the refiner of the config.
 
-Refiners share one contract: a Problem in, the sub-block holding its initial weights; a Refined out.
+Refiners share one contract: a Problem in; a Refined out.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from barber import rebuild
-from barber.capture import watching
-from barber.config import PruneConfig, Refiner, Target
+from barber.config import Order, PruneConfig, Refiner, Target
 from barber.dsnot import dsnot
-from barber.events import Event, Progress, SubBlockRebuilt
+from barber.events import Event, LayerInitialised, Progress, SubBlockRebuilt
+from barber.execution import Execution
+from barber.initialise import METHODS, gather, initialise_weights
 from barber.memory import peak_memory, reset_peak_memory
-from barber.model import DecoderView, DenseWeights, Layer
-from barber.one_swap import add_gram, one_swap
-from barber.problem import Masks, Problem, hold_out, output, write
+from barber.model import Layer, SubBlock
+from barber.one_swap import one_swap
+from barber.problem import Masks, Problem, Values, write
 from barber.rebuild import Refined
 from barber.reconstruct import EPOCHS, reconstruct
 from barber.scores import histogram, magnitude, wanda
-from barber.stream import Stream
+from barber.statistics import Sums, gram, moments
+from barber.stream import Stream, halving
 
-See = Callable[[str, Tensor], None]
+TAPE_BYTES = 2**30  # of dense forward passes that are kept until the masks are known, rather than made again
+
+State = tuple[Masks, Values]  # masks, True = pruned, and the values that are not the dense ones under them, by name
 
 
-def refine_model(
-    view: DecoderView, stream: Stream, dense: DenseWeights, masks: dict[int, Masks], config: PruneConfig
-) -> Iterator[Event]:
-    """Refine every sub-block in turn, on the stream that the refined ones before it produce.
+@dataclass(frozen=True)
+class Pass:
+    """A walk over all sub-blocks, on the stream that the refined ones before it produce.
 
-    stream: in front of the first layer. masks: layer -> (name -> initial mask (out, in)). The model holds its initial
-    weights, and ends with the final ones.
+    initial: layer -> its initial masks and updated weights; None in one pass, where they are made on the way.
     """
-    wanted = stream.fork() if config.target is Target.DENSE_STREAM else None
-    fit, held = hold_out(len(stream), config)
-    budget = steps(len(stream), config)
-    total = sum(budget * len(layer.sub_blocks) + (2 if wanted else 1) * len(stream) for layer in view.layers)
-    done = 0
-    for layer in view.layers:
-        targets = {block.name: [] for block in layer.sub_blocks}
-        if wanted:
-            progress = _progress(done, len(stream), total, f"layer {layer.index} dense")
-            targets = yield from _dense_outputs(layer, wanted, dense, progress)
-            done += len(stream)
-        for block in layer.sub_blocks:
-            progress = _progress(done, budget, total, f"layer {layer.index} {block.kind}")
-            # Not bound to a name here, so that its activations end with it.
-            yield from _refine_sub_block(
-                layer.index,
-                Problem(
-                    where=f"layers.{layer.index}",
-                    block=block,
-                    config=config,
-                    masks={weight.name: masks[layer.index][weight.name] for weight in block.weights},
-                    dense={weight.name: dense[layer.index, weight.name] for weight in block.weights},
-                    initial={weight.name: weight.view.clone() for weight in block.weights},
-                    fit=fit,
-                    held=held,
-                    targets=targets.pop(block.name),
-                ),
-                stream,
-                progress,
-            )
-            done += budget
-        progress = _progress(done, len(stream), total, f"layer {layer.index} output")
-        for sequence in range(len(stream)):
-            stream.advance(layer.index, sequence)
-            yield next(progress)
-        done += len(stream)
+
+    execution: Execution
+    config: PruneConfig
+    initial: Callable[[int], State] | None
+    zeros: dict | None = None
 
 
-def _refine_sub_block(layer: int, problem: Problem, stream: Stream, progress: Iterator[Progress]) -> Iterator[Event]:
-    """From the stream in front of the layer to the sub-block's SubBlockRebuilt."""
-    started, block, config = time.monotonic(), problem.block, problem.config
-    reset_peak_memory(block.weights[0].view.device)
-    for sequence in range(len(stream)):
-        problem.see(block.record(stream.call(layer, sequence)))
+def refine_layer(
+    run: Pass, layer: Layer, stream: Stream, wanted: Stream | None, progress: Callable[[str], Iterator[Progress]]
+) -> Iterator[Event]:
+    """Refine the sub-blocks of an open layer in turn and move the stream on by it.
+
+    The layer's module may hold any weights, and ends with the final ones. wanted: the stream of the dense model, which
+    moves on, too, where the sub-blocks are to put out what that one does. progress: place -> events.
+    """
+    here, streams = f"layer {layer.index}", [stream, wanted] if wanted else [stream]
+    dense = run.execution.home.dense(layer)
+    if wanted:
+        write(layer.weights, dense)
+        yield from halving(streams, partial(_dense_outputs, layer, stream, wanted, progress(f"{here} dense")))
+        for batch in range(len(wanted)):
+            wanted.advance(layer, batch)
+    if run.initial:
+        masks, updates = run.initial(layer.index)
+        layer.put(dense, masks, updates)
+    for block in layer.sub_blocks:
+        yield from halving(
+            streams, partial(_refine, run, layer, block, dense, stream, progress(f"{here} {block.kind}"))
+        )
+    for batch, step in zip(range(len(stream)), progress(f"{here} output"), strict=False):
+        stream.advance(layer, batch, {b: stream.place.take(stream.beside[b][batch]) for b in layer.sub_blocks})
+        yield step
+    stream.beside.clear()
+
+
+def _refine(
+    run: Pass, layer: Layer, block: SubBlock, dense: Values, stream: Stream, progress: Iterator[Progress]
+) -> Iterator[Event]:
+    """From the stream in front of the layer to the sub-block's LayerInitialised (in one pass) and SubBlockRebuilt.
+
+    It leaves the sub-block with its final weights and their output beside the stream, and can be begun again.
+    """
+    started, config, execution = time.monotonic(), run.config, run.execution
+    reset_peak_memory(execution.home.device)
+    before = layer.sub_blocks[: layer.sub_blocks.index(block)]
+
+    def others(batch: int) -> dict[SubBlock, Tensor]:
+        return {other: stream.place.take(stream.beside[other][batch]) for other in before}
+
+    problem = Problem(
+        where=f"layers.{layer.index}",
+        block=block,
+        config=config,
+        place=stream.place,
+        ranks=execution.ranks,
+        dense={weight.name: dense[weight.name] for weight in block.weights},
+        fit=stream.fit,
+        held=stream.held,
+        sizes=stream.sizes,
+        others=others,
+        targets=list(stream.beside.get((block, Target.DENSE_STREAM), [])),
+    )
+    for batch in problem.batches:
+        problem.see(block.record(stream.call(layer.index, batch), others(batch)))
+    if run.initial:
+        masks, updates = run.initial(layer.index)
+        problem.begin({n: masks[n] for n in problem.dense}, {n: updates[n] for n in problem.dense if n in updates})
+    else:
+        yield from _initialise(run, layer.index, problem, progress)
+    initialised = _initialised(layer.index, problem, time.monotonic() - started)
+    rebuilt = (yield from _rebuild(layer.index, problem, started, progress)) if config.refined else None
+    stream.beside.pop(block, None)
+    for batch in problem.batches:
+        stream.keep(block, batch, problem.final.pop(0) if problem.final else problem.output(batch))
+    if not run.initial:
+        yield initialised
+    if rebuilt:
+        yield rebuilt
+
+
+def _initialise(run: Pass, index: int, problem: Problem, progress: Iterator[Progress]) -> Iterator[Event]:
+    """Initial masks of the sub-block, by what its dense weights see; keeps dense passes for the rebuild."""
+    method, block = METHODS[run.config.method], problem.block
+    write(block.weights, problem.dense)
+    sums, room = gather(method), TAPE_BYTES
+    for batch in problem.batches if sums else ():
+        tape = problem.record(batch)
+        sums.add(tape.taps)
+        if run.config.refined and batch in problem.teaching and (room := room - tape.nbytes) > 0:
+            problem.tapes[batch] = tape
+        yield next(progress)
+    values = sums.values if sums else {}
+    run.execution.ranks.sum(list(values.values()))
+    problem.begin(*initialise_weights(index, block.weights, method, values, run.config.sparsity, run.zeros))
+
+
+def _initialised(index: int, problem: Problem, seconds: float) -> LayerInitialised:
+    counts = {name: {"weights": mask.numel(), "zeros": int(mask.sum())} for name, mask in problem.masks.items()}
+    return LayerInitialised(index, counts, seconds, masks=problem.masks, weights=problem.updates)
+
+
+def _rebuild(
+    index: int, problem: Problem, started: float, progress: Iterator[Progress]
+) -> Generator[Event, None, SubBlockRebuilt]:
+    """Refine a sub-block whose initial masks are known."""
+    block, config = problem.block, problem.config
+    write(block.weights, problem.initial)
+    for batch in problem.batches:
+        problem.run_sparse(batch)
         yield next(progress)
     if config.barber:
         refined = yield from REFINERS[config.refiner](problem, progress)
     else:
         scores = {name: magnitude(weight) for name, weight in problem.dense.items()}
         refined = Refined(problem.masks, problem.initial, scores, 0, 0)
-    if len(problem.errors) < len(stream):
-        write(block, problem.dense)
-        for sequence in range(len(stream)):
-            problem.aim(sequence)
+    if len(problem.errors) < len(problem.batches):
+        write(block.weights, problem.dense)
+        for batch in problem.batches:
+            problem.settle(batch)
             yield next(progress)
-    before = problem.initial_error(range(len(stream)))
+    before = problem.initial_error(problem.batches)
     values, reconstruction = refined.values, {}
     if config.reconstruct:
         values, reconstruction = yield from reconstruct(problem, refined.masks, values, progress)
-    write(block, values)
-    after = 0.0
-    for sequence in range(len(stream)):
-        after += problem.error(sequence) / len(stream)
+    write(block.weights, values)
+    errors = {}
+    for batch in problem.batches:
+        errors[batch] = problem.finish(batch)
         yield next(progress)
-    yield SubBlockRebuilt(
-        layer=layer,
+    return SubBlockRebuilt(
+        layer=index,
         sub_block=block.name,
         kind=block.kind,
         error_before=before,
-        error_after=after,
+        error_after=problem.mean(errors),
         candidates=refined.candidates,
         swaps=refined.swaps,
         seconds=time.monotonic() - started,
@@ -120,64 +187,49 @@ def _refine_sub_block(layer: int, problem: Problem, stream: Stream, progress: It
     )
 
 
-def _dense_outputs(
-    layer: Layer, stream: Stream, dense: DenseWeights, progress: Iterator[Progress]
-) -> Generator[Event, None, dict[str, list[Tensor]]]:
-    """What the dense model's sub-blocks put out, name -> one tensor per sequence; moves its stream on by the layer."""
-    sparse = {weight.name: weight.view.clone() for weight in layer.weights}
-    outputs = {block.name: [] for block in layer.sub_blocks}
-    _set(layer, {weight.name: dense[layer.index, weight.name] for weight in layer.weights})
-    for sequence in range(len(stream)):
-        for block in layer.sub_blocks:
-            outputs[block.name].append(output(block, block.record(stream.call(layer.index, sequence))))
-        stream.advance(layer.index, sequence)
-        yield next(progress)
-    _set(layer, sparse)
-    return outputs
-
-
-def _set(layer: Layer, values: dict[str, Tensor]) -> None:
+def _dense_outputs(layer: Layer, stream: Stream, wanted: Stream, progress: Iterator[Progress]) -> Iterator[Event]:
+    """Put what the dense model's sub-blocks put out beside the stream; the layer holds its dense weights."""
     for block in layer.sub_blocks:
-        write(block, values)
+        stream.beside.pop((block, Target.DENSE_STREAM), None)
+    for batch in range(len(wanted)):
+        outputs: dict[SubBlock, Tensor] = {}
+        for block in layer.sub_blocks:
+            call = block.record(wanted.call(layer.index, batch), outputs)
+            with torch.no_grad():
+                outputs[block] = block.replay(call, outputs)
+            stream.keep((block, Target.DENSE_STREAM), batch, outputs[block])
+        yield next(progress)
 
 
 def _by_one_swap(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
     """Exact one-swaps in every row, for the inputs that the dense sub-block has."""
-    grams: dict[str, Tensor] = {}
-    yield from _watch_dense(problem, partial(add_gram, grams), progress)
+    grams = yield from _watch_dense(problem, Sums(gram), progress)
     m, combined = problem.config.sparsity.m, problem.combined
-    masks = {n: one_swap(problem.masks[n], problem.dense[n], combined[n], gram, m) for n, gram in grams.items()}
-    return _refined(problem, masks, {name: gram.diagonal() for name, gram in grams.items()})
+    masks = {n: one_swap(problem.masks[n], problem.dense[n], combined[n], total, m) for n, total in grams.items()}
+    return _refined(problem, masks, {name: total.diagonal() for name, total in grams.items()})
 
 
 def _by_dsnot(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
     """DSnoT in every row, for the inputs that the dense sub-block has."""
-    moments: dict[str, tuple[float, Tensor, Tensor]] = {}
-
-    def see(name: str, x: Tensor) -> None:
-        new = (len(x), x.float().sum(0), x.float().square().sum(0))
-        moments[name] = tuple(a + b for a, b in zip(moments.get(name, (0, 0, 0)), new, strict=True))
-
-    yield from _watch_dense(problem, see, progress)
-    masks = {}
-    for name, (count, total, squares) in moments.items():
+    seen = yield from _watch_dense(problem, Sums(moments), progress)
+    masks, m = {}, problem.config.sparsity.m
+    for name, (count, total, squares) in seen.items():
         mean = total / count
         variance = squares / count - mean.square()
-        masks[name] = dsnot(
-            problem.masks[name], problem.dense[name], mean, variance, squares, problem.config.sparsity.m
-        )
-    return _refined(problem, masks, {name: squares for name, (_, _, squares) in moments.items()})
+        masks[name] = dsnot(problem.masks[name], problem.dense[name], mean, variance, squares, m)
+    return _refined(problem, masks, {name: squares for name, (_, _, squares) in seen.items()})
 
 
-def _watch_dense(problem: Problem, see: See, progress: Iterator[Progress]) -> Iterator[Event]:
-    """Run the dense sub-block on every sequence, with `see` at the inputs of its weights; sets missing targets."""
-    write(problem.block, problem.dense)
-    watch = {weight.name: weight.module for weight in problem.block.weights}
-    for sequence, call in enumerate(problem.calls):
-        with watching(watch, see):
-            dense = output(problem.block, call)
-        problem.settle(sequence, dense)
+def _watch_dense(problem: Problem, sums: Sums, progress: Iterator[Progress]) -> Generator[Event, None, Values]:
+    """Sums over the inputs that the weights of the dense sub-block have, of all ranks; sets missing targets."""
+    write(problem.block.weights, problem.dense)
+    for batch in problem.batches:
+        tape = problem.record(batch)
+        sums.add(tape.taps)
+        problem.settle(batch, tape.output.detach())
         yield next(progress)
+    problem.ranks.sum(list(sums.values.values()))
+    return sums.values
 
 
 def _refined(problem: Problem, changed: Masks, squares: dict[str, Tensor]) -> Refined:
@@ -199,19 +251,12 @@ REFINERS: dict[Refiner, Callable[[Problem, Iterator[Progress]], Generator[Event,
 }
 
 
-def steps(sequences: int, config: PruneConfig) -> int:
-    """Progress steps of one sub-block at most: how often one of the sequences goes through it."""
-    fit, held = map(len, hold_out(sequences, config))
-    own = rebuild.steps(fit, held, config) if config.refiner is Refiner.BARBER else sequences
-    return 2 * sequences + own * config.barber + EPOCHS * sequences * config.reconstruct
-
-
-def _progress(done: int, steps: int, total: int, where: str) -> Iterator[Progress]:
-    """Progress events of at most `steps` steps after `done`; what takes longer stays there."""
-    last = done + steps
-    while True:
-        done = min(done + 1, last)
-        yield Progress("rebuild", done, total, where)
+def steps(fit: int, held: int, config: PruneConfig) -> int:
+    """Progress steps of one sub-block at most, for so many batches (or sequences) that teach and that judge."""
+    every = fit + held if config.holds_out else fit
+    own = rebuild.steps(fit, held, config) if config.refiner is Refiner.BARBER else every
+    first = every if config.order is Order.ONE_PASS else 0
+    return first + 2 * every + own * config.barber + EPOCHS * every * config.reconstruct
 
 
 def _describe(scores: Tensor, initial: Tensor, rebuilt: Tensor) -> dict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -29,23 +31,38 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
     raise UserError(f"The Hessian of {name} cannot be inverted: its inputs hardly vary, so give more calibration data.")
 
 
+@dataclass(frozen=True)
+class Curvature:
+    """What SparseGPT needs to know of the inputs of a weight.
+
+    factor: see inverse_factor, (in, in). dead: bool (in,), inputs that are always zero.
+    """
+
+    factor: Tensor
+    dead: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor, name: str = "weight") -> Curvature:
+        """hessian: (in, in), sum of x x^T over the calibration tokens, any positive scale; name: for the message."""
+        hessian = hessian.float().clone()
+        dead = hessian.diagonal() == 0
+        hessian[dead, dead] = 1
+        return cls(inverse_factor(hessian, name), dead)
+
+
 def sparsegpt(
-    weight: Tensor, hessian: Tensor, sparsity: Sparsity, name: str = "weight", zeros: int | None = None
+    weight: Tensor, curvature: Curvature, sparsity: Sparsity, zeros: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Prune and update one weight.
 
-    weight: (out, in). hessian: (in, in), sum of x x^T over the calibration tokens, any positive scale.
-    Unstructured sparsity prunes exactly `sparsity.count` of every 128 columns; n:m as usual. An input that is always
-    zero counts as the least important, and its weights are left as they are where they are kept.
+    weight: (out, in). Unstructured sparsity prunes exactly `sparsity.count` of every 128 columns; n:m as usual. An
+    input that is always zero counts as the least important, and its weights are left as they are where they are kept.
     zeros: of the whole weight, with unstructured sparsity, shared out evenly over the columns; None: as above.
     Returns the updated weight in fp32, zero where pruned, and its mask, True = pruned.
     """
     original = weight.float().contiguous()
-    updated, hessian = original.clone(), hessian.float().clone()
-    dead = hessian.diagonal() == 0
-    hessian[dead, dead] = 1
+    updated, factor, dead = original.clone(), curvature.factor, curvature.dead
     updated[:, dead] = 0
-    factor = inverse_factor(hessian, name)
     width = max(BLOCK_COLUMNS // sparsity.m, 1) * sparsity.m if sparsity.m else BLOCK_COLUMNS
     mask = torch.zeros_like(updated, dtype=torch.bool)
     for start in range(0, updated.shape[1], width):

@@ -26,15 +26,15 @@ def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[Loa
         raise UserError(f"The run in {run.path} was made of another model ({run.config['model']}): load that model.")
     dense = DenseWeights(view)
     try:
-        _apply(view, run, stage)
+        _apply(view, dense, run, stage)
         yield loaded
     finally:
         dense.restore()
 
 
-def _apply(view: DecoderView, run: RunDirectory, stage: str) -> None:
+def _apply(view: DecoderView, dense: DenseWeights, run: RunDirectory, stage: str) -> None:
     for layer in view.layers:
         masks = run.masks(layer.index, stage)
         if len(masks) < len(layer.weights):
             raise UserError(f"The run in {run.path} has no stage {stage!r}: it had no rebuild, or was stopped before.")
-        layer.apply(masks, run.weights(layer.index, stage))
+        layer.put({w.name: dense[layer.index, w.name] for w in layer.weights}, masks, run.weights(layer.index, stage))

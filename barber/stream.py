@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from barber.capture import Call, replay
+from barber.capture import Call, replacing
+from barber.events import Event, Notice
+from barber.model import Layer, Outputs
+from barber.place import Place
 
 
 def _share(value: Any, known: Any) -> Any:
-    """`known` where it equals `value`, so that what repeats from sequence to sequence is stored once."""
+    """`known` where it equals `value`, so that what repeats from batch to batch is stored once."""
     if isinstance(value, Tensor) and isinstance(known, Tensor):
         alike = value.shape == known.shape and value.dtype == known.dtype
         return known if value is known or (alike and torch.equal(value, known)) else value
@@ -25,93 +27,151 @@ def _share(value: Any, known: Any) -> Any:
     return value
 
 
-@contextmanager
-def _forwards(layers: Sequence[nn.Module], forwards: Sequence[Any]) -> Iterator[None]:
-    """Give each layer another `forward` inside the context."""
-    before = [vars(layer).get("forward") for layer in layers]
-    try:
-        for layer, forward in zip(layers, forwards, strict=True):
-            layer.forward = forward
-        yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            vars(layer).pop("forward", None)
-            if forward is not None:
-                layer.forward = forward
-
-
 class Stream:
     """Hidden states of every calibration sequence in front of one layer, and how the model calls its layers.
 
-    `hidden[j]` is (1, seqlen, hidden) of sequence j in the model's dtype. It moves on by `advance`, which runs a layer
-    with the weights it has at that moment.
+    The sequences lie in batches. `hidden[i]` is (batch, seqlen, hidden) in the model's dtype, as its place keeps it. It
+    moves on by `advance`, which runs a layer with the weights it has at that moment.
+
+    beside: other tensors of the same batches, name -> one (batch, ...) each, that are split when the batches are.
+    open: makes a layer's weights be there, called with its number before a layer has to run while batches are fed.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
-        self.model, self.layers = model, layers
+    def __init__(
+        self, model: nn.Module, layers: Sequence[nn.Module], place: Place, open: Callable[[int], None] | None = None
+    ) -> None:
+        self.model, self.layers, self.place, self.open = model, layers, place, open
         self.hidden: list[Tensor] = []
-        self._calls: list[list[Call]] = []  # [sequence][layer], without hidden states
-        self._tuples: list[bool] = []  # whether a layer returns a tuple
+        self.beside: dict[Any, list[Tensor]] = {}
+        self._tokens: list[Tensor] = []
+        self._judges: list[bool] = []
+        self._calls: list[list[Call]] = []  # [batch][layer], without hidden states
+        self._tuples: dict[type, bool] = {}  # whether layers of a class return a tuple
+
+    def feed(self, tokens: Tensor, judges: bool = False) -> None:
+        """Add one batch, tokens (batch, seqlen): its embedding and the arguments of each layer.
+
+        judges: whether it is held out from what the others teach.
+        """
+        hidden, calls = self._call_layers(tokens)
+        self._tokens.append(tokens)
+        self._judges.append(judges)
+        self.hidden.append(self.place.keep(hidden))
+        self._calls.append(calls)
 
     @torch.no_grad()
-    def feed(self, tokens: Tensor) -> None:
-        """Add one sequence, tokens (1, seqlen) on the model's device: its embedding and the arguments of each layer.
+    def _call_layers(self, tokens: Tensor) -> tuple[Tensor, list[Call]]:
+        """What the first layer gets, and the calls of all layers without hidden states.
 
         The layers are skipped; what they would be called with beside the hidden state is recorded for each of them,
-        since families differ between layers (sliding and global attention).
+        since families differ between layers (sliding and global attention). Only the first of a class runs once, which
+        tells whether such layers return a tuple.
         """
-        if not self._tuples:
-            self._tuples = self._output_kinds(tokens[:, :2])
         calls: list[Call] = []
 
-        def skipping(index: int):
+        def skipping(index: int, layer: nn.Module):
+            kind, forward = type(layer), layer.forward
+
             def skip(*args, **kwargs):
-                call = Call(args, kwargs)
-                calls.append(call)
-                return (call.hidden, None) if self._tuples[index] else call.hidden
+                calls.append(Call(args, kwargs))
+                if kind not in self._tuples:
+                    if self.open:
+                        self.open(index)
+                    hidden = calls[-1].hidden.clone()
+                    call = calls[-1].with_hidden(hidden)
+                    self._tuples[kind] = isinstance(forward(*call.args, **call.kwargs), tuple)
+                return (calls[-1].hidden, None) if self._tuples[kind] else calls[-1].hidden
 
             return skip
 
-        with _forwards(self.layers, [skipping(i) for i in range(len(self.layers))]):
-            self.model(tokens, use_cache=False)
-        self.hidden.append(calls[0].hidden.clone())
+        with replacing({layer: skipping(index, layer) for index, layer in enumerate(self.layers)}):
+            # The base model: what comes after the layers is not wanted, and its logits are large.
+            self.model.base_model(tokens.to(self.place.device), use_cache=False)
+        hidden = calls[0].hidden.clone()
         known = self._calls[0] if self._calls else calls
         bare = [call.with_hidden(None) for call in calls]
-        self._calls.append(
-            [
-                Call(_share(call.args, k.args), _share(call.kwargs, k.kwargs))
-                for call, k in zip(bare, known, strict=True)
-            ]
-        )
+        shared = [
+            Call(_share(call.args, k.args), _share(call.kwargs, k.kwargs)) for call, k in zip(bare, known, strict=True)
+        ]
+        return hidden, shared
 
     def fork(self) -> Stream:
         """Another stream that stands where this one does and moves on by itself."""
         twin = copy(self)
-        twin.hidden = list(self.hidden)
+        twin.hidden, twin.beside = list(self.hidden), {}
+        twin._tokens, twin._judges, twin._calls = list(self._tokens), list(self._judges), list(self._calls)
         return twin
 
-    def _output_kinds(self, tokens: Tensor) -> list[bool]:
-        kinds: list[bool] = []
-        hooks = [
-            layer.register_forward_hook(lambda _m, _a, out: kinds.append(isinstance(out, tuple)))
-            for layer in self.layers
-        ]
-        try:
-            self.model(tokens, use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return kinds
-
     def __len__(self) -> int:
+        """How many batches there are."""
         return len(self.hidden)
 
-    def call(self, layer: int, sequence: int) -> Call:
-        """The call of a layer for one sequence, with the stream's hidden state as it stands."""
-        return self._calls[sequence][layer].with_hidden(self.hidden[sequence])
+    @property
+    def sizes(self) -> list[int]:
+        """Sequences of each batch."""
+        return [len(tokens) for tokens in self._tokens]
 
-    @torch.no_grad()
-    def advance(self, layer: int, sequence: int) -> None:
-        """Replace the hidden state of one sequence by the layer's output."""
-        # Cloned, since some families add the residual in place.
-        self.hidden[sequence] = replay(self.layers[layer], self.call(layer, sequence)).clone()
+    @property
+    def fit(self) -> list[int]:
+        """The batches that teach."""
+        return [batch for batch, judges in enumerate(self._judges) if not judges]
+
+    @property
+    def held(self) -> list[int]:
+        """The batches that judge: all of them where none is held out."""
+        return [batch for batch, judges in enumerate(self._judges) if judges] or self.fit
+
+    def call(self, layer: int, batch: int) -> Call:
+        """The call of a layer for one batch, with the stream's hidden state as it stands."""
+        return self._calls[batch][layer].with_hidden(self.place.take(self.hidden[batch]))
+
+    def keep(self, key: Any, batch: int, tensor: Tensor) -> None:
+        """Put a tensor (batch, ...) beside the batch, after those of the batches before."""
+        kept = self.beside.setdefault(key, [])
+        assert len(kept) == batch, f"batch {batch} after {len(kept)}"
+        kept.append(self.place.keep(tensor))
+
+    def advance(self, layer: Layer, batch: int, outputs: Outputs | None = None) -> None:
+        """Replace the hidden state of one batch by the layer's output; `outputs` as in Layer.replay."""
+        self.hidden[batch] = self.place.keep(layer.replay(self.call(layer.index, batch), outputs))
+
+    def halve(self) -> None:
+        """Split every batch of two sequences or more in two."""
+        tokens, judges, hidden, calls = self._tokens, self._judges, self.hidden, self._calls
+        beside, self.beside = self.beside, {key: [] for key in self.beside}
+        self._tokens, self._judges, self.hidden, self._calls = [], [], [], []
+        for batch, rows in enumerate(tokens):
+            size = max(1, (len(rows) + 1) // 2)
+            for part, state in zip(rows.split(size), hidden[batch].split(size), strict=True):
+                self._calls.append(calls[batch] if len(rows) == 1 else self._call_layers(part)[1])
+                self._tokens.append(part)
+                self._judges.append(judges[batch])
+                self.hidden.append(state)
+            for key, tensors in beside.items():
+                self.beside[key] += tensors[batch].split(size) if batch < len(tensors) else ()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on an accelerator or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def halving(streams: Sequence[Stream], attempt: Callable[[], Iterator[Event]]) -> Iterator[Event]:
+    """A stretch of work on the streams, begun anew with batches of half the size whenever memory runs out.
+
+    attempt: the work from its beginning, as often as it is called. A single sequence that does not fit raises.
+    """
+    while True:
+        try:
+            return (yield from attempt())
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or max(streams[0].sizes) == 1:
+                raise
+        # Outside the handler, whose traceback holds the tensors of what failed.
+        for stream in streams:
+            stream.halve()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        yield Notice(f"Memory ran out, so batches were halved; the largest now has {max(streams[0].sizes)} sequences.")

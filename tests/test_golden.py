@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from barber.capture import tapping
 from barber.events import SubBlockRebuilt
-from barber.initialise import METHODS, Statistics, initialise_layer
+from barber.initialise import METHODS, gather, initialise_weights
 from barber.model import DecoderView
-from barber.problem import output, squared_gradients, write
+from barber.place import Place
+from barber.problem import write
 from barber.prune import prune
 from barber.scores import saliency
 from barber.stream import Stream
+from barber.tape import Tape
 from tests import golden_data as golden
 
 UNSTRUCTURED = [run_id for run_id, run in golden.RUNS.items() if "stype" not in run]
@@ -66,16 +69,18 @@ def test_initial_masks(key):
     published = golden.masks("initial_masks", key, family)
     updates = golden.updates(key, family) if run["method"] == "sparsegpt" else {}
     view = DecoderView(golden.model(family, "eager"))
-    stream = Stream(view.model, [layer.module for layer in view.layers])
+    stream = Stream(view.model, [layer.module for layer in view.layers], Place(torch.device("cpu")))
     for row in golden.calibration().tokens:
         stream.feed(row[None])
     seen = 0
     for layer in view.layers:
-        statistics = Statistics(layer, method)
+        sums = gather(method)
         dense = {weight.name: weight.view.clone() for weight in layer.weights}
-        for j in range(len(stream) if method.statistic else 0):
-            statistics.add(stream.call(layer.index, j))
-        ours, _ = initialise_layer(layer, method, statistics.sums, sparsity)
+        for j in range(len(stream) if sums else 0):
+            with tapping({weight.name: weight.module for weight in layer.weights}) as taps:
+                layer.replay(stream.call(layer.index, j))
+            sums.add(taps)
+        ours, _ = initialise_weights(layer.index, layer.weights, method, sums.values if sums else {}, sparsity)
         for weight in layer.weights:
             theirs, mask = published[layer.index][weight.name], ours[weight.name]
             extra = 0 if patterned or run["method"] in ("wanda", "wandd") else 1
@@ -87,7 +92,7 @@ def test_initial_masks(key):
             weight.view.copy_(values)
             seen += 1
         for j in range(len(stream)):
-            stream.advance(layer.index, j)
+            stream.advance(layer, j)
     assert seen == len(golden.INDEX["shapes"][family])
 
 
@@ -121,15 +126,16 @@ def test_patterns_keep_at_least_as_much_saliency_as_published(run_id):
     dense = {weight.name: weight.view.clone() for weight in block.weights}
     initial = {name: updates.get(name, dense[name]).masked_fill(mask, 0) for name, mask in masks.items()}
 
-    stream = Stream(view.model, [layer.module for layer in view.layers])
+    stream = Stream(view.model, [layer.module for layer in view.layers], Place(torch.device("cpu")))
     squares = {name: torch.zeros_like(value) for name, value in dense.items()}
     for row in golden.calibration().tokens:
         stream.feed(row[None])
         call = block.record(stream.call(0, len(stream) - 1))
-        write(block, initial)
-        sparse = output(block, call)
-        write(block, dense)
-        for name, square in squared_gradients(block, call, sparse)[2].items():
+        write(block.weights, initial)
+        sparse = block.replay(call)
+        write(block.weights, dense)
+        tape = Tape.record(block, call)
+        for name, square in tape.squared_gradients(block, tape.output.detach() - sparse).items():
             squares[name] += square / 16
     ours = rebuild(run, "eager")[0].masks
     for name, mask in masks.items():

@@ -11,7 +11,7 @@ from barber.config import Sparsity
 from barber.initialise import METHODS, Order, smallest_by_row
 from barber.masks import check_pattern, prune_smallest
 from barber.scores import random, ria
-from barber.sparsegpt import sparsegpt
+from barber.sparsegpt import Curvature, sparsegpt
 
 
 def matrix(data, rows: int = 9, columns: int = 12) -> torch.Tensor:
@@ -71,7 +71,8 @@ def test_a_count_for_one_weight_is_kept(method, data):
     """From none to all but one, on any shape; and uniform orders prune what the method says beforehand."""
     weight = matrix(data, 7, 160)
     x = torch.randn(300, weight.shape[1], generator=torch.Generator().manual_seed(0))
-    summed = METHODS[method].statistic(x) if METHODS[method].statistic else None
+    own = METHODS[method]
+    summed = own.prepare(own.statistic(x), "weight") if own.statistic else None
     zeros = data.draw(st.integers(0, weight.numel() - 1))
     mask, updated = METHODS[method].prune(weight, summed, Order(Sparsity(0.5), "weight", zeros))
     assert int(mask.sum()) == zeros
@@ -107,5 +108,5 @@ def test_rows_share_a_count_evenly(data):
 
 def test_sparsegpt_shares_a_count_evenly_over_its_blocks():
     weight, x = torch.randn(5, 300), torch.randn(400, 300)
-    _, mask = sparsegpt(weight, x.T @ x, Sparsity(0.5), zeros=1000)
+    _, mask = sparsegpt(weight, Curvature.of(x.T @ x), Sparsity(0.5), zeros=1000)
     assert [int(part.sum()) for part in mask.split(128, dim=1)] == [426, 427, 147]

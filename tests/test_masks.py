@@ -16,7 +16,7 @@ from barber.errors import UserError
 from barber.initialise import METHODS
 from barber.masks import check_pattern, from_groups, initial_mask, swap_matrices, to_groups
 from barber.scores import histogram, wanda, wandd
-from barber.sparsegpt import sparsegpt
+from barber.sparsegpt import Curvature, sparsegpt
 
 PATTERNS = ["1:2", "2:4", "4:8", "1:4", "3:4", "8:16", "2:3"]
 ratios = st.integers(1, 99).map(lambda percent: Sparsity(percent / 100))
@@ -125,7 +125,7 @@ def test_sparsegpt_is_exact(data, sparsity, dead):
     x = torch.randn(200, width, generator=generator) @ torch.randn(width, width, generator=generator)
     if dead:
         x[:, 1] = 0
-    updated, mask = sparsegpt(weight, x.T @ x, sparsity)
+    updated, mask = sparsegpt(weight, Curvature.of(x.T @ x), sparsity)
     assert bool((updated[mask] == 0).all())
     if sparsity.m:
         check_pattern(mask, sparsity, "weight")
@@ -140,7 +140,7 @@ def test_sparsegpt_reconstructs_better_than_wanda(pattern):
     generator, sparsity = torch.Generator().manual_seed(0), Sparsity.parse(pattern)
     weight = torch.randn(64, 256, generator=generator)
     x = torch.randn(2000, 256, generator=generator) @ torch.randn(256, 256, generator=generator)
-    updated, _ = sparsegpt(weight, x.T @ x, sparsity)
+    updated, _ = sparsegpt(weight, Curvature.of(x.T @ x), sparsity)
     mask = initial_mask(wanda(weight, x.square().sum(0)), sparsity, Granularity.OUTPUT)
     error, other = ((x @ (w - weight).T).square().sum() for w in (updated, weight.masked_fill(mask, 0)))
     assert error < 0.8 * other
@@ -148,7 +148,7 @@ def test_sparsegpt_reconstructs_better_than_wanda(pattern):
 
 def test_sparsegpt_counts_per_128_columns():
     weight, x = torch.randn(5, 300), torch.randn(400, 300)
-    _, mask = sparsegpt(weight, x.T @ x, Sparsity(0.37))
+    _, mask = sparsegpt(weight, Curvature.of(x.T @ x), Sparsity(0.37))
     assert [int(part.sum()) for part in mask.split(128, dim=1)] == [236, 236, 81]
 
 

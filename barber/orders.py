@@ -1,0 +1,183 @@
+"""The two orders in which a run makes and rebuilds its masks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
+
+from barber.allocation import Plan, allocate
+from barber.calibration import CalibrationSet
+from barber.capture import tapping
+from barber.config import Allocation, PruneConfig, Target
+from barber.events import Event, LayerInitialised, Progress, Stage, StageReached, SubBlockRebuilt
+from barber.execution import Execution
+from barber.home import Resident
+from barber.initialise import METHODS, gather, initialise_weights
+from barber.model import Layer
+from barber.problem import write
+from barber.refine import Pass, State, refine_layer, steps
+from barber.stream import Stream, halving
+
+Recorded = Callable[[int, Stage], State]
+
+
+class Run:
+    """A run at work: what its events have said so far, and its two orders."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        calibration: CalibrationSet | None,
+        config: PruneConfig,
+        initial: Mapping[int, State] | None,
+        recorded: Recorded | None,
+    ) -> None:
+        self.execution, self.calibration, self.config, self.given = execution, calibration, config, initial
+        self.recorded = recorded or self._remembered
+        self._memory: dict[tuple[int, Stage], State] | None = None if recorded else {}
+        self.counts: dict[tuple[int, str], tuple[int, int]] = {}  # (layer, name) -> weights, zeros
+        self.refined: dict[int, int] = {}  # layer -> how many of its sub-blocks are final
+        self.swaps = self.candidates = 0
+        self.diverged: list[str] = []
+
+    def see(self, event: Event) -> None:
+        """Fold an event into what is known."""
+        if isinstance(event, LayerInitialised | SubBlockRebuilt):
+            stage = Stage.INITIAL if isinstance(event, LayerInitialised) else Stage.REBUILT
+            self.counts |= {(event.layer, n): (m["weights"], m["zeros"]) for n, m in event.modules.items()}
+            if self._memory is not None:
+                masks, values = self._memory.setdefault((event.layer, stage), ({}, {}))
+                masks |= event.masks
+                values |= event.weights
+        if isinstance(event, SubBlockRebuilt):
+            self.refined[event.layer] = self.refined.get(event.layer, 0) + 1
+            self.swaps, self.candidates = self.swaps + event.swaps, self.candidates + event.candidates
+            self.diverged += [f"layer {event.layer} {event.kind}"] * event.reconstruction.get("diverged", False)
+
+    def _remembered(self, layer: int, stage: Stage) -> State:
+        return self._memory[layer, stage]
+
+    def is_initialised(self, layer: Layer) -> bool:
+        return all((layer.index, weight.name) in self.counts for weight in layer.weights)
+
+    def is_final(self, layer: Layer) -> bool:
+        return self.refined.get(layer.index, 0) == len(layer.sub_blocks)
+
+    def paper(self) -> Iterator[Event]:
+        """Initialise the whole model, then rebuild it."""
+        yield from self._initialise()
+        yield StageReached(Stage.INITIAL)
+        if self.config.refined:
+            yield from self._refine(lambda layer: self.recorded(layer, Stage.INITIAL), None)
+            yield StageReached(Stage.REBUILT)
+
+    def one_pass(self) -> Iterator[Event]:
+        """Initialise and rebuild sub-block by sub-block; both stages are there to be looked at in the end."""
+        plan = yield from self._allocate()
+        yield from self._refine(None, plan)
+        for stage in (Stage.INITIAL, Stage.REBUILT):
+            self.show(stage)
+            yield StageReached(stage)
+
+    def show(self, stage: Stage) -> None:
+        """Let the layers that are in memory have the weights of a stage."""
+        home = self.execution.home
+        if isinstance(home, Resident):
+            for layer in self.execution.view.layers:
+                layer.put(home.dense(layer), *self.recorded(layer.index, stage))
+
+    def _allocate(self) -> Generator[Event, None, Plan | None]:
+        if self.config.allocation is Allocation.UNIFORM:
+            return None
+        return (yield from allocate(self.execution, self.calibration, self.config))
+
+    def _initialise(self) -> Iterator[Event]:
+        """Initial masks layer by layer, by what the layer's dense weights see on the sparse stream, as published."""
+        layers, home = self.execution.view.layers, self.execution.home
+        if all(map(self.is_initialised, layers)):
+            self.show(Stage.INITIAL)
+            return
+        plan = yield from self._allocate()
+        method = METHODS.get(self.config.method)
+        stream = self.execution.feed(self.calibration, self.config) if method and method.statistic else None
+        each = 2 * len(stream) if stream else 1
+        progress = _progress("initial mask", each, each * len(layers))
+        for layer in layers:
+            home.open(layer.index)
+            ready = self.is_initialised(layer)
+            if not ready:
+                attempt = partial(self._initialise_layer, layer, stream, plan, next(progress))
+                yield from halving([stream], attempt) if stream else attempt()
+            layer.put(home.dense(layer), *self.recorded(layer.index, Stage.INITIAL))
+            for batch in range(len(stream) if stream else 0):
+                stream.advance(layer, batch)
+                yield Progress("initial mask", (layer.index + 1) * each, each * len(layers), f"layer {layer.index}")
+            home.close(layer.index)
+
+    def _initialise_layer(
+        self, layer: Layer, stream: Stream | None, plan: Plan | None, progress: Callable[[str], Iterator[Progress]]
+    ) -> Iterator[Event]:
+        """From an open, dense layer to its LayerInitialised."""
+        started, method, steps = time.monotonic(), METHODS.get(self.config.method), progress(f"layer {layer.index}")
+        if method is None:
+            given = self.given[layer.index]
+            masks, updates = (
+                {weight.name: part[weight.name] for weight in layer.weights if weight.name in part} for part in given
+            )
+        else:
+            sums = gather(method)
+            for batch in range(len(stream) if stream else 0):
+                with tapping({weight.name: weight.module for weight in layer.weights}) as taps:
+                    layer.replay(stream.call(layer.index, batch))
+                sums.add(taps)
+                del taps
+                yield next(steps)
+            values = sums.values if sums else {}
+            self.execution.ranks.sum(list(values.values()))
+            masks, updates = initialise_weights(layer.index, layer.weights, method, values, self.config.sparsity, plan)
+        if not stream:
+            yield next(steps)
+        counts = {name: {"weights": mask.numel(), "zeros": int(mask.sum())} for name, mask in masks.items()}
+        yield LayerInitialised(layer.index, counts, time.monotonic() - started, masks=masks, weights=updates)
+
+    def _refine(self, initial: Callable[[int], State] | None, plan: Plan | None) -> Iterator[Event]:
+        """Refine all layers; those that are final already only move the streams on."""
+        layers, home, config = self.execution.view.layers, self.execution.home, self.config
+        stream = self.execution.feed(self.calibration, config)
+        wanted = stream.fork() if config.target is Target.DENSE_STREAM else None
+        budget = steps(len(stream.fit), len(stream.held), config)
+        each = budget * len(layers[0].sub_blocks) + len(stream)
+        progress = _progress("rebuild", each, each * len(layers))
+        run = Pass(self.execution, config, initial, plan)
+        for layer in layers:
+            home.open(layer.index)
+            steps_of = next(progress)
+            if self.is_final(layer):
+                dense = home.dense(layer)
+                if wanted:
+                    write(layer.weights, dense)
+                    for batch in range(len(wanted)):
+                        wanted.advance(layer, batch)
+                layer.put(dense, *self.recorded(layer.index, Stage.REBUILT))
+                for batch, step in zip(range(len(stream)), steps_of(f"layer {layer.index} again"), strict=False):
+                    stream.advance(layer, batch)
+                    yield step
+            else:
+                yield from refine_layer(run, layer, stream, wanted, steps_of)
+            home.close(layer.index)
+
+
+def _progress(phase: str, each: int, total: int) -> Iterator[Callable[[str], Iterator[Progress]]]:
+    """For each layer in turn: place -> events that count on inside the `each` steps of the layer, and end there."""
+    last = 0
+    while True:
+        done, last = last, last + each
+
+        def count(where: str, last: int = last) -> Iterator[Progress]:
+            nonlocal done
+            while True:
+                done = min(done + 1, last)
+                yield Progress(phase, done, total, where)
+
+        yield count

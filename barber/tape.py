@@ -1,0 +1,80 @@
+"""The dense forward pass of a sub-block, kept until its error is known, and the squared gradients it then gives.
+
+The backward pass only makes the gradients D of the outputs of linear layers. Those of a weight W are D^T X, one for
+each sequence, so a batch gives the sum of their squares without a backward pass of its own for each sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from barber.capture import Call, Taps, tapping
+from barber.model import Outputs, SubBlock, Weight
+
+ELEMENTS = 2**24  # of the gradients of several sequences that are held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Tape:
+    """A dense forward pass of a sub-block on one batch: its output (batch, seqlen, hidden), and its linears' calls."""
+
+    output: Tensor
+    taps: Taps
+
+    @classmethod
+    def record(cls, block: SubBlock, call: Call, others: Outputs | None = None) -> Tape:
+        """Run the sub-block, which must hold its dense weights. others: as in SubBlock.replay."""
+        with torch.enable_grad(), tapping({w.name: w.module for w in block.weights}, leaves=True) as taps:
+            return cls(block.replay(call, others), taps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the linears' inputs and outputs, about half of what the tape holds."""
+        tensors = [tensor for calls in self.taps.values() for tap in calls for tensor in (tap.x, tap.y)]
+        return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
+
+    def squared_gradients(self, block: SubBlock, difference: Tensor) -> dict[str, Tensor]:
+        """Sum over the batch's sequences of the squared gradient of each one's error by the dense weights, and no more.
+
+        difference: fp32 (batch, seqlen, hidden), the wanted output less the one that is had; a sequence's error is the
+        mean of its square. Returns name -> fp32 (out, in). Half-precision gradients would underflow, so the difference
+        is multiplied by a power of two, which is divided out exactly.
+        """
+        numel = difference[0].numel()
+        scale = 2.0 ** round(math.log2(numel))
+        taps = [(name, tap) for name, calls in self.taps.items() for tap in calls]
+        gradients = torch.autograd.grad(
+            self.output,
+            [tap.y for _, tap in taps],
+            (difference * (2 * scale / numel)).to(self.output.dtype),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for (name, tap), gradient in zip(taps, gradients, strict=True):
+            seen.setdefault(name, []).append((tap.x.detach(), gradient))
+        return {
+            weight.name: _squares(weight, seen.get(weight.name, []), len(difference), scale) for weight in block.weights
+        }
+
+
+def _squares(weight: Weight, calls: list[tuple[Tensor, Tensor]], batch: int, scale: float) -> Tensor:
+    """Sum over sequences of the squared sum over calls of D^T X, fp32 (out, in)."""
+    shape = weight.view.shape
+    total = torch.zeros(shape, dtype=torch.float32, device=weight.view.device)
+    split = [(x.reshape(batch, -1, shape[1]), d.reshape(batch, -1, shape[0])) for x, d in calls]
+    step = max(1, ELEMENTS // total.numel())
+    for start in range(0, batch if split else 0, step):
+        part = slice(start, start + step)
+        if step == 1:
+            each = reduce(torch.add, (d[start].T @ x[start] for x, d in split)).float()
+            total.addcmul_(each, each)
+        else:
+            each = reduce(torch.add, (torch.bmm(d[part].transpose(1, 2), x[part]) for x, d in split)).float()
+            total += each.square_().sum(0)
+    return total.div_(scale * scale)
