@@ -189,8 +189,8 @@ def markdown(rows: list[dict], options: argparse.Namespace, device: torch.device
         if chosen := [row for row in rows if row["measure"] == phase]:
             parts += [f"Time of one layer, {phase}, {what}, median:", speed_table(chosen)]
     parts += [
-        "Size on disk, bytes of a safetensors file of one matrix; the last line is the sum over all matrices, size times "
-        "count. Zeros alone save nothing; a compressed file holds the kept values, and two bits for the place of "
+        "Size on disk, bytes of a safetensors file of one matrix; the last line is the sum over all matrices, size "
+        "times count. Zeros alone save nothing; a compressed file holds the kept values, and two bits for the place of "
         "each.",
         size_table([row for row in rows if row["measure"] == SIZE]),
     ]
