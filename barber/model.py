@@ -31,8 +31,12 @@ class Weight:
 
     @property
     def view(self) -> Tensor:
-        """The weight as (out, in), sharing memory with the model."""
-        return self.oriented(self.module.weight.detach())
+        """The weight as (out, in), sharing memory with the model.
+
+        By `data`, whose changes autograd does not count: a dense forward pass may be kept while other values are tried,
+        as long as the dense ones are back when its backward pass runs.
+        """
+        return self.oriented(self.module.weight.data)
 
 
 @dataclass(frozen=True)

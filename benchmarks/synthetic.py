@@ -1,0 +1,101 @@
+"""Llamas of any size with random weights, whose layers are made when they are needed: nothing has to be downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from barber.errors import UserError
+from barber.model import DecoderView, Layer
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The published sizes of a Llama, as far as they matter for pruning."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    groups: int  # key-value heads
+    vocabulary: int
+
+
+SHAPES = {
+    "26m": Shape(512, 1376, 8, 8, 8, 1024),
+    "1b": Shape(2048, 8192, 16, 32, 8, 128256),
+    "7b": Shape(4096, 11008, 32, 32, 32, 32000),
+    "13b": Shape(5120, 13824, 40, 40, 40, 32000),
+    "70b": Shape(8192, 28672, 80, 64, 8, 128256),
+    "405b": Shape(16384, 53248, 126, 128, 8, 128256),
+}
+
+
+def config(shape: str, layers: int | None = None, positions: int = 4096) -> LlamaConfig:
+    """The configuration of a shape by name, with another number of layers where one is given."""
+    if shape not in SHAPES:
+        raise UserError(f"Shape {shape!r} is unknown: choose one of {', '.join(SHAPES)}.")
+    sizes = SHAPES[shape]
+    return LlamaConfig(
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.intermediate,
+        num_hidden_layers=layers or sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.groups,
+        max_position_embeddings=positions,
+    )
+
+
+class Made:
+    """A home whose layers are on the meta device but for the one at work, which gets its random weights anew each time."""
+
+    def __init__(self, model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
+        self.model, self.device, self.dtype = model, device, dtype
+
+    def open(self, index: int) -> None:
+        layer = self.model.model.layers[index]
+        if next(layer.parameters()).device.type != "meta":
+            return
+        layer.to_empty(device=self.device).to(self.dtype)
+        generator = torch.Generator(self.device).manual_seed(index)
+        for parameter in layer.parameters():
+            if parameter.dim() > 1:
+                parameter.data.normal_(0, 0.02, generator=generator)
+            else:
+                parameter.data.fill_(1)
+
+    def close(self, index: int) -> None:
+        self.model.model.layers[index].to("meta")
+
+    def dense(self, layer: Layer) -> dict[str, Tensor]:
+        """The weights as `open` makes them."""
+        found = {}
+        generator = torch.Generator(self.device).manual_seed(layer.index)
+        owners = {id(weight.parameter): weight.name for weight in layer.weights}
+        for parameter in layer.module.parameters():
+            if parameter.dim() > 1:
+                made = torch.empty_like(parameter).normal_(0, 0.02, generator=generator)
+                found[owners[id(parameter)]] = made
+        return found
+
+    def restore(self) -> None:
+        """Nothing is kept."""
+
+
+def streamed(
+    shape: str, device: torch.device, dtype: torch.dtype, layers: int | None = None
+) -> tuple[DecoderView, Made]:
+    """A model of a shape, its decoder layers on the meta device, and the home that makes them."""
+    with init_empty_weights(include_buffers=False):
+        model = LlamaForCausalLM(config(shape, layers)).eval().requires_grad_(False)
+    decoder = model.model
+    for part in (decoder.embed_tokens, decoder.norm):
+        part.to_empty(device=device).to(dtype)
+        torch.nn.init.normal_(part.weight, std=1.0) if part is decoder.embed_tokens else part.weight.data.fill_(1)
+    decoder.rotary_emb.to(device)
+    return DecoderView(model), Made(model, device, dtype)
