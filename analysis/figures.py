@@ -99,8 +99,11 @@ def sub_block_errors(sub_blocks: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def saliency_histogram(histogram: pd.DataFrame, log_counts: bool = False) -> go.Figure:
-    """log10 saliency of one weight matrix by fate, as step lines over ready bins."""
+def saliency_histogram(histogram: pd.DataFrame, zeros: dict[str, int], log_counts: bool = False) -> go.Figure:
+    """log10 saliency of one weight matrix by fate, as step lines over ready bins.
+
+    zeros: fate -> how many weights are in no bin (see frames.without_saliency); the legend counts them, too.
+    """
     figure = go.Figure()
     edges = rounded([*histogram["left"], *histogram["right"].tail(1)])
     for fate in FATES:
@@ -108,7 +111,7 @@ def saliency_histogram(histogram: pd.DataFrame, log_counts: bool = False) -> go.
         figure.add_scatter(
             x=edges,
             y=[*counts, counts[-1]],
-            name=f"{fate} ({sum(counts):,})",
+            name=f"{fate} ({sum(counts) + zeros.get(fate, 0):,})",
             mode="lines",
             line={"color": FATE_COLOUR[fate], "width": 1.5, "shape": "hv"},
             fill=None if log_counts else "tozeroy",

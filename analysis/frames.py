@@ -137,14 +137,28 @@ def refit_words(refits: pd.DataFrame) -> str:
 
 def saliency(events: Sequence[Event], layer: int, name: str) -> pd.DataFrame:
     """Histogram of log10 saliency of one weight: left and right edge of each bin, and the count of each fate."""
+    histogram = _histogram(events, layer, name)
+    if not histogram:
+        return pd.DataFrame(columns=["left", "right", *FATES])
+    edges = histogram["edges"]
+    return pd.DataFrame({"left": edges[:-1], "right": edges[1:]} | {fate: histogram[fate] for fate in FATES})
+
+
+def without_saliency(events: Sequence[Event], layer: int, name: str) -> dict[str, int]:
+    """Fate -> how many of the weights have saliency zero and are in no bin, where there are any.
+
+    Runs recorded before fates were told apart give their total, under the fate "".
+    """
+    zeros = _histogram(events, layer, name).get("zeros", {})
+    zeros = zeros if isinstance(zeros, dict) else {"": zeros}
+    return {fate: zeros[fate] for fate in ("", *FATES) if zeros.get(fate)}
+
+
+def _histogram(events: Sequence[Event], layer: int, name: str) -> dict:
     for event in events:
         if isinstance(event, SubBlockRebuilt) and event.layer == layer and name in event.modules:
-            histogram = event.modules[name]["histogram"]
-            edges = histogram["edges"]
-            return pd.DataFrame(
-                {"left": edges[:-1], "right": edges[1:]} | {fate: histogram[fate] for fate in FATES},
-            )
-    return pd.DataFrame(columns=["left", "right", *FATES])
+            return event.modules[name]["histogram"]
+    return {}
 
 
 def fates(run: RunDirectory, layer: int, name: str, rows: int = 96, columns: int = 192) -> np.ndarray:

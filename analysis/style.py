@@ -14,6 +14,8 @@ STAGE_COLOUR = {Stage.DENSE: GREY, Stage.INITIAL: RED, Stage.REBUILT: BLUE}
 FATE_COLOUR = {"kept": GREY, "pruned": SAND, "grown": BLUE, "cut": RED}
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
 
+NO_CLICKS = {"itemclick": False, "itemdoubleclick": False}  # a click on a dropdown's list over it would hide a trace
+
 
 def styled(figure: go.Figure, *, x: str = "", y: str = "", height: int = 320, top: int = 36) -> go.Figure:
     """The figure with the common layout: transparent, mid-grey text, legend above, growing margins."""
@@ -24,7 +26,7 @@ def styled(figure: go.Figure, *, x: str = "", y: str = "", height: int = 320, to
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": FONT, "size": 13, "color": TEXT},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"} | NO_CLICKS,
         hoverlabel={"font": {"family": FONT, "size": 13}},
         dragmode=False,
     )

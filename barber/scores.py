@@ -64,20 +64,22 @@ def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48
     """log10 saliency of one weight matrix, binned by what became of each weight.
 
     saliency: (out, in); initial, rebuilt: bool (out, in), True = pruned. Returns JSON-able: `edges`, bins + 1 values of
-    log10 saliency; for "kept", "pruned", "grown", "cut" the counts per bin; `zeros`, the number of weights with
-    saliency zero, which a logarithm cannot show.
+    log10 saliency; for "kept", "pruned", "grown", "cut" the counts per bin; `zeros`, fate -> the number of its weights
+    with saliency zero, which a logarithm cannot show.
     """
-    positive = saliency > 0
-    logs = saliency.clamp_min(torch.finfo(torch.float32).tiny).log10()
-    seen = logs[positive]
-    low, high = (seen.min().item(), seen.max().item()) if len(seen) else (-1.0, 0.0)
-    edges = torch.linspace(low, max(high, low + 1e-3), bins + 1, device=saliency.device)
-    place = torch.bucketize(logs.contiguous(), edges[1:-1])
-    fate = {
-        "kept": ~initial & ~rebuilt,
-        "pruned": initial & rebuilt,
-        "grown": initial & ~rebuilt,
-        "cut": ~initial & rebuilt,
+    limits, zero = torch.finfo(torch.float32), ~(saliency > 0)
+    place = saliency.float().clamp(limits.tiny, limits.max).log10_()
+    low, high = place.masked_fill_(zero, torch.inf).min().item(), place.masked_fill_(zero, -torch.inf).max().item()
+    low, high = (low, high) if high >= low else (-1.0, 0.0)
+    width = max(high - low, 1e-3) / bins
+    # Uniform edges need no search, and one count does for all: 0 for saliency zero, else 1 + the bin, fate by fate.
+    place = place.sub_(low).mul_(1 / width).clamp_(0, bins - 1).to(torch.int16).add_(1).masked_fill_(zero, 0)
+    place.add_(2 * initial.byte() + rebuilt.byte(), alpha=bins + 1)
+    counts = place.flatten().bincount(minlength=4 * (bins + 1)).view(4, bins + 1)
+    kept, cut, grown, pruned = counts.tolist()
+    fates = {"kept": kept, "pruned": pruned, "grown": grown, "cut": cut}
+    return {
+        "edges": [round(low + i * width, 6) for i in range(bins + 1)],
+        "zeros": {fate: count[0] for fate, count in fates.items()},
+        **{fate: count[1:] for fate, count in fates.items()},
     }
-    counts = {name: place[where & positive].bincount(minlength=bins).tolist() for name, where in fate.items()}
-    return {"edges": [round(edge, 4) for edge in edges.tolist()], "zeros": int((~positive).sum()), **counts}

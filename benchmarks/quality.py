@@ -9,24 +9,19 @@ markdown tables. A CSV that is there already is added to: its runs are not made 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pandas as pd
-import torch
 
 from barber.calibration import CalibrationSet, EvaluationSet
-from barber.config import AUTO, METHODS, PruneConfig, Refiner, Sparsity
+from barber.config import AUTO, METHODS, Allocation, PruneConfig, Refiner, Sparsity, Target
 from barber.errors import UserError
 from barber.evaluate import perplexity
 from barber.events import LayerInitialised
@@ -36,22 +31,62 @@ from barber.model import DecoderView, DenseWeights
 from barber.presets import STORYTELLER
 from barber.prune import prune
 from barber.summary import gap_recovered
+from benchmarks.tables import INITIAL, INPUTS, PUBLISHED, RUN, markdown
 
-DENSE, INITIAL, PUBLISHED = "dense", "initial", "published"
-TREATMENTS: dict[str, dict[str, dict]] = {  # treatment -> setting -> what it gives PruneConfig
-    PUBLISHED: {
-        f"{granularity} {threshold}": {"granularity": granularity, "threshold": threshold}
-        for granularity, threshold in product(("block", "layer", "output1"), (0.1, 0.01))
-    },
-    "auto": {"auto": {"threshold": AUTO}},
-    "one-swap": {"one-swap": {"refiner": Refiner.ONE_SWAP}},
-    "dsnot": {"dsnot": {"refiner": Refiner.DSNOT}},
-    "auto+re-fit": {"auto+re-fit": {"threshold": AUTO, "reconstruct": True}},
+
+@dataclass(frozen=True)
+class Treatment:
+    """What follows the initial masks, in one setting or in several of which the best is shown.
+
+    title: of its column. settings: name -> what it gives PruneConfig. own_masks: it changes how the initial masks are
+    made, so it makes its own with the same method. unstructured: n:m patterns do not allow it.
+    """
+
+    title: str
+    settings: dict[str, dict]
+    own_masks: bool = False
+    unstructured: bool = False
+
+    def fits(self, sparsity: Sparsity) -> bool:
+        return not (self.unstructured and sparsity.m)
+
+    def config(self, given: dict, sparsity: Sparsity, method: str, updated: bool) -> PruneConfig:
+        """The run of one setting. updated: whether the method's updated weights are gone on from."""
+        start = {"method": method} if self.own_masks else {"method": "masks", "initial_masks": method}
+        return PruneConfig(sparsity, retain_reconstruction=updated, **start, **given)
+
+
+FIXED = {
+    f"{granularity} {threshold}": {"granularity": granularity, "threshold": threshold}
+    for granularity, threshold in product(("block", "layer", "output1"), (0.1, 0.01))
 }
-TITLES = {PUBLISHED: f"published, best of {len(TREATMENTS[PUBLISHED])}", "auto+re-fit": "auto + re-fit"}
-INPUTS = ["model", "calibration", "evaluation", "sequences", "seqlen", "windows"]  # the same in all rows of a CSV
-CASE = ["pattern", "method"]
-RUN = [*CASE, "seed", "treatment"]
+TREATMENTS = {
+    PUBLISHED: Treatment(f"published, best of {len(FIXED)}", FIXED),
+    "auto-1": Treatment("auto, 1 round", {"auto-1": {"threshold": AUTO, "rounds": 1}}),
+    "auto-2": Treatment("auto, 2 rounds", {"auto-2": {"threshold": AUTO, "rounds": 2}}),
+    "auto": Treatment("auto", {"auto": {"threshold": AUTO}}),
+    "auto-8": Treatment("auto, 8 rounds", {"auto-8": {"threshold": AUTO, "rounds": 8}}),
+    "auto-dense-stream": Treatment(
+        "auto, dense-stream", {"auto-dense-stream": {"threshold": AUTO, "target": Target.DENSE_STREAM}}
+    ),
+    "auto-owl": Treatment(
+        "auto, owl", {"auto-owl": {"threshold": AUTO, "allocation": Allocation.OWL}}, own_masks=True, unstructured=True
+    ),
+    "auto-saliency": Treatment(
+        "auto, saliency",
+        {"auto-saliency": {"threshold": AUTO, "allocation": Allocation.SALIENCY}},
+        own_masks=True,
+        unstructured=True,
+    ),
+    "one-swap": Treatment("one-swap", {"one-swap": {"refiner": Refiner.ONE_SWAP}}),
+    "dsnot": Treatment("dsnot", {"dsnot": {"refiner": Refiner.DSNOT}}),
+    "auto+re-fit": Treatment("auto + re-fit", {"auto+re-fit": {"threshold": AUTO, "reconstruct": True}}),
+}
+GROUPS = {
+    "default": [PUBLISHED, "auto", "one-swap", "dsnot", "auto+re-fit"],
+    "rounds": ["auto-1", "auto-2", "auto", "auto-8"],
+    "options": ["auto", "auto-dense-stream", "auto-owl", "auto-saliency"],
+}
 
 
 @dataclass(frozen=True)
@@ -80,8 +115,8 @@ class Bench:
         self.weights.restore()
         return layers, result
 
-    def case(self, calibration: CalibrationSet, pattern: str, method: str, treatments: dict) -> Iterator[dict]:
-        """The initial masks of a method, then every setting of the treatments from these masks."""
+    def case(self, calibration: CalibrationSet, pattern: str, method: str, missing: dict) -> Iterator[dict]:
+        """The initial masks of a method, then the missing settings of every treatment: name -> (setting -> given)."""
         sparsity = Sparsity.parse(pattern)
         dense = self.measure()
         masks, result = self.run(calibration, PruneConfig(sparsity, method, barber=False))
@@ -89,16 +124,19 @@ class Bench:
         updated = any(weights for _, weights in masks.values())  # SparseGPT: refiners go on from its weights
         common = {"pattern": pattern, "method": method, "seed": calibration.seed, "dense": dense, "initial": initial}
         yield common | {"treatment": INITIAL, "setting": INITIAL, "gap_recovered": 0.0} | result
-        for treatment, settings in treatments.items():
+        for name, settings in missing.items():
             for setting, given in settings.items():
-                config = PruneConfig(sparsity, "masks", initial_masks=method, retain_reconstruction=updated, **given)
+                config = TREATMENTS[name].config(given, sparsity, method, updated)
                 _, result = self.run(calibration, config, masks)
                 share = gap_recovered(dense, initial, result["perplexity"])
-                yield common | {"treatment": treatment, "setting": setting, "gap_recovered": share} | result
+                yield common | {"treatment": name, "setting": setting, "gap_recovered": share} | result
 
 
 def rows(options: argparse.Namespace, known: list[dict]) -> Iterator[dict]:
-    """All runs that are asked for and not known, seed by seed."""
+    """All runs that are asked for and not known, seed by seed; what does not fit a pattern is left out of it."""
+    grid = product(options.treatments, map(Sparsity.parse, options.patterns))
+    if not any(TREATMENTS[name].fits(sparsity) for name, sparsity in grid):
+        raise UserError("n:m patterns fix the ratio of every layer: give an unstructured pattern or other treatments.")
     loaded = load(options.model, options.device)
     for pattern in options.patterns:
         DecoderView(loaded.model).check_width(Sparsity.parse(pattern).m)
@@ -121,8 +159,9 @@ def rows(options: argparse.Namespace, known: list[dict]) -> Iterator[dict]:
         for pattern, method in product(options.patterns, options.methods):
             here = (pattern, method, seed)
             missing = {
-                name: {s: given for s, given in TREATMENTS[name].items() if (*here, name, s) not in done}
+                name: {s: given for s, given in TREATMENTS[name].settings.items() if (*here, name, s) not in done}
                 for name in options.treatments
+                if TREATMENTS[name].fits(Sparsity.parse(pattern))
             }
             for row in bench.case(calibration, pattern, method, missing) if any(missing.values()) else ():
                 if (*here, row["treatment"], row["setting"]) not in done:
@@ -134,69 +173,6 @@ def tell(row: dict) -> None:
     what = row["setting"] if row["setting"] in (INITIAL, row["treatment"]) else f"{row['treatment']} {row['setting']}"
     where = f"{row['pattern']} {row['method']}, seed {row['seed']}, {what}"
     print(f"{where}: perplexity {row['perplexity']:.3f}, {row['seconds']:.1f} s", file=sys.stderr, flush=True)
-
-
-def fold(frame: pd.DataFrame) -> pd.DataFrame:
-    """A line per case, seed and treatment: its best setting, and the time of all its settings.
-
-    ratio: that time as a multiple of one fixed-threshold rebuild of the same case and seed.
-    """
-    best = frame.sort_values("perplexity", kind="stable").groupby(RUN).head(1).set_index(RUN).sort_index()
-    best["cpu_seconds"] = frame.groupby(RUN)["cpu_seconds"].sum()
-    single = frame[frame["treatment"] == PUBLISHED].groupby(RUN[:-1])["cpu_seconds"].mean()
-    best["ratio"] = best["cpu_seconds"] / single.reindex(best.index.droplevel("treatment")).to_numpy()
-    return best.reset_index()
-
-
-def spread(runs: pd.DataFrame) -> str:
-    """Mean and sample standard deviation over seeds; of a single seed, its value."""
-    return f"{runs['perplexity'].mean():.3f}" + (f" ± {runs['perplexity'].std():.3f}" if len(runs) > 1 else "")
-
-
-def duration(runs: pd.DataFrame) -> str:
-    ratio = runs["ratio"].mean()
-    return f"{runs['cpu_seconds'].mean():.1f} s" + (f" ({ratio:.1f}x)" if pd.notna(ratio) else "")
-
-
-def share(runs: pd.DataFrame) -> str:
-    return f"{runs['gap_recovered'].mean():.0%}"
-
-
-def table(frame: pd.DataFrame, names: Iterable[str], cell: Callable[[pd.DataFrame], str]) -> str:
-    """A line per pattern and initial mask, a column per treatment."""
-    best = dict(list(fold(frame).groupby([*CASE, "treatment"])))
-    lines = [["pattern", "initial mask", *(TITLES.get(name, name) for name in names)]]
-    lines.append(["---"] * len(lines[0]))
-    for case in frame[CASE].drop_duplicates().itertuples(index=False, name=None):
-        lines.append([*case, *(cell(best[*case, name]) if (*case, name) in best else "-" for name in names)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    """What was run, on what, and all tables."""
-    row, names = frame.iloc[0], [name for name in TREATMENTS if name in set(frame["treatment"])]
-    treated = frame[frame["treatment"] != INITIAL].groupby("treatment", sort=False)["seed"]
-    seeds = treated.agg(lambda own: ", ".join(map(str, sorted(set(own)))))
-    told = "; ".join(f"{own} for {', '.join(group)}" for own, group in seeds.groupby(seeds).groups.items())
-    dense = frame[frame["treatment"] == INITIAL].assign(treatment=DENSE, perplexity=frame["dense"])
-    parts = [
-        f"- command: `{shlex.join(['python', 'benchmarks/quality.py', *sys.argv[1:]])}`\n"
-        f"- model: {row['model']}\n"
-        f"- calibration: {row['sequences']} sequences of {row['seqlen']} tokens of {row['calibration']}, seeds {told}\n"
-        f"- evaluation: {row['windows']} windows of {row['seqlen']} tokens of {row['evaluation']}\n"
-        f"- machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} of them used, torch {torch.__version__}; {date.today().isoformat()}",
-        "Perplexity, mean ± standard deviation over the seeds:",
-        table(pd.concat([dense, frame]), [DENSE, INITIAL, *names], spread),
-        "Share of the log-perplexity gap between the initial masks and the dense model that is recovered, mean:",
-        table(frame, names, share),
-        "Processor time and, in brackets, how many fixed-threshold rebuilds that is, mean:",
-        table(frame, names, duration),
-    ]
-    if PUBLISHED in names:
-        parts.append(f"The granularity and threshold behind “{TITLES[PUBLISHED]}”, seed by seed:")
-        parts.append(table(frame, [PUBLISHED], lambda runs: ", ".join(runs["setting"])))
-    return "\n\n".join(parts) + "\n"
 
 
 def listed(*allowed: str) -> Callable[[str], list[str]]:
@@ -211,6 +187,12 @@ def listed(*allowed: str) -> Callable[[str], list[str]]:
     return parse
 
 
+def named(text: str) -> list[str]:
+    """Treatments by their own names or those of groups, each once."""
+    parts = listed(*GROUPS, *TREATMENTS)(text)
+    return list(dict.fromkeys(name for part in parts for name in GROUPS.get(part, [part])))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=STORYTELLER.model, help="hub id or folder (default: the bundled one)")
@@ -219,7 +201,7 @@ def main() -> None:
     parser.add_argument("--evaluation", help="text for evaluation, instead of --data")
     parser.add_argument("--methods", type=listed(*METHODS), default="magnitude,wanda")
     parser.add_argument("--patterns", type=listed(), default="50%,60%,70%,2:4,4:8")
-    parser.add_argument("--treatments", type=listed(*TREATMENTS), default=",".join(TREATMENTS))
+    parser.add_argument("--treatments", type=named, default="default", help=f"of {', '.join([*GROUPS, *TREATMENTS])}")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default="0,1,2")
     parser.add_argument("--sequences", type=int, default=64, help="calibration sequences")
     parser.add_argument("--windows", type=int, default=64, help="evaluation windows")
@@ -238,7 +220,7 @@ def main() -> None:
             made.append(row)
     except UserError as error:
         parser.error(str(error))
-    text = markdown(pd.DataFrame(made))
+    text = markdown(pd.DataFrame(made), {name: treatment.title for name, treatment in TREATMENTS.items()})
     if options.markdown:
         options.markdown.write_text(text, encoding="utf-8")
     else:

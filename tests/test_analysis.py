@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,10 +76,56 @@ def test_short_names_stay_unique():
 def test_histograms_hold_every_weight_once(events):
     for row in frames.flips(events).itertuples():
         histogram = frames.saliency(events, row.layer, row.name)
+        assert not frames.without_saliency(events, row.layer, row.name)
         assert histogram["grown"].sum() == row.grown
         assert histogram["cut"].sum() == row.cut
         assert histogram[list(frames.FATES)].to_numpy().sum() == row.weights
         assert (histogram["right"] > histogram["left"]).all()
+
+
+@pytest.fixture(scope="module")
+def partly_dead() -> tuple[list, int]:
+    """The events of a run of a model that has no use for some hidden units, and the weights of these in a matrix."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**WIDTH | {"num_hidden_layers": 1}))
+    down = model.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        down[:, :5] = 0.0
+    tokens = torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(0))
+    config = PruneConfig(Sparsity.parse("50%"), granularity=Granularity.LAYER, threshold=0.5)
+    return list(prune(model, CalibrationSet(tokens, "random", 0), config)), down[:, :5].numel()
+
+
+def legend(events: list, name: str) -> dict[str, int]:
+    """Fate -> the count that the figure's legend tells."""
+    zeros = frames.without_saliency(events, 0, name)
+    shown = figures.saliency_histogram(frames.saliency(events, 0, name), zeros)
+    words = [trace.name.rstrip(")").split(" (") for trace in shown.data]
+    return {fate: int(count.replace(",", "")) for fate, count in words}
+
+
+def test_weights_without_saliency_are_counted_by_fate(partly_dead):
+    events, unused = partly_dead
+    for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+        row = frames.flips(events).set_index("name").loc[name]
+        zeros, bins = frames.without_saliency(events, 0, name), frames.saliency(events, 0, name)
+        assert sum(zeros.values()) == unused
+        assert sum(zeros.values()) + bins[list(frames.FATES)].to_numpy().sum() == row["weights"]
+        told = legend(events, name)
+        assert (told["grown"], told["cut"]) == (row["grown"], row["cut"])
+        assert told["pruned"] + told["cut"] == row["zeros"]
+    assert frames.without_saliency(events, 0, "mlp.gate_proj")["cut"] > 0
+    assert not frames.without_saliency(events, 0, "no such weight")
+
+
+def test_runs_that_did_not_tell_their_fates_apart_give_a_total(partly_dead):
+    events, unused = partly_dead
+    event = next(event for event in events if isinstance(event, SubBlockRebuilt) and "mlp.up_proj" in event.modules)
+    module = event.modules["mlp.up_proj"]
+    old = module | {"histogram": module["histogram"] | {"zeros": unused}}
+    before = replace(event, modules=event.modules | {"mlp.up_proj": old})
+    assert frames.without_saliency([before], 0, "mlp.up_proj") == {"": unused}
+    assert sum(legend([before], "mlp.up_proj").values()) == module["weights"] - unused
 
 
 def test_a_grown_weight_matters_more_than_a_cut_one(events):
@@ -162,7 +209,7 @@ def test_every_figure_of_a_deep_model_is_small(deep):
         "by layer": figures.flip_bars(flips, "layer"),
         "by module": figures.flip_bars(flips, "module"),
         "errors": figures.sub_block_errors(frames.sub_blocks(deep)),
-        "saliency": figures.saliency_histogram(frames.saliency(deep, 31, "mlp.down_proj")),
+        "saliency": figures.saliency_histogram(frames.saliency(deep, 31, "mlp.down_proj"), {}),
         "perplexity": figures.perplexity_bars(frames.perplexities(measurements)),
     }
     sizes = {name: len(picture.to_json()) for name, picture in pictures.items()}

@@ -23,7 +23,7 @@ from ui.catalogue import CATALOGUE
 from ui.choices_tab import why_empty
 from ui.hub import Hub, reached
 from ui.live import Live, duration, stage_of
-from ui.saliency_tab import measure
+from ui.saliency_tab import measure, not_drawn
 from ui.worker import Worker
 
 SMALL = {"nsamples": 6, "seqlen": 64, "eval_windows": 6}
@@ -258,6 +258,13 @@ def test_the_saliency_view_says_what_was_measured():
     assert "feels" in said()
     assert "inputs" in said(refiner="dsnot")
     assert "no rebuild" in said(barber=False, reconstruct=True)
+
+
+def test_weights_that_the_histogram_leaves_out_are_told():
+    assert not_drawn({}) == ""
+    assert "1,234 weights have" in not_drawn({"": 1234})
+    assert "1 cut weight has" in not_drawn({"cut": 1})
+    assert "2 kept, 30 pruned and 4 cut weights have" in not_drawn({"kept": 2, "pruned": 30, "cut": 4})
 
 
 def test_a_prompt_from_elsewhere_is_remarked_on_once():

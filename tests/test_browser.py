@@ -138,6 +138,15 @@ def test_the_saliency_follows_the_dropdowns(finished):
     expect(legend.first).not_to_have_text(before[0], timeout=10 * SECONDS)
 
 
+def test_no_click_through_a_list_hides_a_part_of_a_figure(finished):
+    """The list of a dropdown lies over the legend below it, and closes before the mouse button is up."""
+    open_tab(finished, "Saliency")
+    box = finished.locator("#saliency-histogram .legendtext").first.bounding_box()
+    finished.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    finished.wait_for_timeout(1 * SECONDS)  # plotly waits for a second click
+    expect(finished.locator("#saliency-histogram .legend .traces").first).to_have_css("opacity", "1")
+
+
 def test_the_choices_follow_the_dropdowns(finished):
     open_tab(finished, "Choices")
     assert drawn(finished, "choice-rounds") >= 10

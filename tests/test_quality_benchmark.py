@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests import tiny
+
 ROOT = Path(__file__).parents[1]
 SMALL = ["--methods=wanda,sparsegpt", "--patterns=2:4", "--seeds=0", "--sequences=4", "--windows=4", "--seqlen=64"]
-TREATMENTS = ["published", "auto", "one-swap", "dsnot", "auto+re-fit"]
+TREATMENTS = ["published", "auto", "one-swap", "dsnot", "auto+re-fit"]  # of the group "default"
 TITLES = ["published, best of 6", "auto", "one-swap", "dsnot", "auto + re-fit"]
 
 
@@ -99,6 +102,64 @@ def test_a_csv_is_added_to_and_seeds_are_folded(done, tmp_path):
     runs = after[(after["method"] == "wanda") & (after["treatment"] == "one-swap")]["perplexity"]
     assert f"{runs.mean():.3f} ± {runs.std():.3f}" in made.stdout
     assert "0, 1 for one-swap" in made.stdout
+
+
+@pytest.fixture(scope="module")
+def tiny_world(tmp_path_factory) -> list[str]:
+    """Flags of a random model of three layers, and of text for it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.llama(num_hidden_layers=3).save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    lines = [json.dumps({"text": tiny.story(seed)}) for seed in range(60)]
+    (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return [f"--model={folder / 'model'}", f"--data={folder / 'text.jsonl'}", "--seqlen=32", "--sequences=8"]
+
+
+def test_rounds_and_options_are_named_by_group(tiny_world, tmp_path):
+    """A column each; what shares out the zeros makes its own masks, and is left out where the pattern fixes them."""
+    csv = tmp_path / "runs.csv"
+    arguments = ["--methods=sparsegpt", "--patterns=50%,2:4", "--treatments=rounds,options", f"--csv={csv}"]
+    made = benchmark(*tiny_world, *arguments)
+    assert made.returncode == 0, made.stderr
+    frame = pd.read_csv(csv).set_index(["pattern", "treatment"])
+    both = ["initial", "auto-1", "auto-2", "auto", "auto-8", "auto-dense-stream"]
+    assert list(frame.loc["50%"].index) == [*both, "auto-owl", "auto-saliency"]
+    assert list(frame.loc["2:4"].index) == both
+    assert (frame["setting"] == frame.index.get_level_values("treatment")).all()
+    half = frame.loc["50%"]
+    assert half["zeros"].nunique() == half["initial"].nunique() == 1  # however the zeros are shared out
+    assert half["perplexity"].nunique() == len(half)  # every setting has an effect
+    values, shares, _ = tables(made.stdout)
+    assert list(shares[0])[2:] == [
+        "auto, 1 round",
+        "auto, 2 rounds",
+        "auto",
+        "auto, 8 rounds",
+        "auto, dense-stream",
+        "auto, owl",
+        "auto, saliency",
+    ]
+    assert values[0]["auto, owl"] == f"{half.loc['auto-owl', 'perplexity']:.3f}"
+    assert [row["auto, owl"] == "-" for row in values] == [False, True]
+
+
+def test_nothing_to_run_is_a_mistake():
+    refused = benchmark("--treatments=auto-owl")
+    assert refused.returncode == 2
+    assert "give an unstructured pattern" in refused.stderr
+
+
+def test_the_runs_that_are_kept_are_known(tmp_path):
+    """Names and settings of treatments stay what they were: nothing of the CSV in docs/ is made again."""
+    kept = ROOT / "docs" / "quality" / "storyteller.csv"
+    csv = tmp_path / kept.name
+    csv.write_bytes(kept.read_bytes())
+    sizes = ["--sequences=64", "--windows=64", "--seqlen=256"]
+    made = benchmark(*sizes, "--treatments=published,auto,one-swap,dsnot", "--methods=wanda", "--csv", str(csv))
+    assert made.returncode == 0, made.stderr
+    assert ", seed " not in made.stderr
+    assert csv.read_bytes() == kept.read_bytes()
+    assert len(tables(made.stdout)) == 4
 
 
 def test_runs_of_other_data_are_not_mixed_in(done):

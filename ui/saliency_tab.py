@@ -29,18 +29,25 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             module = gr.Dropdown([], label="Module", elem_id="saliency-module", min_width=150)
             scale = gr.Radio(["linear", "log"], value="linear", label="Counts", elem_id="saliency-scale", min_width=150)
         histogram = gr.Plot(show_label=False, container=False, elem_id="saliency-histogram")
+        zeros = gr.HTML(visible=False, elem_id="saliency-zeros")
         intro("The same matrix, weight by weight; of a large one, the corner.")
         mask = gr.Plot(show_label=False, container=False, elem_id="mask-map")
 
-    def draw_histogram(name: str | None, layer: int, module: str, scale: str):
-        bins = frames.saliency(hub.events(name), layer, module)
-        return gr.skip() if bins.empty else plot(figures.saliency_histogram(bins, scale == "log"), "saliency")
+    def draw_histogram(name: str | None, layer: int, module: str, scale: str) -> tuple:
+        """The histogram of one matrix, and what is not in it."""
+        events = hub.events(name)
+        bins, without = frames.saliency(events, layer, module), frames.without_saliency(events, layer, module)
+        if bins.empty:
+            return gr.skip(), gr.skip()
+        figure = figures.saliency_histogram(bins, without, scale == "log")
+        told = gr.update(value=f'<p class="bb-intro">{not_drawn(without)}</p>', visible=bool(without))
+        return plot(figure, "saliency"), told
 
     def draw(name: str | None, layer: int, module: str, scale: str) -> tuple:
         """The histogram and the map of one matrix."""
         fates = frames.fates(RunDirectory(hub.path(name)), layer, module)
         return (
-            draw_histogram(name, layer, module, scale),
+            *draw_histogram(name, layer, module, scale),
             plot(figures.mask_map(fates), "mask") if fates.size else gr.skip(),
         )
 
@@ -53,7 +60,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         events = hub.events(name)
         flips = frames.flips(events)
         if flips.empty:
-            return nothing_yet(NO_SALIENCY if events else EMPTY, 5)
+            return nothing_yet(NO_SALIENCY if events else EMPTY, 6)
         first, module = frames.most_telling(flips)
         return (
             *results_there(),
@@ -69,11 +76,19 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         module = module if module in names else names[0]
         return gr.update(choices=choices, value=module), *draw(name, layer, module, scale)
 
-    chosen = [run_id, layer, module, scale]
-    ended.then(show, [run_id, scale], [nothing, results, reading, layer, module, histogram, mask], **CALM)
-    layer.input(choose_layer, chosen, [module, histogram, mask], **CALM)
-    module.input(draw, chosen, [histogram, mask], **CALM)
-    scale.input(draw_histogram, chosen, histogram, **CALM)
+    chosen, drawn = [run_id, layer, module, scale], [histogram, zeros]
+    ended.then(show, [run_id, scale], [nothing, results, reading, layer, module, *drawn, mask], **CALM)
+    layer.input(choose_layer, chosen, [module, *drawn, mask], **CALM)
+    module.input(draw, chosen, [*drawn, mask], **CALM)
+    scale.input(draw_histogram, chosen, drawn, **CALM)
+
+
+def not_drawn(zeros: dict[str, int]) -> str:
+    """Which weights the histogram leaves out, by fate (see frames.without_saliency); empty where it leaves out none."""
+    *most, last = [f"{count:,} {fate}".strip() for fate, count in zeros.items()] or [""]
+    told = f"{', '.join(most)} and {last}" if most else last
+    have = "weight has" if sum(zeros.values()) == 1 else "weights have"
+    return f"Not drawn: {told} {have} saliency zero, which has no logarithm." if told else ""
 
 
 def measure(events: list[Event]) -> str:
