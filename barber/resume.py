@@ -176,7 +176,9 @@ def _remove(path: Path, events: list[Event], needed: set[str]) -> None:
     keys: dict[str, set[str]] = defaultdict(set)  # "layer_000" -> "initial/<name>", "rebuilt/<name>"
     for (stage, layer), names in _done(events).items():
         keys[f"layer_{layer:03}"] |= {f"{stage}/{name}" for name in names}
-    for place in [*path.glob("*.part"), *(file for folder in FOLDERS for file in sorted((path / folder).glob("*")))]:
+    for draft in [*path.glob("*.part"), *path.glob("*/*.part")]:
+        draft.unlink()
+    for place in [file for folder in FOLDERS for file in sorted((path / folder).glob("*"))]:
         name, wanted = place.relative_to(path).as_posix(), keys[place.stem]
         if name not in needed:
             place.unlink()
