@@ -439,3 +439,14 @@ def test_a_disk_that_is_too_small_is_said_before(tmp_path):
     with pytest.raises(UserError, match="make room"):
         check_room(tmp_path / "not" / "yet", free * 2)
     assert not (tmp_path / "not").exists()
+
+
+def test_a_layer_of_one_sub_block_is_redone_from_its_initial_mask(tmp_path):
+    """Sub-block by sub-block, its initial mask looks whole when the process dies, but belongs to what is redone."""
+    begun = replace(started("paper"), modules=[m for m in started("paper").modules if m["kind"] == "attention"])
+    events = [begun, *(e for e in story("one-pass") if "self_attn.q_proj" in getattr(e, "modules", ()))]
+    path = create(tmp_path / "run", job())
+    list(record(path, stream(events[:-1])))
+    finished = reopen(path, begun)
+    assert (finished.initial, finished.rebuilt, finished.events) == (1, 1, events[:3])
+    assert RunDirectory(path).layers() == [0]
