@@ -1,5 +1,6 @@
-"""The run directory: written as a run goes, read back by everything that looks at a run.
+"""The run directory: what is in it, and reading it.
 
+job.json             the job that was asked for (spec.JobSpec), to resume it
 config.json          the run as asked: model, PruneConfig, calibration, prunable weights
 environment.json     versions, device, hashes of model and calibration
 events.jsonl         every event, one per line (without Progress and growing texts)
@@ -7,136 +8,26 @@ masks/layer_000.safetensors    bit-packed masks, "initial/<name>" and "rebuilt/<
 weights/layer_000.safetensors  values of the same keys, only where they are not the dense ones under the mask
 saliency/layer_000.json        name -> histogram (see scores.histogram)
 perplexity.json, generations.jsonl, zeroshot.json
+checksums.jsonl      what files and events can be known again by (see files.py)
+
+record.py writes it as a run goes, resume.py finds what is left of an interrupted one.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Generator, Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from barber.config import Sparsity
-from barber.errors import UserError, first_line
-from barber.events import (
-    Event,
-    LayerInitialised,
-    PerplexityMeasured,
-    Progress,
-    RunStarted,
-    Stage,
-    SubBlockRebuilt,
-    TextGenerated,
-    ZeroShotMeasured,
-    ZeroShotSkipped,
-)
+from barber.errors import UserError
+from barber.events import Event, Stage
+from barber.files import read_packed, unpack, write_json
+from barber.record import create, record
 
-
-def pack(mask: Tensor) -> Tensor:
-    """A boolean mask (out, in) as uint8 bits in C order, eight weights a byte."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
-
-
-def unpack(bits: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The inverse of `pack`: boolean (out, in)."""
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=shape[0] * shape[1]).astype(bool).reshape(shape))
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], shapes: dict[str, list[int]] | None = None) -> None:
-    """Write safetensors as `write_json` does; `shapes` go into the header."""
-    draft = path.with_name(path.name + ".part")
-    held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(held, draft, metadata={key: json.dumps(shape) for key, shape in (shapes or {}).items()})
-    os.replace(draft, path)
-
-
-def create(path: Path) -> Path:
-    """Make a new run directory; UserError if it cannot be written or holds something already."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise UserError(f"Run directory {path} is not empty: give a new or empty folder.")
-        for part in ("masks", "saliency"):
-            (path / part).mkdir()
-    except OSError as error:
-        raise UserError(
-            f"Run directory {path} cannot be written ({error.strerror}): give a folder you may write."
-        ) from None
-    return path
-
-
-def record(path: Path, events: Generator[Event]) -> Iterator[Event]:
-    """Pass a run's events on, writing each into the run directory before the consumer sees it."""
-    with closing(events), (path / "events.jsonl").open("a", encoding="utf-8") as lines:
-        for event in events:
-            passing = isinstance(event, Progress) or (isinstance(event, TextGenerated) and not event.done)
-            if not passing:
-                try:
-                    lines.write(json.dumps(event.to_dict()) + "\n")
-                    lines.flush()
-                    _store(path, event)
-                except (OSError, SafetensorError) as error:
-                    raise UserError(f"The run cannot be written to {path} ({first_line(error)}): make room.") from None
-            yield event
-
-
-def _store(path: Path, event: Event) -> None:
-    match event:
-        case RunStarted():
-            write_json(path / "config.json", event.to_dict())
-        case LayerInitialised():
-            _store_layer(path, event, Stage.INITIAL)
-        case SubBlockRebuilt():
-            _store_layer(path, event, Stage.REBUILT)
-            target = path / "saliency" / f"layer_{event.layer:03}.json"
-            known = json.loads(target.read_text("utf-8")) if target.exists() else {}
-            write_json(target, known | {name: module["histogram"] for name, module in event.modules.items()})
-        case PerplexityMeasured():
-            _append(path / "perplexity.json", event)
-        case ZeroShotMeasured() | ZeroShotSkipped():
-            _append(path / "zeroshot.json", event)
-        case TextGenerated():
-            with (path / "generations.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(event.to_dict()) + "\n")
-
-
-def _append(path: Path, event: Event) -> None:
-    known = json.loads(path.read_text("utf-8")) if path.exists() else []
-    write_json(path, [*known, event.to_dict()])
-
-
-def _store_layer(path: Path, event: LayerInitialised | SubBlockRebuilt, stage: Stage) -> None:
-    target = path / "masks" / f"layer_{event.layer:03}.safetensors"
-    tensors, shapes = _read_packed(target) if target.exists() else ({}, {})
-    for name, mask in event.masks.items():
-        tensors[f"{stage}/{name}"], shapes[f"{stage}/{name}"] = pack(mask), list(mask.shape)
-    write_tensors(target, tensors, shapes)
-    if event.weights:
-        target = path / "weights" / f"layer_{event.layer:03}.safetensors"
-        target.parent.mkdir(exist_ok=True)
-        known = load_file(target) if target.exists() else {}
-        write_tensors(target, known | {f"{stage}/{name}": weight for name, weight in event.weights.items()})
-
-
-def _read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    with safe_open(path, "pt") as file:
-        shapes = {key: json.loads(shape) for key, shape in (file.metadata() or {}).items()}
-        return {key: file.get_tensor(key) for key in file.keys()}, shapes  # noqa: SIM118 (no mapping)
+__all__ = ["RunDirectory", "create", "read_masks", "record", "write_json"]
 
 
 class RunDirectory:
@@ -179,7 +70,7 @@ class RunDirectory:
     def masks(self, layer: int, stage: str) -> dict[str, Tensor]:
         """name -> bool (out, in), True = pruned, of one layer at "initial" or "rebuilt"; empty where there are none."""
         file = self.path / "masks" / f"layer_{layer:03}.safetensors"
-        tensors, shapes = _read_packed(file) if file.exists() else ({}, {})
+        tensors, shapes = read_packed(file) if file.exists() else ({}, {})
         here = f"{stage}/"
         return {k.removeprefix(here): unpack(v, tuple(shapes[k])) for k, v in tensors.items() if k.startswith(here)}
 
@@ -189,6 +80,10 @@ class RunDirectory:
         tensors = load_file(file) if file.exists() else {}
         here = f"{stage}/"
         return {k.removeprefix(here): v for k, v in tensors.items() if k.startswith(here)}
+
+    def recorded(self, layer: int, stage: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`masks` and `weights` of one layer at a stage, as model.Layer.apply takes them."""
+        return self.masks(layer, stage), self.weights(layer, stage)
 
 
 def read_masks(path: Path | str) -> dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]:
@@ -201,7 +96,7 @@ def read_masks(path: Path | str) -> dict[int, tuple[dict[str, Tensor], dict[str,
     try:
         if path.is_dir():
             run = RunDirectory(path)
-            return {la: (run.masks(la, Stage.INITIAL), run.weights(la, Stage.INITIAL)) for la in run.layers()}
+            return {layer: run.recorded(layer, Stage.INITIAL) for layer in run.layers()}
         tensors = load_file(path)
         masks: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         for key, tensor in tensors.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from barber.config import PruneConfig
+from barber.errors import UserError
 from barber.load import BUNDLED
 
 
@@ -41,3 +43,36 @@ class JobSpec:
     cache_dir: str | None = None
     datasets_cache_dir: str | None = None
     trust_remote_code: bool = False
+
+    def to_dict(self) -> dict:
+        """A JSON-able dict; paths as text, tuples as lists, the pruning as PruneConfig.to_dict has it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["prune"] = self.prune and self.prune.to_dict()
+        return {name: _plain(value) for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> JobSpec:
+        """The inverse of `to_dict`. Raises UserError for a setting that this version does not know."""
+        prune = data.get("prune")
+        unknown = data.keys() - {field.name for field in fields(cls)}
+        unknown |= (prune or {}).keys() - {field.name for field in fields(PruneConfig)}
+        if unknown:
+            raise UserError(
+                f"The job has settings that this version does not know ({', '.join(sorted(unknown))}): go on with the "
+                "version that it was begun with."
+            )
+        hints = get_type_hints(cls)
+        values = {name: _restored(value, Path in get_args(hints[name])) for name, value in data.items()}
+        return cls(**values | {"prune": prune and PruneConfig.from_dict(prune)})
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _restored(value: object, is_path: bool) -> object:
+    if isinstance(value, list):
+        return tuple(_restored(item, is_path) for item in value)
+    return Path(value) if is_path and value is not None else value

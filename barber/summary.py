@@ -19,7 +19,7 @@ from barber.events import (
     ZeroShotMeasured,
     ZeroShotSkipped,
 )
-from barber.runs import write_json
+from barber.files import write_json
 
 if TYPE_CHECKING:
     from barber.spec import JobSpec

@@ -26,11 +26,12 @@ from barber.events import (
     SubBlockRebuilt,
     TextGenerated,
 )
+from barber.files import pack, unpack
 from barber.job import run_job
 from barber.load import load
 from barber.model import DecoderView, DenseWeights
 from barber.progress import Eta
-from barber.runs import RunDirectory, pack, read_masks, unpack
+from barber.runs import RunDirectory, read_masks
 from barber.spec import JobSpec
 from barber.stages import at_stage
 from tests.golden_data import GOLDEN
