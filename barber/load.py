@@ -95,7 +95,7 @@ def explained(name: str) -> Iterator[None]:
     """Any error while a model is loaded as one sentence, for a damaged folder can break transformers anywhere."""
     try:
         yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):  # the latter is the job's to explain
         raise
     except Exception as error:
         raise UserError(_explain(name, error)) from error

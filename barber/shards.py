@@ -88,18 +88,22 @@ class Checkpoint:
         self.names = {key: name for key in self.tensors if (name := self._name(key, state)) in state}
 
     def _load(self, tensors: Mapping, device: torch.device):
-        """Let transformers put tensors (name in the checkpoint -> tensor or lazy slice) into the skeleton."""
+        """Let transformers put tensors (name in the checkpoint -> tensor or lazy slice) into the skeleton.
+
+        It is told that others stay on disk, for then it loads one tensor after another: its threads would each keep
+        freed memory.
+        """
         dtype = self.skeleton.config.dtype
         options = LoadStateDictConfig(
             dtype=dtype,
             dtype_plan=self.skeleton._get_dtype_plan(dtype),
-            device_map={"": device},
+            device_map={"": device, "others": "disk"},
             weight_mapping=self.conversions,
         )
         with quiet():
             info, _ = convert_and_load_state_dict_in_model(self.skeleton, tensors, options)
-        if errors := info.conversion_errors:  # also those of reading a file
-            raise ValueError("; ".join(errors.values()))
+        if info.conversion_errors:
+            raise ValueError(f"{min(info.conversion_errors)} cannot be made from the checkpoint's tensors")
         return info
 
     def _name(self, key: str, state: Mapping[str, Tensor]) -> str:
