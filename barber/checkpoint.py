@@ -66,7 +66,7 @@ class Streamed:
         """Write a Hugging Face folder, one shard per layer, which `from_pretrained` loads with exactly these weights.
 
         final: layer index -> final prunable weights (out, in) by name within the layer, in any dtype, on any device.
-        It is asked once per layer, in order, and only one layer is held. All other tensors are as loaded. Names in the
+        It is asked once per layer, in order, and only one layer is held; open layers stay as they are. All other tensors are as loaded. Names in the
         files are those that `save_pretrained` gives, dtypes those of the run.
         Raises UserError, and leaves nothing behind, where the folder cannot be written.
         """
@@ -126,6 +126,7 @@ def load_streamed(
         checkpoint = Checkpoint(source)
         model = empty_model(source)
         _fill_buffers(model, source)
+        model.generation_config = _generation_config(source)
         view = DecoderView(model)
         places = {module: place for place, module in model.named_modules()}
         prefixes = tuple(f"{places[layer.module]}." for layer in view.layers)
@@ -148,7 +149,7 @@ def _place(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
 
 
 def _fill_buffers(model: PreTrainedModel, source: Source) -> None:
-    """Compute the buffers that no checkpoint holds, and read the generation config: as `from_pretrained` does both.
+    """Compute the buffers that no checkpoint holds, by the model's own rule, as `from_pretrained` does.
 
     On the CPU first, as there, so that rotary frequencies are the same bits on every device.
     """
@@ -159,9 +160,13 @@ def _fill_buffers(model: PreTrainedModel, source: Source) -> None:
     model.initialize_weights()  # the buffers; parameters are on meta, where it does nothing
     for name in names:
         set_module_tensor_to_device(model, name, source.device)
+
+
+def _generation_config(source: Source) -> GenerationConfig:
+    """The generation config, from the model's config where it has no file of its own."""
     cache = {"cache_dir": source.options["cache_dir"]}
     try:
-        model.generation_config = GenerationConfig.from_pretrained(source.path, **cache)
-    except OSError:  # no file of its own
+        return GenerationConfig.from_pretrained(source.path, **cache)
+    except OSError:
         made = {"config_file_name": "config.json", "_from_model_config": True}
-        model.generation_config = GenerationConfig.from_pretrained(source.path, **made, **cache)
+        return GenerationConfig.from_pretrained(source.path, **made, **cache)
