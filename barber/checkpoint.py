@@ -66,8 +66,8 @@ class Streamed:
         """Write a Hugging Face folder, one shard per layer, which `from_pretrained` loads with exactly these weights.
 
         final: layer index -> final prunable weights (out, in) by name within the layer, in any dtype, on any device.
-        It is asked once per layer, in order, and only one layer is held; open layers stay as they are. All other tensors are as loaded. Names in the
-        files are those that `save_pretrained` gives, dtypes those of the run.
+        It is asked once per layer, in order, and only one layer is held; open layers stay as they are. All other
+        tensors are as loaded. Names in the files are those that `save_pretrained` gives, dtypes those of the run.
         Raises UserError, and leaves nothing behind, where the folder cannot be written.
         """
         parts = len(self.prefixes) + 1
