@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,18 @@ class LoadedModel:
     max_seqlen: int
 
 
+@dataclass(frozen=True)
+class Source:
+    """A model that is there and may be loaded: its name, the folder or hub id, and how to load it."""
+
+    name: str
+    path: str
+    config: PreTrainedConfig
+    device: torch.device
+    dtype: torch.dtype
+    options: dict  # cache_dir and trust_remote_code, as from_pretrained takes them
+
+
 def load(
     name: str = BUNDLED,
     device: str = "auto",
@@ -49,36 +63,60 @@ def load(
     dtype: "auto" keeps the checkpoint's own, except float16 on a CPU, which becomes float32 (CPUs are slow at it).
     Raises UserError, before weights are read where possible.
     """
+    source = find_source(name, device, dtype, cache_dir, trust_remote_code)
+    with explained(name):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            config=source.config,
+            use_safetensors=True,
+            dtype=source.dtype,
+            output_loading_info=True,
+            **source.options,
+        )
+    check_complete(name, report["missing_keys"])
+    return finish(source, model.to(source.device))
+
+
+def find_source(name: str, device: str, dtype: str, cache_dir: str | None, trust_remote_code: bool) -> Source:
+    """Check what can be checked without reading weights. Arguments and errors as in `load`."""
     place = torch.device(pick_device(device))
-    source = str(MODEL_DIR) if name == BUNDLED else name
-    if not Path(source).is_dir():
+    path = str(MODEL_DIR) if name == BUNDLED else name
+    if not Path(path).is_dir():
         _check_hub(name, cache_dir)
     options = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+    with explained(name):
+        config = AutoConfig.from_pretrained(path, **options)
+        _check_weights(path, config, trust_remote_code)
+        return Source(name, path, config, place, _pick_dtype(dtype, config, place), options)
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Any error while a model is loaded as one sentence, for a damaged folder can break transformers anywhere."""
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        _check_weights(source, config, trust_remote_code)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            use_safetensors=True,
-            dtype=_pick_dtype(dtype, config, place),
-            output_loading_info=True,
-            **options,
-        )
-    except UserError:
+        yield
+    except (UserError, torch.OutOfMemoryError):  # the latter is the job's to explain
         raise
-    except Exception as error:  # a damaged folder can break transformers anywhere
+    except Exception as error:
         raise UserError(_explain(name, error)) from error
-    if missing := sorted(report["missing_keys"]):
+
+
+def check_complete(name: str, missing: Iterable[str]) -> None:
+    """UserError if any parameter has no tensor in the checkpoint. missing: their names."""
+    if names := sorted(missing):
         raise UserError(
-            f"Model {name!r} lacks {len(missing)} weights, the first is {missing[0]}: give a complete checkpoint, "
+            f"Model {name!r} lacks {len(names)} weights, the first is {names[0]}: give a complete checkpoint, "
             "since they would be random numbers."
         )
+
+
+def finish(source: Source, model: PreTrainedModel) -> LoadedModel:
+    """A model with its weights in place, put into eval mode, with its tokenizer."""
     return LoadedModel(
-        name=name,
-        model=model.to(place).eval(),
-        tokenizer=_load_tokenizer(source, options),
-        max_seqlen=_positions(config),
+        name=source.name,
+        model=model.eval(),
+        tokenizer=_load_tokenizer(source.path, source.options),
+        max_seqlen=_positions(source.config),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,21 +54,28 @@ def _probe(path: Path) -> None:
                 folder.rmdir()
 
 
-def save_model(loaded: LoadedModel, path: Path) -> None:
-    """Write model (safetensors) and tokenizer so that `from_pretrained` loads them."""
+@contextlib.contextmanager
+def draft_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write a model into, which becomes `path` at the end, or goes away on any error."""
     path = path.resolve()
     draft = path.with_name(f".{path.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        loaded.model.save_pretrained(draft)
-        if loaded.tokenizer is not None:
-            loaded.tokenizer.save_pretrained(draft)
+        draft.mkdir(parents=True)
+        yield draft
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The model cannot be written to {path} ({first_line(error)}): make room there.") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def save_model(loaded: LoadedModel, path: Path) -> None:
+    """Write model (safetensors) and tokenizer so that `from_pretrained` loads them."""
+    with draft_folder(path) as draft:
+        loaded.model.save_pretrained(draft)
+        if loaded.tokenizer is not None:
+            loaded.tokenizer.save_pretrained(draft)
 
 
 def save_calibration(calibration: CalibrationSet, path: Path) -> None:

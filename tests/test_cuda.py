@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from barber.checkpoint import load_streamed
 from barber.events import RunFinished, SubBlockRebuilt
 from barber.prune import prune
 from tests import golden_data as golden
+from tests.families import build
+from tests.streamed import assert_same
 
 pytestmark = [
     pytest.mark.cuda,
@@ -42,3 +45,23 @@ def test_half_precision_neither_overflows_nor_underflows(dtype):
     model = golden.model("llama").to("cuda", dtype)
     rebuilt = [e for e in prune(model, golden.calibration(), golden.config(run)) if isinstance(e, SubBlockRebuilt)]
     assert all(event.swaps > 0 and event.error_after < event.error_before for event in rebuilt)
+
+
+@torch.no_grad()
+def test_a_streamed_model_holds_one_layer(tmp_path):
+    build("gptj", torch.bfloat16).save_pretrained(tmp_path)
+    full = build("gptj", torch.bfloat16).to("cuda")
+    before = torch.cuda.memory_allocated()
+    streamed = load_streamed(str(tmp_path), device="cuda")
+    closed = torch.cuda.memory_allocated()
+    assert closed - before < streamed.other_bytes * 2  # blocks are rounded up
+    for layer in streamed.view.layers:
+        streamed.open(layer.index)
+        opened = {name: weight.cpu() for name, weight in layer.module.state_dict().items()}
+        assert_same(opened, {name: w.cpu() for name, w in full.transformer.h[layer.index].state_dict().items()})
+        streamed.close(layer.index)
+        assert torch.cuda.memory_allocated() == closed
+    for layer in streamed.view.layers:
+        streamed.open(layer.index)
+    tokens = torch.arange(3, 43, device="cuda")[None]
+    assert torch.equal(streamed.loaded.model(tokens).logits, full(tokens).logits)
