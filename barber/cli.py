@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from barber.config import METHODS, Allocation, Granularity, Metric, Refiner, Target
+from barber.config import METHODS, Allocation, Granularity, Metric, Order, Refiner, Target
 from barber.errors import UserError
 
 if TYPE_CHECKING:
+    from barber.ranks import Ranks
     from barber.spec import JobSpec
 
 
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--refiner", choices=[str(refiner) for refiner in Refiner], help="what improves the mask (default barber)")
     flag("--target", choices=[str(target) for target in Target], help="what sub-blocks are compared with")
     flag("--allocation", choices=[str(a) for a in Allocation], help="ratios of the layers (default uniform)")
+    flag("--order", choices=[str(order) for order in Order], help="initialise the whole model first (paper, default)")
     flag("--reconstruct", action="store_true", help="re-fit the kept weights of each sub-block, zeros staying zeros")
     flag("--retain_reconstruction", action="store_true", help="keep SparseGPT's updated weights in the rebuild")
     flag("--initial_masks", metavar="PATH", help="masks file or run directory to take the initial mask from")
@@ -73,7 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--zeroshot_tasks", metavar="TASK[,TASK]", help="lm-eval tasks (default: the published seven)")
     flag("--limit", type=int, metavar="N", help="at most N items per zero-shot task")
     flag("--run_dir", metavar="DIR", type=_path, help="record the run: masks, events, histograms")
+    flag("--resume", metavar="DIR", type=_path, help="go on with the run that was begun in this --run_dir")
     flag("--delete", action="store_true", help="delete the model that --save_model wrote, after the evaluation")
+    flag("--stream", action="store_true", help="read the model layer by layer (by itself where it does not fit)")
+    flag("--max_memory", metavar="SIZE", help="of the device at most, like 12GiB (default: what is free)")
     flag("--device", help="auto (default), cpu, cuda, cuda:1 ...")
     flag("--dtype", help="auto (default), float32, bfloat16, float16")
     flag("--trust_remote_code", action="store_true", help="run Python code that a model brings along")
@@ -84,13 +89,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 2 for a user's error, 130 for an interrupt."""
     args = build_parser().parse_args(argv)
     logging.captureWarnings(True)
+    who = ""
     try:
         # Torch and transformers take seconds to import: --help and a mistyped flag need not wait for them.
-        from barber.options import job_from
+        from barber.ranks import join, leave
 
-        _run(job_from(vars(args)), vars(args))
+        ranks = join()
+        who = f"[process {ranks.rank}] " if ranks.world > 1 else ""
+        try:
+            _run(vars(args), ranks)
+        finally:
+            leave()
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"{who}error: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; the model on disk is as it was.\n")
@@ -98,26 +109,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(spec: JobSpec, given: dict) -> None:
+def _job(given: dict) -> tuple[JobSpec, bool]:
+    """The job, and whether it goes on with one that was begun before."""
+    from barber.options import job_from
+    from barber.resume import difference, read_job
+
+    folder = given.get("resume")
+    asked = {flag: value for flag, value in given.items() if flag not in ("resume", "save_ppl", "delete")}
+    if folder is None:
+        return job_from(given), False
+    if asked and (found := difference(folder, job_from(asked | {"run_dir": folder}))):
+        raise UserError(
+            f"The run in {folder} was begun otherwise ({'; '.join(found)}): leave these flags out, --resume knows them."
+        )
+    return read_job(folder), True
+
+
+def _run(given: dict, ranks: Ranks) -> None:
     from transformers.utils import logging as transformers_logging
 
-    from barber.events import Notice
+    from barber.events import Estimated, Notice
     from barber.job import run_job
     from barber.progress import Eta
     from barber.save import check_outputs
-    from barber.summary import Summary, write_results
+    from barber.summary import Summary, told, write_results
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    check_outputs({flag: given.get(flag) for flag in OUTPUTS})
+    spec, resumed = _job(given)
+    if ranks.writes:
+        check_outputs({flag: given.get(flag) for flag in OUTPUTS})
     summary, eta = Summary(spec), Eta()
-    with _bar() as bar, contextlib.closing(run_job(spec)) as events:
+    with _bar(ranks.writes) as bar, contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events:
         for event in events:
             eta.update(event)
             summary.add(event)
-            if isinstance(event, Notice):
-                bar.write(event.message, file=sys.stderr)
+            if isinstance(event, Notice | Estimated) and ranks.writes:
+                bar.write(event.message if isinstance(event, Notice) else told(event), file=sys.stderr)
             _show(bar, eta, event)
+    if not ranks.writes:
+        return
     write_results(summary, given.get("save_ppl"), given.get("save_zeroshot"))
     sys.stdout.write(summary.text())
     if given.get("delete") and summary.model_path:
@@ -125,10 +156,12 @@ def _run(spec: JobSpec, given: dict) -> None:
         sys.stdout.write(f"Deleted the saved model {summary.model_path}.\n")
 
 
-def _bar():
+def _bar(shown: bool):
     from tqdm import tqdm
 
-    return tqdm(total=100, file=sys.stderr, bar_format="{percentage:3.0f}% |{bar:30}| {desc}", leave=False)
+    return tqdm(
+        total=100, file=sys.stderr, disable=not shown, bar_format="{percentage:3.0f}% |{bar:30}| {desc}", leave=False
+    )
 
 
 def _show(bar, eta, event) -> None:

@@ -9,21 +9,29 @@ from importlib.metadata import version
 import torch
 
 from barber.events import RunStarted
-from barber.model import DenseWeights
+from barber.home import Home
+from barber.model import DecoderView
 
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number -> integers that are as wide
 PACKAGES = ("torch", "transformers", "datasets", "safetensors")
 
 
-def model_hash(dense: DenseWeights) -> str:
-    """Hash of all prunable weights, so that two runs can be known to be of one model."""
+def model_hash(home: Home, view: DecoderView) -> str:
+    """Hash of all prunable weights, so that two runs can be known to be of one model.
+
+    Of the sums of the weights' bits over rows and over columns, which are exact on every device and quickly made.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for (layer, name), tensor in dense.tensors.items():
-        digest.update(f"{layer}.{name}".encode())
-        digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy())
+    for layer in view.layers:
+        for name, weight in home.dense(layer).items():
+            bits = weight.contiguous().view(BITS[weight.element_size()])
+            digest.update(f"{layer.index}.{name}".encode())
+            for side in (0, 1):
+                digest.update(bits.sum(side, dtype=torch.int64).cpu().numpy())
     return digest.hexdigest()
 
 
-def describe_environment(dense: DenseWeights, seed: int, started: RunStarted) -> dict:
+def describe_environment(home: Home, view: DecoderView, seed: int, started: RunStarted) -> dict:
     """JSON-able: versions, device, dtype, seed, hashes."""
     device = torch.device(started.device)
     return {
@@ -33,6 +41,6 @@ def describe_environment(dense: DenseWeights, seed: int, started: RunStarted) ->
         "dtype": started.dtype,
         "threads": torch.get_num_threads(),
         "seed": seed,
-        "model_hash": model_hash(dense),
+        "model_hash": model_hash(home, view),
         "calibration_fingerprint": started.calibration.get("fingerprint", ""),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 
 import torch
@@ -14,6 +14,9 @@ from barber.calibration import EvaluationSet
 from barber.data import tokenise
 from barber.errors import UserError
 from barber.events import Event, PerplexityMeasured, Progress, TextGenerated
+from barber.execution import Execution
+from barber.refine import State
+from barber.stream import Stream
 
 LOGITS_BYTES = 2**28  # of one batch's logits, in fp32; larger batches gain nothing
 MAX_BATCH = 32
@@ -29,24 +32,71 @@ def perplexity(model, data: EvaluationSet, stage: str) -> Iterator[Event]:
     range and a model whose logits are not finite give inf, never NaN: such a model predicts nothing, inf compares as
     the worst that it is, and Python's JSON keeps it (as Infinity).
     """
+    check_windows(data)
+    started = time.perf_counter()
+    losses: list[float] = []
+    yield Progress(f"perplexity {stage}", 0, len(data.tokens), data.dataset)
+    for batch in data.tokens.split(windows_at_once(model, data)):
+        losses += _window_losses(model, batch)
+        yield Progress(f"perplexity {stage}", len(losses), len(data.tokens), data.dataset)
+    yield measured(losses, data, stage, time.perf_counter() - started)
+
+
+def perplexity_by_layer(
+    execution: Execution, data: EvaluationSet, stage: str, state: Callable[[int], State] | None
+) -> Iterator[Event]:
+    """As `perplexity`, of a model whose layers are borrowed one at a time.
+
+    state: layer -> its masks and values at the stage; None for dense weights.
+    """
+    check_windows(data)
+    started, view, home = time.perf_counter(), execution.view, execution.home
+    stream = Stream(view.model, [layer.module for layer in view.layers], execution.place, home.open)
+    for batch in data.tokens.split(windows_at_once(view.model, data)):
+        stream.feed(batch)
+    yield Progress(f"perplexity {stage}", 0, len(view.layers), data.dataset)
+    for layer in view.layers:
+        home.open(layer.index)
+        if state:
+            masks, values = state(layer.index)
+            layer.put(home.dense(layer), masks, values)
+        for batch in range(len(stream)):
+            stream.advance(layer, batch)
+            yield Progress(f"perplexity {stage}", layer.index, len(view.layers), f"{data.dataset} layer {layer.index}")
+        home.close(layer.index)
+    losses = []
+    for batch, tokens in enumerate(data.tokens.split(windows_at_once(view.model, data))):
+        losses += losses_of(stream.logits(batch), tokens.to(home.device))
+    yield Progress(f"perplexity {stage}", len(view.layers), len(view.layers), data.dataset)
+    yield measured(losses, data, stage, time.perf_counter() - started)
+
+
+def check_windows(data: EvaluationSet) -> None:
+    """UserError unless there is a window of two tokens."""
     if data.tokens.dim() != 2 or len(data.tokens) < 1 or data.tokens.shape[1] < 2:
         raise UserError(
             f"{data.dataset} gives token windows of shape {tuple(data.tokens.shape)}, but perplexity needs at least "
             "one window of 2 tokens or more: give more text."
         )
-    started = time.perf_counter()
+
+
+def windows_at_once(model, data: EvaluationSet) -> int:
+    return max(1, min(MAX_BATCH, LOGITS_BYTES // (4 * data.tokens.shape[1] * _vocabulary(model))))
+
+
+def losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> list[float]:
+    """Mean fp32 cross-entropy (nats) of each of (windows, seqlen) tokens."""
+    # One window at a time: the fp32 copy of a large vocabulary's logits is the most memory that evaluation takes.
+    losses = [F.cross_entropy(row[:-1].float(), ids[1:]) for row, ids in zip(logits, tokens, strict=True)]
+    return torch.stack(losses).tolist()
+
+
+def measured(losses: list[float], data: EvaluationSet, stage: str, seconds: float) -> PerplexityMeasured:
+    """The perplexity of windows with these losses."""
     windows, seqlen = data.tokens.shape
-    phase = f"perplexity {stage}"
-    size = max(1, min(MAX_BATCH, LOGITS_BYTES // (4 * seqlen * _vocabulary(model))))
-    losses: list[float] = []
-    yield Progress(phase, 0, windows, data.dataset)
-    for batch in data.tokens.split(size):
-        losses += _window_losses(model, batch)
-        yield Progress(phase, len(losses), windows, data.dataset)
     loss = sum(losses) / windows
     value = math.exp(loss) if loss < MAX_LOSS else math.inf  # NaN is not less than anything
-    seconds = time.perf_counter() - started
-    yield PerplexityMeasured(str(stage), data.dataset, seqlen, windows * seqlen, value, seconds)
+    return PerplexityMeasured(str(stage), data.dataset, seqlen, windows * seqlen, value, seconds)
 
 
 def generate(
@@ -113,12 +163,8 @@ def _evaluating(function):
 
 @_evaluating
 def _window_losses(model, tokens: torch.Tensor) -> list[float]:
-    """Mean fp32 cross-entropy of each of (windows, seqlen) tokens."""
     tokens = tokens.to(model.device)
-    logits = model(input_ids=tokens, use_cache=False).logits
-    # One window at a time: the fp32 copy of a large vocabulary's logits is the most memory that evaluation takes.
-    losses = [F.cross_entropy(row[:-1].float(), ids[1:]) for row, ids in zip(logits, tokens, strict=True)]
-    return torch.stack(losses).tolist()
+    return losses_of(model(input_ids=tokens, use_cache=False).logits, tokens)
 
 
 @_evaluating
@@ -130,12 +176,12 @@ def _next_token(model, ids: list[int], cache, temperature: float, generator: tor
     device = model.device
     new = torch.tensor([ids if cache is None else ids[-1:]], device=device)
     seen = torch.ones(1, len(ids), dtype=torch.long, device=device)
-    output = model(input_ids=new, attention_mask=seen, past_key_values=cache, use_cache=True)
+    output = model(input_ids=new, attention_mask=seen, cache=cache, use_cache=True)
     logits = output.logits[0, -1].float().cpu().nan_to_num()
     if temperature == 0:
-        return int(logits.argmax()), output.past_key_values
+        return int(logits.argmax()), output.cache
     chances = torch.softmax((logits - logits.max()) / temperature, dim=-1)
-    return int(torch.multinomial(chances, 1, generator=generator)), output.past_key_values
+    return int(torch.multinomial(chances, 1, generator=generator)), output.cache
 
 
 def check_prompt(model, tokenizer, prompt: str) -> list[int]:

@@ -62,6 +62,23 @@ class JobPlanned(Event):
 
 
 @dataclass(frozen=True)
+class Estimated(Event):
+    """What the work is expected to take: see estimate.Needs.
+
+    device: its name; device_bytes and host_bytes of memory, disk_bytes for activations; seconds of the pruning alone;
+    streamed: whether the model is read layer by layer; activations: "device", "host" or "disk", where they wait.
+    """
+
+    device: str
+    device_bytes: int
+    host_bytes: int
+    disk_bytes: int
+    seconds: float
+    streamed: bool
+    activations: str
+
+
+@dataclass(frozen=True)
 class Progress(Event):
     """`done` of `total` steps of a phase; `where` says at what, like "layer 3 attention"."""
 

@@ -31,15 +31,18 @@ class Execution:
     ranks: Ranks = field(default_factory=Ranks)
     batch: int | None = None
 
+    def batch_of(self, seqlen: int, config: PruneConfig) -> int:
+        """Sequences of a forward pass."""
+        size = self.batch or max(1, BATCH_TOKENS // seqlen)
+        return min(size, max(1, BATCH // self.ranks.world)) if config.reconstruct else size
+
     def feed(self, calibration: CalibrationSet, config: PruneConfig) -> Stream:
         """This rank's calibration sequences in front of the first layer.
 
         A batch teaches or judges as a whole. A re-fit takes steps of a few sequences, so its batches have no more.
         """
         samples, seqlen = calibration.tokens.shape
-        size = self.batch or max(1, BATCH_TOKENS // seqlen)
-        if config.reconstruct:
-            size = min(size, max(1, BATCH // self.ranks.world))
+        size = self.batch_of(seqlen, config)
         stream = Stream(self.view.model, [layer.module for layer in self.view.layers], self.place, self.home.open)
         teaching, judging = hold_out(samples, config)
         parts = [(teaching, False), (judging, True)] if config.holds_out else [(teaching, False)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from barber.model import DecoderView, DenseWeights, Layer
+from barber.model import DecoderView, DenseWeights, Layer, check_finite
+
+if TYPE_CHECKING:
+    from barber.checkpoint import Streamed
 
 
 class Home(Protocol):
@@ -45,3 +48,27 @@ class Resident:
 
     def restore(self) -> None:
         self.weights.restore()
+
+
+class OnDisk:
+    """A model that is read layer by layer from its checkpoint; the layer that is open is the only one in memory."""
+
+    def __init__(self, streamed: Streamed) -> None:
+        self.streamed, self.device = streamed, streamed.checkpoint.device
+        self._checked: set[int] = set()
+
+    def open(self, index: int) -> None:
+        self.streamed.open(index)
+        if index not in self._checked:
+            check_finite(self.streamed.view.layers[index].module, f"layers.{index}.")
+            self._checked.add(index)
+
+    def close(self, index: int) -> None:
+        self.streamed.close(index)
+
+    def dense(self, layer: Layer) -> dict[str, Tensor]:
+        return self.streamed.dense(layer.index)
+
+    def restore(self) -> None:
+        for layer in self.streamed.view.layers:
+            self.streamed.close(layer.index)

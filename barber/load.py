@@ -90,6 +90,15 @@ def find_source(name: str, device: str, dtype: str, cache_dir: str | None, trust
         return Source(name, path, config, place, _pick_dtype(dtype, config, place), options)
 
 
+def weight_bytes(source: Source) -> int:
+    """Bytes of all parameters in the dtype of the run, whatever the files hold."""
+    with explained(source.name), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            source.config, dtype=source.dtype, trust_remote_code=source.options["trust_remote_code"]
+        )
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
 @contextmanager
 def explained(name: str) -> Iterator[None]:
     """Any error while a model is loaded as one sentence, for a damaged folder can break transformers anywhere."""

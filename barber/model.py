@@ -185,6 +185,11 @@ class DecoderView:
     def dtype(self) -> torch.dtype:
         return self.layers[0].weights[0].parameter.dtype
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of one mask of every weight, eight weights a byte."""
+        return sum(weight.parameter.numel() // 8 + 1 for layer in self.layers for weight in layer.weights)
+
     def describe(self) -> list[dict]:
         """One JSON-able dict per prunable weight, as in events.RunStarted."""
         return [
@@ -193,15 +198,6 @@ class DecoderView:
             for b in layer.sub_blocks
             for w in b.weights
         ]
-
-    def check_finite(self) -> None:
-        """UserError that names the first parameter of the model with NaN or infinite values."""
-        for name, parameter in self.model.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                raise UserError(
-                    f"Weight {name} of the model holds NaN or infinite values: saliency means nothing with it, so "
-                    "give an intact checkpoint."
-                )
 
     def check_width(self, m: int) -> None:
         """UserError unless m divides the input width of every prunable weight; no-op for m = 0."""
@@ -212,6 +208,16 @@ class DecoderView:
                         f"A pattern over {m} consecutive inputs does not fit layers.{layer.index}.{weight.name}, which "
                         f"has {weight.view.shape[1]} inputs: choose an m that divides it."
                     )
+
+
+def check_finite(module: nn.Module, prefix: str = "") -> None:
+    """UserError that names the first parameter with NaN or infinite values; those on the meta device have none yet."""
+    for name, parameter in module.named_parameters():
+        if not (parameter.is_meta or bool(parameter.isfinite().all())):
+            raise UserError(
+                f"Weight {prefix}{name} of the model holds NaN or infinite values: saliency means nothing with it, so "
+                "give an intact checkpoint."
+            )
 
 
 class DenseWeights:

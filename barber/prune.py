@@ -20,7 +20,7 @@ from barber.execution import Execution
 from barber.home import Resident
 from barber.initialise import needs_calibration
 from barber.masks import check_pattern
-from barber.model import DecoderView, DenseWeights
+from barber.model import DecoderView, DenseWeights, check_finite
 from barber.orders import Recorded, Run
 from barber.place import Place
 from barber.problem import hold_out
@@ -52,7 +52,7 @@ def prune(
     Raises UserError for what the model or the settings do not allow, before anything is changed.
     """
     view = execution.view if execution else DecoderView(model)
-    view.check_finite()
+    check_finite(model)
     view.check_width(config.sparsity.m)
     if config.method == "masks":
         check_initial(view, initial or {}, config)
@@ -64,18 +64,10 @@ def prune(
         )
     if config.refined:
         hold_out(len(calibration.tokens), config)
-    device = execution.home.device if execution else view.device
+    execution = execution or Execution(view, Resident(view, dense), Place(view.device))
     if not any(isinstance(event, RunStarted) for event in kept):
-        yield RunStarted(
-            model=name or type(model).__name__,
-            config=config.to_dict(),
-            calibration=calibration.describe() if calibrated else {},
-            modules=view.describe(),
-            device=str(device),
-            dtype=str(view.dtype).removeprefix("torch."),
-        )
+        yield describe(execution, calibration, config, name or type(model).__name__)
     started = time.monotonic()
-    execution = execution or Execution(view, Resident(view, dense), Place(device))
     training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)
@@ -104,6 +96,18 @@ def prune(
             parameter.requires_grad_(True)
         for module in training:
             module.training = True
+
+
+def describe(execution: Execution, calibration: CalibrationSet | None, config: PruneConfig, name: str) -> RunStarted:
+    """The first event of a run."""
+    return RunStarted(
+        model=name,
+        config=config.to_dict(),
+        calibration=calibration.describe() if needs_calibration(config) else {},
+        modules=execution.view.describe(),
+        device=str(execution.home.device),
+        dtype=str(execution.view.dtype).removeprefix("torch."),
+    )
 
 
 def _no_swaps(config: PruneConfig) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import sha256
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from barber.errors import UserError, first_line
+from barber.errors import UserError
 
 PATIENCE = timedelta(minutes=30)  # how long a rank waits for the others
 
@@ -46,13 +47,25 @@ class Ranks:
             for tensor in {id(tensor): tensor for tensor in tensors}.values():
                 distributed.all_reduce(tensor)
 
-    def agree(self, tensors: Sequence[Tensor]) -> None:
-        """Give every rank the first rank's values, in place."""
+    def same(self, text: str, device: torch.device) -> None:
+        """UserError unless every rank gives the same text."""
         if self.world == 1:
             return
+        number = int.from_bytes(sha256(text.encode()).digest()[:7])
+        least = torch.tensor([number, -number], device=device)
         with talking():
-            for tensor in tensors:
-                distributed.broadcast(tensor, src=0)
+            distributed.all_reduce(least, distributed.ReduceOp.MIN)
+        if least[0] != -least[1]:
+            raise UserError(
+                "The processes of this run do not have the same model, data and settings: start all of them with the "
+                "same command and the same files."
+            )
+
+    def wait(self) -> None:
+        """Go on when every rank is here."""
+        if self.world > 1:
+            with talking():
+                distributed.barrier()
 
 
 @contextmanager
@@ -64,9 +77,9 @@ def talking() -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UserError(
-            f"Another process of this run has ended or cannot be reached ({first_line(error)}): start the run again, "
-            "with --resume if it has a run directory."
-        ) from None
+            "Another process of this run has ended or cannot be reached: start the run again, with --resume if it has a "
+            "run directory."
+        ) from error
 
 
 def join() -> Ranks:

@@ -21,6 +21,8 @@ class JobSpec:
     with seed. seqlen None takes the published 2048, or the model's own maximum where that is smaller.
     eval_windows: at most so many perplexity windows per data set, None for all of it.
     prompts: continued greedily at each stage. zeroshot_tasks, zeroshot_limit: lm-eval tasks, items per task.
+    stream: read the model layer by layer even where it fits into memory. max_memory: of the device (of the host, if
+    that is the device), like "12GiB"; None for most of what is free.
     run_dir, save_model, save_data: where to write the run, the final model and the calibration tokens (.npy).
     """
 
@@ -37,6 +39,8 @@ class JobSpec:
     prompts: tuple[str, ...] = ()
     zeroshot_tasks: tuple[str, ...] = ()
     zeroshot_limit: int | None = None
+    stream: bool = False
+    max_memory: str | None = None
     run_dir: Path | None = None
     save_model: Path | None = None
     save_data: Path | None = None

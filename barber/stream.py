@@ -135,6 +135,15 @@ class Stream:
         """Replace the hidden state of one batch by the layer's output; `outputs` as in Layer.replay."""
         self.hidden[batch] = self.place.keep(layer.replay(self.call(layer.index, batch), outputs))
 
+    @torch.no_grad()
+    def logits(self, batch: int) -> Tensor:
+        """What the model makes of one batch, (batch, seqlen, vocabulary), once the stream is behind the last layer."""
+        hidden = self.place.take(self.hidden[batch])
+        kinds = [(layer, self._tuples[type(layer)]) for layer in self.layers]
+        passing = {layer: lambda *_a, pair=pair, **_k: (hidden, None) if pair else hidden for layer, pair in kinds}
+        with replacing(passing):
+            return self.model(self._tokens[batch].to(self.place.device), use_cache=False).logits
+
     def halve(self) -> None:
         """Split every batch of two sequences or more in two."""
         tokens, judges, hidden, calls = self._tokens, self._judges, self.hidden, self._calls

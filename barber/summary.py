@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from barber.config import Refiner
 from barber.events import (
+    Estimated,
     Event,
     Notice,
     PerplexityMeasured,
@@ -29,6 +30,25 @@ def gap_recovered(dense: float, initial: float, rebuilt: float) -> float | None:
     """Share of the log-perplexity gap between dense and initial that the rebuild closed; None where there is no gap."""
     gap = math.log(initial) - math.log(dense)
     return (math.log(initial) - math.log(rebuilt)) / gap if gap > 0 else None
+
+
+def told(event: Estimated) -> str:
+    """What a run is expected to take, in a line."""
+    sizes = {"on the device": event.device_bytes, "in the host's memory": event.host_bytes, "on disk": event.disk_bytes}
+    places = [f"{size / 2**30:.2f} GiB {where}" for where, size in sizes.items() if size]
+    how = ", the model layer by layer" if event.streamed else ""
+    return f"Expected on {event.device}: about {duration(event.seconds)} of pruning, {', '.join(places)}{how}."
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says it."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 class Summary:

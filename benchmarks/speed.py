@@ -2,10 +2,10 @@
 
 python benchmarks/speed.py [--shape 26m] [--samples 16 --seqlen 512] [--csv FILE] [--markdown FILE]
 
-F is one forward pass of the calibration set through the decoder layers without gradients, in the same process, dtype and
-batches; it is measured before and after each run, and the run is divided by the mean of both. The model is a Llama of
-random weights. With --layerwise, its layers are made when they are needed and nothing else of it is in memory, so that
-any size can run. See docs/performance.md.
+F is one forward pass of the calibration set through the decoder layers without gradients, in the same process, dtype
+and batches; it is measured before and after each run, and the run is divided by the mean of both. The model is a Llama
+of random weights. With --layerwise, its layers are made when they are needed and nothing else of it is in memory, so
+that any size can run. See docs/performance.md.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
         f"- machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} "
         f"used, {device_name(options)}torch {torch.__version__}; {date.today().isoformat()}",
         "",
-        "| method | order | swaps in | F | run | run in F | initial mask in F | rebuild in F | tokens/s | peak device | "
-        "peak host, so far |",
+        "| method | order | swaps in | F | run | run in F | initial mask in F | rebuild in F | tokens/s "
+        "| peak device | peak host, so far |",
         "|" + " --- |" * 11,
     ]
     for row in table.to_dict("records"):

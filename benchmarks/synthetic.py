@@ -52,7 +52,7 @@ def config(shape: str, layers: int | None = None, positions: int = 4096) -> Llam
 
 
 class Made:
-    """A home whose layers are on the meta device but for the one at work, which gets its random weights anew each time."""
+    """A home whose layers are on the meta device but for the one at work, which gets its random weights anew."""
 
     def __init__(self, model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.device, self.dtype = model, device, dtype

@@ -1,0 +1,181 @@
+"""What a job works with: the model, in memory or streamed; where activations and masks go; what it will take."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate.utils import convert_file_size_to_int
+from torch import Tensor
+
+from barber.calibration import CalibrationSet
+from barber.checkpoint import Streamed, load_streamed
+from barber.errors import UserError
+from barber.estimate import Model, Needs, estimate, matmul_rate
+from barber.events import Estimated, Stage
+from barber.execution import Execution
+from barber.files import check_room
+from barber.home import OnDisk, Resident
+from barber.load import LoadedModel, find_source, load, weight_bytes
+from barber.model import DecoderView
+from barber.place import Place
+from barber.ranks import Ranks
+from barber.refine import State
+from barber.runs import RunDirectory
+from barber.spec import JobSpec
+
+GIB = 2**30
+HEADROOM = 0.9  # of the memory that is free: what a run may plan with
+
+
+@dataclass(frozen=True)
+class Means:
+    """The means of one job.
+
+    streamed: the model, where it is read layer by layer. folder: where masks go as they are made, and recorded, which
+    gives them back; None where they stay in memory. scratch: where activations may be mapped. limit: bytes that may be
+    used on the device; needs: what is to be used.
+    """
+
+    loaded: LoadedModel
+    execution: Execution
+    streamed: Streamed | None
+    folder: Path | None
+    scratch: Path | None
+    limit: int
+    needs: Needs | None = None
+
+    @property
+    def recorded(self) -> Callable[[int, Stage], State] | None:
+        if self.folder is None:
+            return None
+        return lambda layer, stage: RunDirectory(self.folder).recorded(layer, stage)
+
+    def final(self, index: int, stage: Stage) -> dict[str, Tensor]:
+        """The weights of a layer at a stage, name -> (out, in)."""
+        masks, values = self.recorded(index, stage)
+        layer = self.execution.view.layers[index]
+        dense = self.execution.home.dense(layer)
+        return {
+            name: values.get(name, weight).to(weight).masked_fill(masks[name].to(weight.device), 0)
+            for name, weight in dense.items()
+        }
+
+    def estimate(self, spec: JobSpec, calibration: CalibrationSet | None, seqlen: int) -> Means:
+        """These means with their needs and a place for activations that fits the limit.
+
+        Raises UserError where not even a layer fits.
+        """
+        if calibration is None or spec.prune is None:
+            return self
+        execution, samples = self.execution, len(calibration.tokens)
+        batch = execution.batch_of(seqlen, spec.prune)
+        rate = matmul_rate(execution.home.device, execution.view.dtype)
+        whole, ranks = self.streamed is None, execution.ranks.world
+        needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, rate, whole, ranks)
+        while needs.least > self.limit and batch > 1:
+            batch //= 2
+            needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, rate, whole, ranks)
+        if needs.least > self.limit:
+            what, how = ("itself", "give --stream, shorter") if whole else ("one layer", "give shorter")
+            raise UserError(
+                f"{spec.model} needs about {needs.least / GIB:.2f} GiB for {what} and one sequence of {seqlen} tokens, "
+                f"but {self.limit / GIB:.2f} GiB may be used: {how} sequences or a higher --max_memory."
+            )
+        place = self._place(needs)
+        return replace(self, execution=replace(execution, batch=batch, place=place), needs=needs)
+
+    def _place(self, needs: Needs) -> Place:
+        """Where the activations wait: on the device, else on the host, else in files."""
+        device, room = self.execution.home.device, self.limit - needs.least
+        if needs.activations <= room:
+            return Place(device)
+        if device.type != "cpu" and needs.activations <= HEADROOM * psutil.virtual_memory().available:
+            return Place(device, host=True)
+        check_room(self.scratch, needs.activations)
+        return Place(device, folder=self.scratch)
+
+    def told(self) -> Estimated:
+        """The needs as an event."""
+        place, needs, device = self.execution.place, self.needs, self.execution.home.device
+        waiting = "disk" if place.folder else "host" if place.host or device.type == "cpu" else "device"
+        bytes_of = {where: needs.activations if where == waiting else 0 for where in ("device", "host", "disk")}
+        on_host = device.type == "cpu"
+        return Estimated(
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            device_bytes=0 if on_host else needs.least + bytes_of["device"],
+            host_bytes=bytes_of["host"] + (needs.least if on_host else 0),
+            disk_bytes=bytes_of["disk"],
+            seconds=needs.seconds,
+            streamed=self.streamed is not None,
+            activations=waiting,
+        )
+
+
+def gather_means(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitStack, resumed: bool) -> Means:
+    """Load the model, whole or to be streamed, and settle where the run is kept; `stack` removes what is temporary."""
+    source = (
+        find_source(spec.model, spec.device, spec.dtype, spec.cache_dir, spec.trust_remote_code)
+        if loaded is None
+        else None
+    )
+    device = source.device if source else loaded.model.device
+    limit = memory_limit(spec.max_memory, device)
+    stream = spec.prune is not None and loaded is None and (spec.stream or 2.2 * weight_bytes(source) > limit)
+    streamed = None
+    if stream:
+        if spec.zeroshot_tasks:
+            raise UserError(
+                f"Zero-shot tasks need the whole of {spec.model} in memory, but it is read layer by layer: save the "
+                "pruned model and measure it by itself, or leave the tasks out."
+            )
+        streamed = load_streamed(spec.model, spec.device, spec.dtype, spec.cache_dir, spec.trust_remote_code)
+        loaded, view, home = streamed.loaded, streamed.view, OnDisk(streamed)
+    else:
+        loaded = loaded or load(spec.model, spec.device, spec.dtype, spec.cache_dir, spec.trust_remote_code)
+        view = DecoderView(loaded.model)
+        home = Resident(view)
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="barber-")))
+    folder = spec.run_dir if ranks.writes else None
+    if folder is None and (stream or resumed):
+        folder = scratch / "run"
+    execution = Execution(view, home, Place(home.device), ranks)
+    return Means(loaded, execution, streamed, folder, scratch, limit)
+
+
+def memory_limit(given: str | None, device: torch.device) -> int:
+    """Bytes that a run may use on the device: those given, like "12GiB", or most of those that are free."""
+    if given is not None:
+        try:
+            limit = convert_file_size_to_int(given)
+        except ValueError:
+            limit = 0
+        if limit <= 0:
+            raise UserError(f"--max_memory {given!r} is not a size: give one like 12GiB or 800MB.")
+        return limit
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return int(HEADROOM * free)
+
+
+def sizes(means: Means) -> Model:
+    """The sizes of the model that estimates are made of."""
+    view, streamed = means.execution.view, means.streamed
+    layers = [[[weight.view.shape for weight in block.weights] for block in la.sub_blocks] for la in view.layers]
+    blocks = [block for layer in layers for block in layer]
+    prunable = {id(weight.parameter) for layer in view.layers for weight in layer.weights}
+    others = sum(p.nbytes for p in means.loaded.model.parameters() if id(p) not in prunable and not p.is_meta)
+    return Model(
+        layers=len(layers),
+        hidden=means.loaded.model.config.get_text_config().hidden_size,
+        layer_parameters=max(sum(shape.numel() for block in layer for shape in block) for layer in layers),
+        block_parameters=max(sum(shape.numel() for shape in block) for block in blocks),
+        width=max(shape[1] for block in blocks for shape in block),
+        spread=max(sum(sum(shape) for shape in block) for block in blocks),
+        other_bytes=streamed.other_bytes if streamed else others,
+        element=view.dtype.itemsize,
+    )
