@@ -77,8 +77,8 @@ def talking() -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UserError(
-            "Another process of this run has ended or cannot be reached: start the run again, with --resume if it has a "
-            "run directory."
+            "Another process of this run has ended or cannot be reached: start the run again, with --resume if it has "
+            "a run directory."
         ) from error
 
 
