@@ -23,7 +23,7 @@ def model_hash(home: Home, view: DecoderView) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for layer in view.layers:
-        for name, weight in home.dense(layer).items():
+        for name, weight in home.dense(layer.index, layer.weights).items():
             bits = weight.contiguous().view(BITS[weight.element_size()])
             digest.update(f"{layer.index}.{name}".encode())
             for side in (0, 1):

@@ -59,7 +59,7 @@ def perplexity_by_layer(
         home.open(layer.index)
         if state:
             masks, values = state(layer.index)
-            layer.put(home.dense(layer), masks, values)
+            layer.put(home.dense(layer.index, layer.weights), masks, values)
         for batch in range(len(stream)):
             stream.advance(layer, batch)
             yield Progress(f"perplexity {stage}", layer.index, len(view.layers), f"{data.dataset} layer {layer.index}")

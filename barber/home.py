@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from barber.model import DecoderView, DenseWeights, Layer, check_finite
+from barber.model import DecoderView, DenseWeights, Weight, check_finite
 
 if TYPE_CHECKING:
     from barber.checkpoint import Streamed
@@ -24,8 +25,8 @@ class Home(Protocol):
     def close(self, index: int) -> None:
         """The layer's module is not needed for now."""
 
-    def dense(self, layer: Layer) -> dict[str, Tensor]:
-        """The dense weights of an open layer, name -> (out, in), to be read only."""
+    def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
+        """Dense weights of a layer, name -> (out, in), to be read only."""
 
     def restore(self) -> None:
         """Let every layer be dense again, as far as it is in memory."""
@@ -43,8 +44,8 @@ class Resident:
     def close(self, index: int) -> None:
         """It stays."""
 
-    def dense(self, layer: Layer) -> dict[str, Tensor]:
-        return {weight.name: self.weights[layer.index, weight.name] for weight in layer.weights}
+    def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
+        return {weight.name: self.weights[index, weight.name] for weight in weights}
 
     def restore(self) -> None:
         self.weights.restore()
@@ -66,8 +67,9 @@ class OnDisk:
     def close(self, index: int) -> None:
         self.streamed.close(index)
 
-    def dense(self, layer: Layer) -> dict[str, Tensor]:
-        return self.streamed.dense(layer.index)
+    def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
+        found = self.streamed.dense(index)
+        return {weight.name: found[weight.name] for weight in weights}
 
     def restore(self) -> None:
         for layer in self.streamed.view.layers:

@@ -11,9 +11,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 
 from barber import resume, zeroshot
-from barber.allocation import COSTS
 from barber.calibration import CalibrationSet, EvaluationSet
-from barber.config import Order
+from barber.costs import costs
 from barber.environment import describe_environment, model_hash
 from barber.errors import UserError
 from barber.evaluate import check_prompt, generate, perplexity, perplexity_by_layer
@@ -32,7 +31,6 @@ from barber.events import (
     ZeroShotSkipped,
 )
 from barber.files import check_room, write_json
-from barber.initialise import METHODS
 from barber.inputs import choose_seqlen, load_data
 from barber.load import LoadedModel
 from barber.means import Means, gather_means
@@ -41,15 +39,12 @@ from barber.problem import hold_out
 from barber.prune import check_initial, describe, prune
 from barber.ranks import Ranks
 from barber.record import create, record
-from barber.refine import steps
 from barber.runs import RunDirectory, read_masks
 from barber.save import check_outputs, save_calibration, save_model
 from barber.spec import JobSpec
 from barber.stream import is_out_of_memory
 
 TEXT_TOKENS = 120
-REBUILD_COST = 1.5  # forward passes of one sequence through a layer, in a step of the rebuild of its sub-blocks
-ZERO_SHOT_SAMPLES = 500  # a guess at a task's size, for the ETA alone
 
 
 def run_job(
@@ -121,7 +116,7 @@ class _Job:
         means = means.estimate(spec, calibration, seqlen)
         if means.needs:
             yield means.told()
-        yield JobPlanned(_costs(spec, len(view.layers), evaluations))
+        yield JobPlanned(costs(spec, len(view.layers), evaluations))
         events = self._work(means, calibration, evaluations, initial)
         if means.folder and spec.prune:
             if spec.run_dir and self.ranks.writes:
@@ -251,31 +246,3 @@ class _Job:
             else:
                 save_model(means.loaded, spec.save_model)
             yield Saved("model", str(spec.save_model))
-
-
-def _costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict[str, float]:
-    """Phases and their cost in sequence-layers, for the ETA."""
-    stages = [Stage.DENSE]
-    costs: dict[str, float] = {}
-    if spec.prune:
-        stages += [Stage.INITIAL, Stage.REBUILT] if spec.prune.refined else [Stage.INITIAL]
-    windows = sum(len(data.tokens) for data in evaluations)
-    for stage in stages:
-        if stage == Stage.INITIAL:
-            costs["allocation"] = layers * spec.nsamples * COSTS.get(spec.prune.allocation, 0)
-            calibrated = spec.prune.method in METHODS and METHODS[spec.prune.method].statistic is not None
-            if spec.prune.order is Order.PAPER:
-                costs["initial mask"] = layers * (2 * spec.nsamples if calibrated else 1)
-            else:  # everything is done before any stage is there to be looked at
-                costs["rebuild"] = _rebuild_cost(spec, layers)
-        if stage == Stage.REBUILT and spec.prune.order is Order.PAPER:
-            costs["rebuild"] = _rebuild_cost(spec, layers)
-        costs[f"perplexity {stage}"] = layers * windows
-        costs[f"text {stage}"] = layers * len(spec.prompts)
-        costs[f"zero-shot {stage}"] = layers * len(spec.zeroshot_tasks) * (spec.zeroshot_limit or ZERO_SHOT_SAMPLES)
-    return {phase: cost for phase, cost in costs.items() if cost}
-
-
-def _rebuild_cost(spec: JobSpec, layers: int) -> float:
-    fit, held = hold_out(spec.nsamples, spec.prune)
-    return layers * REBUILD_COST * steps(len(fit), len(held), spec.prune)

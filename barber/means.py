@@ -60,7 +60,7 @@ class Means:
         """The weights of a layer at a stage, name -> (out, in)."""
         masks, values = self.recorded(index, stage)
         layer = self.execution.view.layers[index]
-        dense = self.execution.home.dense(layer)
+        dense = self.execution.home.dense(index, layer.weights)
         return {
             name: values.get(name, weight).to(weight).masked_fill(masks[name].to(weight.device), 0)
             for name, weight in dense.items()

@@ -85,7 +85,7 @@ class Run:
         home = self.execution.home
         if isinstance(home, Resident):
             for layer in self.execution.view.layers:
-                layer.put(home.dense(layer), *self.recorded(layer.index, stage))
+                layer.put(home.dense(layer.index, layer.weights), *self.recorded(layer.index, stage))
 
     def _allocate(self) -> Generator[Event, None, Plan | None]:
         if self.config.allocation is Allocation.UNIFORM:
@@ -109,7 +109,7 @@ class Run:
             if not ready:
                 attempt = partial(self._initialise_layer, layer, stream, plan, next(progress))
                 yield from halving([stream], attempt) if stream else attempt()
-            layer.put(home.dense(layer), *self.recorded(layer.index, Stage.INITIAL))
+            layer.put(home.dense(layer.index, layer.weights), *self.recorded(layer.index, Stage.INITIAL))
             for batch in range(len(stream) if stream else 0):
                 stream.advance(layer, batch)
                 yield Progress("initial mask", (layer.index + 1) * each, each * len(layers), f"layer {layer.index}")
@@ -154,7 +154,7 @@ class Run:
             home.open(layer.index)
             steps_of = next(progress)
             if self.is_final(layer):
-                dense = home.dense(layer)
+                dense = home.dense(layer.index, layer.weights)
                 if wanted:
                     write(layer.weights, dense)
                     for batch in range(len(wanted)):

@@ -153,7 +153,8 @@ def _gradients(
 def _saliency(problem: Problem, squared_gradient: Values) -> Values:
     """Saliency of every weight. Raises UserError that names the weight if one is not finite."""
     combined = problem.combined
-    scores = {name: saliency(problem.config.metric, combined[name], squared_gradient[name]) for name in combined}
+    # One after the other, each letting go of what it is made of: together they are as large as the sub-block.
+    scores = {n: saliency(problem.config.metric, combined[n], squared_gradient.pop(n)) for n in list(squared_gradient)}
     for name, score in scores.items():
         if not bool(score.isfinite().all()):
             raise UserError(

@@ -1,7 +1,4 @@
-"""The refinement of sub-blocks: every attention and MLP gets its final mask, by the refiner of the config.
-
-Refiners share one contract: a Problem in; a Refined out.
-"""
+"""One layer of a run: each of its sub-blocks gets its initial masks, in one pass, and its final ones."""
 
 from __future__ import annotations
 
@@ -15,18 +12,16 @@ from torch import Tensor
 
 from barber import rebuild
 from barber.config import Order, PruneConfig, Refiner, Target
-from barber.dsnot import dsnot
 from barber.events import Event, LayerInitialised, Progress, SubBlockRebuilt
 from barber.execution import Execution
 from barber.initialise import METHODS, gather, initialise_weights
 from barber.memory import peak_memory, reset_peak_memory
 from barber.model import Layer, SubBlock
-from barber.one_swap import one_swap
 from barber.problem import Masks, Problem, Values, write
 from barber.rebuild import Refined
 from barber.reconstruct import EPOCHS, reconstruct
-from barber.scores import histogram, magnitude, wanda
-from barber.statistics import Sums, gram, moments
+from barber.refiners import REFINERS
+from barber.scores import histogram, magnitude
 from barber.stream import Stream, halving
 
 TAPE_BYTES = 2**30  # of dense forward passes that are kept until the masks are known, rather than made again
@@ -56,16 +51,14 @@ def refine_layer(
     moves on, too, where the sub-blocks are to put out what that one does. progress: place -> events.
     """
     here, streams = f"layer {layer.index}", [stream, wanted] if wanted else [stream]
-    dense = run.execution.home.dense(layer)
+    home = run.execution.home
     if wanted:
-        write(layer.weights, dense)
+        write(layer.weights, home.dense(layer.index, layer.weights))
         yield from halving(streams, partial(_dense_outputs, layer, stream, wanted, progress(f"{here} dense")))
         for batch in range(len(wanted)):
             wanted.advance(layer, batch)
-    if run.initial:
-        masks, updates = run.initial(layer.index)
-        layer.put(dense, masks, updates)
     for block in layer.sub_blocks:
+        dense = home.dense(layer.index, block.weights)
         yield from halving(
             streams, partial(_refine, run, layer, block, dense, stream, progress(f"{here} {block.kind}"))
         )
@@ -95,7 +88,7 @@ def _refine(
         config=config,
         place=stream.place,
         ranks=execution.ranks,
-        dense={weight.name: dense[weight.name] for weight in block.weights},
+        dense=dense,
         fit=stream.fit,
         held=stream.held,
         sizes=stream.sizes,
@@ -183,7 +176,7 @@ def _rebuild(
         rounds=[asdict(one) for one in refined.rounds],
         reconstruction=reconstruction,
         masks=refined.masks,
-        weights={n: v for n, v in values.items() if not v.equal(problem.dense[n].masked_fill(refined.masks[n], 0))},
+        weights=_changed(problem, refined.masks, values),
     )
 
 
@@ -201,56 +194,6 @@ def _dense_outputs(layer: Layer, stream: Stream, wanted: Stream, progress: Itera
         yield next(progress)
 
 
-def _by_one_swap(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
-    """Exact one-swaps in every row, for the inputs that the dense sub-block has."""
-    grams = yield from _watch_dense(problem, Sums(gram), progress)
-    m, combined = problem.config.sparsity.m, problem.combined
-    masks = {n: one_swap(problem.masks[n], problem.dense[n], combined[n], total, m) for n, total in grams.items()}
-    return _refined(problem, masks, {name: total.diagonal() for name, total in grams.items()})
-
-
-def _by_dsnot(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
-    """DSnoT in every row, for the inputs that the dense sub-block has."""
-    seen = yield from _watch_dense(problem, Sums(moments), progress)
-    masks, m = {}, problem.config.sparsity.m
-    for name, (count, total, squares) in seen.items():
-        mean = total / count
-        variance = squares / count - mean.square()
-        masks[name] = dsnot(problem.masks[name], problem.dense[name], mean, variance, squares, m)
-    return _refined(problem, masks, {name: squares for name, (_, _, squares) in seen.items()})
-
-
-def _watch_dense(problem: Problem, sums: Sums, progress: Iterator[Progress]) -> Generator[Event, None, Values]:
-    """Sums over the inputs that the weights of the dense sub-block have, of all ranks; sets missing targets."""
-    write(problem.block.weights, problem.dense)
-    for batch in problem.batches:
-        tape = problem.record(batch)
-        sums.add(tape.taps)
-        problem.settle(batch, tape.output.detach())
-        yield next(progress)
-    problem.ranks.sum(list(sums.values.values()))
-    return sums.values
-
-
-def _refined(problem: Problem, changed: Masks, squares: dict[str, Tensor]) -> Refined:
-    """The changed masks, scored by Wanda's score; a weight whose input text never reaches keeps its mask and has none.
-
-    squares: name -> (in,) sums of squared inputs.
-    """
-    masks = problem.masks | changed
-    swaps = sum(int((problem.masks[name] & ~mask).sum()) for name, mask in masks.items())
-    silent = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
-    scores = silent | {name: wanda(problem.dense[name], total) for name, total in squares.items()}
-    return Refined(masks, problem.values(masks), scores, swaps, swaps)
-
-
-REFINERS: dict[Refiner, Callable[[Problem, Iterator[Progress]], Generator[Event, None, Refined]]] = {
-    Refiner.BARBER: rebuild.barber,
-    Refiner.ONE_SWAP: _by_one_swap,
-    Refiner.DSNOT: _by_dsnot,
-}
-
-
 def steps(fit: int, held: int, config: PruneConfig) -> int:
     """Progress steps of one sub-block at most, for so many batches (or sequences) that teach and that judge."""
     every = fit + held if config.holds_out else fit
@@ -259,14 +202,23 @@ def steps(fit: int, held: int, config: PruneConfig) -> int:
     return first + 2 * every + own * config.barber + EPOCHS * every * config.reconstruct
 
 
+def _changed(problem: Problem, masks: Masks, values: Values) -> Values:
+    """The values that are not the dense ones under the masks; only a re-fit and a method with updates make any."""
+    if not (problem.updates or problem.config.reconstruct):
+        return {}
+    return {n: v for n, v in values.items() if not v.equal(problem.dense[n].masked_fill(masks[n], 0))}
+
+
 def _describe(scores: Tensor, initial: Tensor, rebuilt: Tensor) -> dict:
     """What became of one weight matrix, JSON-able."""
+    binned = histogram(scores, initial, rebuilt)
+    fates = {fate: sum(binned[fate]) + zeros for fate, zeros in binned["zeros"].items()}
     return {
         "weights": rebuilt.numel(),
-        "zeros": int(rebuilt.sum()),
-        "grown": int((initial & ~rebuilt).sum()),
-        "cut": int((~initial & rebuilt).sum()),
-        "saliency_before": scores[~initial].sum(dtype=torch.float64).item(),
-        "saliency_after": scores[~rebuilt].sum(dtype=torch.float64).item(),
-        "histogram": histogram(scores, initial, rebuilt),
+        "zeros": fates["pruned"] + fates["cut"],
+        "grown": fates["grown"],
+        "cut": fates["cut"],
+        "saliency_before": scores.masked_fill(initial, 0).sum(dtype=torch.float64).item(),
+        "saliency_after": scores.masked_fill(rebuilt, 0).sum(dtype=torch.float64).item(),
+        "histogram": binned,
     }

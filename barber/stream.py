@@ -53,6 +53,8 @@ class Stream:
 
         judges: whether it is held out from what the others teach.
         """
+        if not self._tuples:
+            self._call_layers(tokens[:1, :2])
         hidden, calls = self._call_layers(tokens)
         self._tokens.append(tokens)
         self._judges.append(judges)
@@ -64,8 +66,8 @@ class Stream:
         """What the first layer gets, and the calls of all layers without hidden states.
 
         The layers are skipped; what they would be called with beside the hidden state is recorded for each of them,
-        since families differ between layers (sliding and global attention). Only the first of a class runs once, which
-        tells whether such layers return a tuple.
+        since families differ between layers (sliding and global attention). Only the first of a class runs, at the very
+        first call, which tells whether such layers return a tuple.
         """
         calls: list[Call] = []
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from barber.capture import Call, Taps, tapping
 from barber.model import Outputs, SubBlock, Weight
 
-ELEMENTS = 2**24  # of the gradients of several sequences that are held at a time
+ELEMENTS = 2**18  # of gradients that are made at a time: small enough for a cache, and small matrices go together
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from barber.errors import UserError
-from barber.model import DecoderView, Layer
+from barber.model import DecoderView, Weight
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,16 @@ class Made:
     def close(self, index: int) -> None:
         self.model.model.layers[index].to("meta")
 
-    def dense(self, layer: Layer) -> dict[str, Tensor]:
+    def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
         """The weights as `open` makes them."""
         found = {}
-        generator = torch.Generator(self.device).manual_seed(layer.index)
-        owners = {id(weight.parameter): weight.name for weight in layer.weights}
-        for parameter in layer.module.parameters():
+        generator = torch.Generator(self.device).manual_seed(index)
+        owners = {id(weight.parameter): weight.name for weight in weights}
+        for parameter in self.model.model.layers[index].parameters():
             if parameter.dim() > 1:
                 made = torch.empty_like(parameter).normal_(0, 0.02, generator=generator)
-                found[owners[id(parameter)]] = made
+                if id(parameter) in owners:
+                    found[owners[id(parameter)]] = made
         return found
 
     def restore(self) -> None:

@@ -1,0 +1,68 @@
+"""The refiners of a sub-block's masks, under one contract: a Problem and progress events in, a Refined out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+
+import torch
+from torch import Tensor
+
+from barber import rebuild
+from barber.config import Refiner
+from barber.dsnot import dsnot
+from barber.events import Event, Progress
+from barber.one_swap import one_swap
+from barber.problem import Masks, Problem, Values, write
+from barber.rebuild import Refined
+from barber.scores import wanda
+from barber.statistics import Sums, gram, moments
+
+
+def _by_one_swap(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
+    """Exact one-swaps in every row, for the inputs that the dense sub-block has."""
+    grams = yield from _watch_dense(problem, Sums(gram), progress)
+    m, combined = problem.config.sparsity.m, problem.combined
+    masks = {n: one_swap(problem.masks[n], problem.dense[n], combined[n], total, m) for n, total in grams.items()}
+    return _refined(problem, masks, {name: total.diagonal() for name, total in grams.items()})
+
+
+def _by_dsnot(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
+    """DSnoT in every row, for the inputs that the dense sub-block has."""
+    seen = yield from _watch_dense(problem, Sums(moments), progress)
+    masks, m = {}, problem.config.sparsity.m
+    for name, (count, total, squares) in seen.items():
+        mean = total / count
+        variance = squares / count - mean.square()
+        masks[name] = dsnot(problem.masks[name], problem.dense[name], mean, variance, squares, m)
+    return _refined(problem, masks, {name: squares for name, (_, _, squares) in seen.items()})
+
+
+def _watch_dense(problem: Problem, sums: Sums, progress: Iterator[Progress]) -> Generator[Event, None, Values]:
+    """Sums over the inputs that the weights of the dense sub-block have, of all ranks; sets missing targets."""
+    write(problem.block.weights, problem.dense)
+    for batch in problem.batches:
+        tape = problem.record(batch)
+        sums.add(tape.taps)
+        problem.settle(batch, tape.output.detach())
+        yield next(progress)
+    problem.ranks.sum(list(sums.values.values()))
+    return sums.values
+
+
+def _refined(problem: Problem, changed: Masks, squares: dict[str, Tensor]) -> Refined:
+    """The changed masks, scored by Wanda's score; a weight whose input text never reaches keeps its mask and has none.
+
+    squares: name -> (in,) sums of squared inputs.
+    """
+    masks = problem.masks | changed
+    swaps = sum(int((problem.masks[name] & ~mask).sum()) for name, mask in masks.items())
+    silent = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
+    scores = silent | {name: wanda(problem.dense[name], total) for name, total in squares.items()}
+    return Refined(masks, problem.values(masks), scores, swaps, swaps)
+
+
+REFINERS: dict[Refiner, Callable[[Problem, Iterator[Progress]], Generator[Event, None, Refined]]] = {
+    Refiner.BARBER: rebuild.barber,
+    Refiner.ONE_SWAP: _by_one_swap,
+    Refiner.DSNOT: _by_dsnot,
+}
