@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from barber.errors import UserError
@@ -17,10 +18,14 @@ from barber.errors import UserError
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one module call. The hidden state comes first, by position or as `hidden_states`."""
+    """The arguments of one module call. The hidden state comes first, by position or as `hidden_states`.
+
+    compute: the dtype that matrix products are made in, whatever that of the weights; None for their own.
+    """
 
     args: tuple
     kwargs: dict[str, Any]
+    compute: torch.dtype | None = None
 
     @property
     def hidden(self) -> Tensor:
@@ -48,9 +53,15 @@ def first_tensor(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def run(module: nn.Module, call: Call) -> Any:
+    """Call the module as recorded, in the caller's grad mode; what it returns."""
+    with torch.autocast(call.hidden.device.type, call.compute, enabled=call.compute is not None):
+        return module(*call.args, **call.kwargs)
+
+
 def replay(module: nn.Module, call: Call) -> Tensor:
     """Call the module as recorded, in the caller's grad mode; the output's hidden state."""
-    return first_tensor(module(*call.args, **call.kwargs))
+    return first_tensor(run(module, call))
 
 
 def record_call(root: nn.Module, target: nn.Module, call: Call) -> Call:
@@ -58,12 +69,12 @@ def record_call(root: nn.Module, target: nn.Module, call: Call) -> Call:
     seen: list[Call] = []
 
     def stop(_module, args, kwargs):
-        seen.append(Call(args, kwargs))
+        seen.append(Call(args, kwargs, call.compute))
         raise _Reached
 
     with target.register_forward_pre_hook(stop, with_kwargs=True):
         try:
-            root(*call.args, **call.kwargs)
+            run(root, call)
         except _Reached:
             return seen[0]
     raise _never_called(root, target)
@@ -79,7 +90,7 @@ def record_output(root: nn.Module, target: nn.Module, call: Call) -> Tensor:
 
     with target.register_forward_hook(stop):
         try:
-            root(*call.args, **call.kwargs)
+            run(root, call)
         except _Reached:
             return seen[0]
     raise _never_called(root, target)

@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--stream", action="store_true", help="read the model layer by layer (by itself where it does not fit)")
     flag("--max_memory", metavar="SIZE", help="of the device at most, like 12GiB (default: what is free)")
     flag("--device", help="auto (default), cpu, cuda, cuda:1 ...")
+    flag("--compute", help="matrix products of the pruning: native (default), bfloat16, or tf32 on CUDA")
     flag("--dtype", help="auto (default), float32, bfloat16, float16")
     flag("--trust_remote_code", action="store_true", help="run Python code that a model brings along")
     return parser

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from barber.calibration import CalibrationSet
 from barber.config import PruneConfig
 from barber.home import Home
@@ -22,7 +24,8 @@ class Execution:
     """The means of a run.
 
     home: lends the model's layers. place: where activations wait. ranks: the processes that share the sequences.
-    batch: sequences of one forward pass at most; None for as many as have BATCH_TOKENS.
+    batch: sequences of one forward pass at most; None for as many as have BATCH_TOKENS. compute: the dtype of matrix
+    products, None for that of the weights.
     """
 
     view: DecoderView
@@ -30,6 +33,7 @@ class Execution:
     place: Place
     ranks: Ranks = field(default_factory=Ranks)
     batch: int | None = None
+    compute: torch.dtype | None = None
 
     def batch_of(self, seqlen: int, config: PruneConfig) -> int:
         """Sequences of a forward pass."""
@@ -43,7 +47,9 @@ class Execution:
         """
         samples, seqlen = calibration.tokens.shape
         size = self.batch_of(seqlen, config)
-        stream = Stream(self.view.model, [layer.module for layer in self.view.layers], self.place, self.home.open)
+        stream = Stream(
+            self.view.model, [layer.module for layer in self.view.layers], self.place, self.home.open, self.compute
+        )
         teaching, judging = hold_out(samples, config)
         parts = [(teaching, False), (judging, True)] if config.holds_out else [(teaching, False)]
         for sequences, judges in parts:

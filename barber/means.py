@@ -29,6 +29,7 @@ from barber.refine import State
 from barber.runs import RunDirectory
 from barber.spec import JobSpec
 
+COMPUTE = ("native", "tf32", "bfloat16")
 GIB = 2**30
 HEADROOM = 0.9  # of the memory that is free: what a run may plan with
 
@@ -144,8 +145,20 @@ def gather_means(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack:
     folder = spec.run_dir if ranks.writes else None
     if folder is None and (stream or resumed):
         folder = scratch / "run"
-    execution = Execution(view, home, Place(home.device), ranks)
+    execution = Execution(view, home, Place(home.device), ranks, compute=products(spec.compute, home.device, stack))
     return Means(loaded, execution, streamed, folder, scratch, limit)
+
+
+def products(compute: str, device: torch.device, stack: ExitStack) -> torch.dtype | None:
+    """The dtype of matrix products by name; TensorFloat-32 is a mode of the device, which `stack` sets back."""
+    if compute not in COMPUTE:
+        raise UserError(f"--compute {compute!r} is unknown: choose one of {', '.join(COMPUTE)}.")
+    if compute == "tf32":
+        if device.type != "cuda":
+            raise UserError("--compute tf32 is a mode of CUDA devices: leave it out, or give bfloat16.")
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("high")
+    return torch.bfloat16 if compute == "bfloat16" else None
 
 
 def memory_limit(given: str | None, device: torch.device) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from barber.capture import Call, answer, first_tensor, record_call, record_output, replacing, replay
+from barber.capture import Call, answer, first_tensor, record_call, record_output, replacing, replay, run
 from barber.errors import UserError
 
 
@@ -75,7 +75,7 @@ class SubBlock:
             with replacing(_answers(outputs)):
                 output = record_output(self.layer, self.weights[-1].module, call)
             return output.view(*call.hidden.shape[:-1], -1)  # OPT lays all positions of a batch in one row
-        output = self.module(*call.args, **call.kwargs)
+        output = run(self.module, call)
         self.returns["arity"] = len(output) if isinstance(output, tuple) else 0
         return first_tensor(output)
 

@@ -21,6 +21,7 @@ PRUNING_FLAGS = {"sparsity_ratio", "sparsity_type", "prune_method", "prune_barbe
 SPEC_FLAGS = {
     "model", "nsamples", "seqlen", "seed", "device", "dtype", "calibration", "eval_windows", "run_dir", "save_model",
     "save_data", "cache_dir", "datasets_cache_dir", "trust_remote_code", "stream", "max_memory",
+    "compute",
 }  # fmt: skip
 
 

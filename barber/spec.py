@@ -23,6 +23,8 @@ class JobSpec:
     prompts: continued greedily at each stage. zeroshot_tasks, zeroshot_limit: lm-eval tasks, items per task.
     stream: read the model layer by layer even where it fits into memory. max_memory: of the device (of the host, if
     that is the device), like "12GiB"; None for most of what is free.
+    compute: in what matrix products of the pruning are made: "native" (the dtype of the weights), "tf32" or "bfloat16";
+    sums are fp32 in any case.
     run_dir, save_model, save_data: where to write the run, the final model and the calibration tokens (.npy).
     """
 
@@ -41,6 +43,7 @@ class JobSpec:
     zeroshot_limit: int | None = None
     stream: bool = False
     max_memory: str | None = None
+    compute: str = "native"
     run_dir: Path | None = None
     save_model: Path | None = None
     save_data: Path | None = None

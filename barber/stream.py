@@ -35,12 +35,18 @@ class Stream:
 
     beside: other tensors of the same batches, name -> one (batch, ...) each, that are split when the batches are.
     open: makes a layer's weights be there, called with its number before a layer has to run while batches are fed.
+    compute: see Call.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[nn.Module], place: Place, open: Callable[[int], None] | None = None
+        self,
+        model: nn.Module,
+        layers: Sequence[nn.Module],
+        place: Place,
+        open: Callable[[int], None] | None = None,
+        compute: torch.dtype | None = None,
     ) -> None:
-        self.model, self.layers, self.place, self.open = model, layers, place, open
+        self.model, self.layers, self.place, self.open, self.compute = model, layers, place, open, compute
         self.hidden: list[Tensor] = []
         self.beside: dict[Any, list[Tensor]] = {}
         self._tokens: list[Tensor] = []
@@ -75,7 +81,7 @@ class Stream:
             kind, forward = type(layer), layer.forward
 
             def skip(*args, **kwargs):
-                calls.append(Call(args, kwargs))
+                calls.append(Call(args, kwargs, self.compute))
                 if kind not in self._tuples:
                     if self.open:
                         self.open(index)
@@ -93,7 +99,8 @@ class Stream:
         known = self._calls[0] if self._calls else calls
         bare = [call.with_hidden(None) for call in calls]
         shared = [
-            Call(_share(call.args, k.args), _share(call.kwargs, k.kwargs)) for call, k in zip(bare, known, strict=True)
+            Call(_share(call.args, k.args), _share(call.kwargs, k.kwargs), self.compute)
+            for call, k in zip(bare, known, strict=True)
         ]
         return hidden, shared
 

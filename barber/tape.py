@@ -67,7 +67,7 @@ def _squares(weight: Weight, calls: list[tuple[Tensor, Tensor]], batch: int, sca
     """Sum over sequences of the squared sum over calls of D^T X, fp32 (out, in)."""
     shape = weight.view.shape
     total = torch.zeros(shape, dtype=torch.float32, device=weight.view.device)
-    split = [(x.reshape(batch, -1, shape[1]), d.reshape(batch, -1, shape[0])) for x, d in calls]
+    split = [(x.reshape(batch, -1, shape[1]).to(d.dtype), d.reshape(batch, -1, shape[0])) for x, d in calls]
     step = max(1, ELEMENTS // total.numel())
     for start in range(0, batch if split else 0, step):
         part = slice(start, start + step)
