@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pandas as pd
 
 from barber.calibration import CalibrationSet, EvaluationSet
-from barber.config import AUTO, METHODS, Allocation, PruneConfig, Refiner, Sparsity, Target
+from barber.config import AUTO, METHODS, Allocation, Order, PruneConfig, Refiner, Sparsity, Target
 from barber.errors import UserError
 from barber.evaluate import perplexity
 from barber.events import LayerInitialised
@@ -78,6 +78,15 @@ TREATMENTS = {
         own_masks=True,
         unstructured=True,
     ),
+    "block-0.1": Treatment("block 0.1", {"block-0.1": {"granularity": "block", "threshold": 0.1}}),
+    "block-0.1-one-pass": Treatment(
+        "block 0.1, one pass",
+        {"block-0.1-one-pass": {"granularity": "block", "threshold": 0.1, "order": Order.ONE_PASS}},
+        own_masks=True,
+    ),
+    "auto-one-pass": Treatment(
+        "auto, one pass", {"auto-one-pass": {"threshold": AUTO, "order": Order.ONE_PASS}}, own_masks=True
+    ),
     "one-swap": Treatment("one-swap", {"one-swap": {"refiner": Refiner.ONE_SWAP}}),
     "dsnot": Treatment("dsnot", {"dsnot": {"refiner": Refiner.DSNOT}}),
     "auto+re-fit": Treatment("auto + re-fit", {"auto+re-fit": {"threshold": AUTO, "reconstruct": True}}),
@@ -85,6 +94,7 @@ TREATMENTS = {
 GROUPS = {
     "default": [PUBLISHED, "auto", "one-swap", "dsnot", "auto+re-fit"],
     "rounds": ["auto-1", "auto-2", "auto", "auto-8"],
+    "orders": ["block-0.1", "block-0.1-one-pass", "auto", "auto-one-pass"],
     "options": ["auto", "auto-dense-stream", "auto-owl", "auto-saliency"],
 }
 
