@@ -19,7 +19,7 @@ from barber.refine import State
 from barber.stream import Stream
 
 LOGITS_BYTES = 2**28  # of one batch's logits, in fp32; larger batches gain nothing
-MAX_BATCH = 32
+BATCH_TOKENS = 8192  # of one batch, so that a run can be stopped soon
 MAX_LOSS = 709  # nats; exp of more is beyond a float
 TOKENS_PER_EVENT = 4
 
@@ -81,7 +81,9 @@ def check_windows(data: EvaluationSet) -> None:
 
 
 def windows_at_once(model, data: EvaluationSet) -> int:
-    return max(1, min(MAX_BATCH, LOGITS_BYTES // (4 * data.tokens.shape[1] * _vocabulary(model))))
+    """How many windows go through the model together."""
+    seqlen = data.tokens.shape[1]
+    return max(1, min(BATCH_TOKENS // seqlen, LOGITS_BYTES // (4 * seqlen * _vocabulary(model))))
 
 
 def losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> list[float]:

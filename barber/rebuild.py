@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -99,7 +100,8 @@ def barber(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, N
         salient = _saliency(problem, squares)
         scores = scores or salient
         best, lowest, curve = None, math.inf, [Candidate(NONE, "", 0.0, 0, error)] if judged else []
-        for proposal in _proposals(problem, masks, salient, grams.values if grams else {}):
+        exact = yield from _one_swaps(problem, masks, grams.values if grams else {}, progress)
+        for proposal in chain(_swaps(problem, masks, salient), [exact] if exact else []):
             candidates = candidates or proposal.candidates
             if judged:
                 reached = yield from _judge(problem, proposal.masks, progress)
@@ -164,8 +166,8 @@ def _saliency(problem: Problem, squared_gradient: Values) -> Values:
     return scores
 
 
-def _proposals(problem: Problem, masks: Masks, scores: Values, grams: Values) -> Iterator[_Proposal]:
-    """What a round may choose from; with "auto", sizes that swap as many pairs as the one before are left out."""
+def _swaps(problem: Problem, masks: Masks, scores: Values) -> Iterator[_Proposal]:
+    """Swaps by saliency that a round may choose from; with "auto", sizes that swap as many pairs as the one before are left out."""
     config, m = problem.config, problem.config.sparsity.m
     fractions = FRACTIONS if config.auto else (config.threshold,)
     for granularity in GRANULARITIES if config.auto else (config.granularity,):
@@ -177,12 +179,18 @@ def _proposals(problem: Problem, masks: Masks, scores: Values, grams: Values) ->
             last = result.swaps
             new = dict(zip(masks, result.masks, strict=True))
             yield _Proposal(SWAP, str(granularity), fraction, new, result.candidates, result.swaps)
-    if grams:
-        combined = problem.combined
-        new = masks | {n: one_swap(masks[n], problem.dense[n], combined[n], gram, m) for n, gram in grams.items()}
-        moved = sum(int((masks[name] & ~mask).sum()) for name, mask in new.items())
-        if moved:
-            yield _Proposal(ONE_SWAP, "", 0.0, new, 0, moved)
+
+
+def _one_swaps(
+    problem: Problem, masks: Masks, grams: Values, progress: Iterator[Progress]
+) -> Generator[Event, None, _Proposal | None]:
+    """Exact one-swaps in every row, if any lower the error of the weight's own output."""
+    new, combined = dict(masks), problem.combined
+    for name, gram_of in grams.items():
+        new[name] = one_swap(masks[name], problem.dense[name], combined[name], gram_of, problem.config.sparsity.m)
+        yield next(progress)
+    moved = sum(int((masks[name] & ~mask).sum()) for name, mask in new.items())
+    return _Proposal(ONE_SWAP, "", 0.0, new, 0, moved) if moved else None
 
 
 def _judge(problem: Problem, masks: Masks, progress: Iterator[Progress]) -> Generator[Event, None, float]:

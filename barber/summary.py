@@ -35,9 +35,9 @@ def gap_recovered(dense: float, initial: float, rebuilt: float) -> float | None:
 def told(event: Estimated) -> str:
     """What a run is expected to take, in a line."""
     sizes = {"on the device": event.device_bytes, "in the host's memory": event.host_bytes, "on disk": event.disk_bytes}
-    places = [f"{size / 2**30:.2f} GiB {where}" for where, size in sizes.items() if size]
+    places = [f"{max(size / 2**30, 0.01):.2f} GiB {where}" for where, size in sizes.items() if size]
     how = ", the model layer by layer" if event.streamed else ""
-    return f"Expected on {event.device}: about {duration(event.seconds)} of pruning, {', '.join(places)}{how}."
+    return f"Expected on {event.device}: about {duration(max(event.seconds, 1))} of pruning, {', '.join(places)}{how}."
 
 
 def duration(seconds: float) -> str:

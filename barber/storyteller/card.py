@@ -205,7 +205,9 @@ The knowledge probe, one question for each fact of the world:
 {_table(("fact", "right", "asked", "share"), knowledge)}
 
 ## Training
-{end.step} steps, {end.tokens / 1e6:.1f} million tokens, {end.seconds / 60:.0f} minutes on {recipe.device}. {note}
+{end.step} steps, {end.tokens / 1e6:.1f} million tokens, {end.seconds / 60:.0f} minutes on {recipe.device}.
+
+{note}
 
 ![The training loss against tokens seen](loss.svg)
 

@@ -68,7 +68,7 @@ class Recipe:
     warmup: int = 100  # steps
     decay: float = 0.3  # share of the stages from one beginning to the next over which the rates fall to zero
     averaged: float = 0.03  # share of the run, its last, over which the weights are averaged
-    minutes: float = 96.0
+    minutes: float = 90.0
     steps: int = 10**9
     seed: int = 0
     device: str = "cpu"
