@@ -11,7 +11,7 @@ import gradio as gr
 from analysis import frames, stories
 from barber.config import PruneConfig
 from barber.errors import UserError
-from barber.events import LayerInitialised, RunStarted, Stage, SubBlockRebuilt, TextGenerated
+from barber.events import LayerInitialised, Progress, RunStarted, Stage, SubBlockRebuilt, TextGenerated
 from barber.load import BUNDLED
 from ui.gpu import SHARED, on_gpu
 from ui.hub import Hub, reached
