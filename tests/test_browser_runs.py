@@ -12,6 +12,7 @@ from tests.app_server import Server, serving
 from tests.browsing import LONG, SECONDS, SHORT, drawn, launched, open_tab, visit
 from ui.live import IN_ONE_PASS
 
+BEGUN = LONG.replace("512", "128")  # long enough to be stopped, its first block not long in coming
 FIGURES = {
     "Mask flips": "flip-heatmap",
     "Saliency": "saliency-histogram",
@@ -45,9 +46,9 @@ def run(page: Page) -> None:
 
 
 def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, server, complaints):
-    page = visit(browser, server, LONG, complaints)
+    page = visit(browser, server, BEGUN, complaints)
     page.locator("#run").click()
-    expect(page.locator("#blocks tbody tr").first).to_be_visible(timeout=60 * SECONDS)
+    expect(page.locator("#blocks tbody tr").first).to_be_visible(timeout=120 * SECONDS)
     started = time.monotonic()
     page.locator("#stop").click()
     expect(page.locator("#status .bb-stopped")).to_be_visible(timeout=2 * SECONDS)
@@ -90,7 +91,7 @@ def test_a_run_in_one_pass_fills_every_view(browser, server, complaints):
 
 
 def test_a_run_in_one_pass_that_is_stopped_shows_what_it_has(browser, server, complaints):
-    page = visit(browser, server, LONG + "&order=one-pass", complaints)
+    page = visit(browser, server, BEGUN + "&order=one-pass", complaints)
     page.locator("#run").click()
     expect(page.locator("#blocks tbody tr").first).to_be_visible(timeout=120 * SECONDS)
     page.locator("#stop").click()
