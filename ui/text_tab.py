@@ -31,7 +31,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     with gr.Column(visible=False) as results:
         legend = intro(LEGEND)
         with gr.Row(equal_height=True):
-            prompt = gr.Textbox(label="Prompt", lines=2, max_lines=6, scale=3, min_width=260, elem_id="prompt")
+            prompt = gr.Textbox(label="Prompt", lines=3, max_lines=6, scale=3, min_width=260, elem_id="prompt")
             sample = gr.Dropdown([], label="Samples", scale=2, min_width=220, elem_id="samples")
         with gr.Row(equal_height=True):
             tokens = gr.Slider(10, 400, value=200, step=10, label="Tokens", min_width=180, elem_id="tokens")
