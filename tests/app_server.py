@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 180
+SMALL = {"nsamples": 6, "seqlen": 64, "eval_windows": 6}  # settings of a run of a second or two
 
 
 @dataclass(frozen=True)

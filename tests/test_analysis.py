@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from analysis import figures, frames, stories
 from analysis.style import told
 from barber.calibration import CalibrationSet
-from barber.config import Granularity, PruneConfig, Sparsity
+from barber.config import Granularity, Order, PruneConfig, Sparsity
 from barber.events import LayerInitialised, PerplexityMeasured, Stage, SubBlockRebuilt, TextGenerated
 from barber.prune import prune
 from barber.runs import RunDirectory, create, record
@@ -42,9 +42,10 @@ def measured(stage: str, value: float, dataset: str = "text") -> PerplexityMeasu
     return PerplexityMeasured(stage, dataset, seqlen=16, tokens=64, perplexity=value, seconds=0.1)
 
 
-@pytest.fixture(scope="module")
-def events() -> list:
-    return run(2)
+@pytest.fixture(scope="module", params=Order)
+def events(request) -> list:
+    """A run in each order: in one pass, a layer is initialised in parts."""
+    return run(2, order=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -288,8 +289,9 @@ def test_a_prompt_from_elsewhere_is_told_from_a_bad_continuation():
     assert reading.rest == " The end."
 
 
-def test_the_mask_map_shows_the_masks_of_the_directory(tmp_path):
-    written = list(record(create(tmp_path / "run"), (event for event in run(1))))
+@pytest.mark.parametrize("order", Order)
+def test_the_mask_map_shows_the_masks_of_the_directory(tmp_path, order):
+    written = list(record(create(tmp_path / "run"), (event for event in run(1, order=order))))
     directory = RunDirectory(tmp_path / "run")
     row = max(frames.flips(written).itertuples(), key=lambda row: min(row.grown, row.cut))
     fates = frames.fates(directory, row.layer, row.name)

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import time
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.app_server import Server, serving
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-]
-SMALL = "?nsamples=6&seqlen=64&eval_windows=6"
-LONG = "?nsamples=512&seqlen=128&eval_windows=6"
-SECONDS = 1000  # of Playwright's milliseconds
+from tests.browsing import SECONDS, SHORT, drawn, launched, open_tab, visit
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +19,8 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if not path:
-        pytest.fail("Chromium is missing: run `make test`, which installs it, or set CHROMIUM to its path.")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with launched() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -48,36 +29,15 @@ def complaints() -> list[str]:
     return []
 
 
-def visit(browser: Browser, server: Server, query: str, complaints: list[str], width: int = 1400) -> Page:
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(server.url + query)
-    expect(page.locator("#run")).to_be_enabled(timeout=30 * SECONDS)
-    return page
-
-
 @pytest.fixture(scope="module")
 def finished(browser, server, complaints) -> Iterator[Page]:
     """A page on which one run on the bundled model has come to its end."""
-    page = visit(browser, server, SMALL, complaints)
+    page = visit(browser, server, SHORT, complaints)
     page.locator("#run").click()
     expect(page.locator("#status [role=progressbar]")).to_be_visible(timeout=30 * SECONDS)
     expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
     yield page
     page.close()
-
-
-def open_tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
-    page.wait_for_timeout(500)  # a tab mounts its components when it is first opened
-
-
-def drawn(page: Page, figure: str) -> int:
-    """How many shapes plotly drew in a figure, once it drew any."""
-    shapes = page.locator(f"#{figure} .cartesianlayer").locator("image, .trace path, .trace .point")
-    expect(shapes.first).to_be_attached(timeout=20 * SECONDS)
-    return shapes.count()
 
 
 def test_the_address_is_a_link_to_the_run(finished):
@@ -86,12 +46,21 @@ def test_the_address_is_a_link_to_the_run(finished):
 
 
 def test_a_link_fills_the_form_and_what_has_no_effect_is_hidden(browser, server, complaints):
-    page = visit(browser, server, SMALL + "&threshold=0.2&granularity=layer&rounds=2", complaints)
+    page = visit(
+        browser,
+        server,
+        SHORT + "&threshold=0.2&granularity=layer&rounds=2&order=one-pass&stream=true&max_memory=2GiB",
+        complaints,
+    )
     page.get_by_role("button", name="Method in detail").click()
     threshold, rounds = page.locator("#threshold input[type=number]"), page.locator("#rounds input")
     expect(threshold).to_have_value("0.2")
     expect(rounds).to_have_value("2")
     expect(page.locator("#granularity input")).to_have_value("one matrix")
+    expect(page.locator("#order input")).to_have_value("each block before its rebuild")
+    page.get_by_role("button", name="Memory").click()
+    expect(page.locator("#stream input")).to_be_checked()
+    expect(page.locator("#max_memory").get_by_role("textbox")).to_have_value("2GiB")
     page.locator("#swaps").get_by_label("chosen by held-out error").check()
     expect(threshold).not_to_be_visible()
     expect(page.locator("#granularity")).not_to_be_visible()
@@ -102,7 +71,9 @@ def test_a_link_fills_the_form_and_what_has_no_effect_is_hidden(browser, server,
         expect(page.locator(f"#{name}")).not_to_be_visible()
     page.locator("#rebuild input").uncheck()
     expect(page.locator("#refiner")).not_to_be_visible()
-    expect(page.locator("#reconstruct")).to_be_visible()
+    expect(page.locator("#order")).not_to_be_visible()
+    page.locator("#reconstruct input").check()
+    expect(page.locator("#order")).to_be_visible()
     page.close()
 
 
@@ -206,39 +177,8 @@ def test_writing_can_be_stopped(finished):
     assert column.inner_text() == now
 
 
-def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, server, complaints):
-    page = visit(browser, server, LONG, complaints)
-    page.locator("#run").click()
-    expect(page.locator("#blocks tbody tr").first).to_be_visible(timeout=60 * SECONDS)
-    started = time.monotonic()
-    page.locator("#stop").click()
-    expect(page.locator("#status .bb-stopped")).to_be_visible(timeout=2 * SECONDS)
-    assert time.monotonic() - started < 2
-    expect(page.locator("#run")).to_be_enabled()
-    expect(page.locator("#status")).to_contain_text("What it reached so far")
-    assert drawn(page, "flip-heatmap") >= 1
-    page.goto(server.url + SMALL)
-    expect(page.locator("#run")).to_be_enabled(timeout=30 * SECONDS)
-    page.locator("#run").click()
-    expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
-    page.close()
-
-
-def test_a_run_that_only_re_fits_shows_errors_and_no_flips(browser, server, complaints):
-    page = visit(browser, server, SMALL + "&rebuild=false&reconstruct=true", complaints)
-    expect(page.locator("#swaps")).not_to_be_visible()
-    page.locator("#run").click()
-    expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
-    assert drawn(page, "sub-block-errors") >= 4
-    expect(page.locator("#flip-heatmap")).not_to_be_visible()
-    expect(page.locator("#refit")).to_contain_text("Re-fitting the kept weights lowered the error")
-    open_tab(page, "Choices")
-    expect(page.get_by_text("This run has no rebuild, so nothing was chosen.")).to_be_visible()
-    page.close()
-
-
 def test_a_mistake_is_said_on_the_page(browser, server, complaints):
-    page = visit(browser, server, SMALL + "&sparsity=150%25", complaints)
+    page = visit(browser, server, SHORT + "&sparsity=150%25", complaints)
     page.locator("#run").click()
     expect(page.locator("#status [role=alert]")).to_contain_text("Sparsity ratio 1.5 is not allowed")
     expect(page.locator("#run")).to_be_enabled()

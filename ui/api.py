@@ -10,7 +10,7 @@ from analysis import frames
 from barber.errors import UserError
 from barber.events import JobPlanned, Progress
 from barber.progress import Eta
-from ui.gpu import ONE_AT_A_TIME, on_gpu
+from ui.gpu import SHARED, on_gpu
 from ui.hub import Hub
 from ui.settings import DEFAULTS, to_spec
 from ui.worker import Worker
@@ -44,6 +44,9 @@ def build(hub: Hub) -> None:
         target: str = DEFAULTS["target"],
         allocation: str = DEFAULTS["allocation"],
         reconstruct: bool = DEFAULTS["reconstruct"],
+        order: str = DEFAULTS["order"],
+        stream: bool = DEFAULTS["stream"],
+        max_memory: str | None = DEFAULTS["max_memory"],
     ) -> Iterator[dict]:
         values = {name: value for name, value in locals().items() if name in DEFAULTS}
         worker = None
@@ -70,4 +73,4 @@ def build(hub: Hub) -> None:
             if worker:
                 worker.stop()
 
-    gr.api(on_gpu(run), api_name="run", api_description=DESCRIPTION, **ONE_AT_A_TIME)
+    gr.api(on_gpu(run), api_name="run", api_description=DESCRIPTION, **SHARED)

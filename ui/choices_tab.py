@@ -9,7 +9,7 @@ from barber.config import PruneConfig, Refiner
 from barber.events import Event, RunStarted
 from ui.hub import Hub
 from ui.plots import plot
-from ui.settings import REFINER_TITLES
+from ui.titles import REFINER_TITLES
 from ui.views import CALM, empty, intro, nothing_yet, results_there
 
 EMPTY = empty("Press <b>Run</b>. Here you will see what each block tried, and what helped most.")

@@ -6,9 +6,9 @@ import re
 import secrets
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,19 +16,22 @@ from barber.errors import UserError
 from barber.evaluate import generate
 from barber.events import Event, Progress, Stage, StageReached
 from barber.job import run_job
-from barber.load import LoadedModel, load
+from barber.load import LoadedModel
+from barber.means import gather_means
 from barber.model import DecoderView
+from barber.presets import STORYTELLER as PRESET
+from barber.ranks import Ranks
 from barber.runs import RunDirectory
 from barber.spec import JobSpec
 from barber.stages import at_stage
 
-Job = Callable[[LoadedModel], Iterator[Event]]
+Job = Callable[[LoadedModel | None], Iterator[Event]]
 KEPT_SECONDS = 24 * 3600
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
 class Hub:
-    """Holds one loaded model, lends it to one job at a time, and knows where the runs are.
+    """Holds one loaded model, lends it to one job at a time in the order they came, and knows where the runs are.
 
     A run is known by an id that cannot be guessed: whoever holds it may look at the run, nobody else. After every job
     the model is checked to be dense again; one that is not is thrown away.
@@ -38,7 +41,7 @@ class Hub:
         self.temporary = runs is None
         self.runs = Path(tempfile.mkdtemp(prefix="barber-runs-")) if runs is None else Path(runs)
         self.runs.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
+        self._line: list[object] = []  # those who want the model; the first has it
         self._loaded: LoadedModel | None = None
 
     def new_run(self) -> str:
@@ -82,17 +85,19 @@ class Hub:
     def run(self, run_id: str, spec: JobSpec) -> Iterator[Event]:
         """The whole job as a stream of events, written to the run's directory as it goes."""
 
-        def job(loaded: LoadedModel) -> Iterator[Event]:
-            prompts = spec.prompts if loaded.tokenizer else ()
+        def job(loaded: LoadedModel | None) -> Iterator[Event]:
+            prompts = () if loaded and not loaded.tokenizer else spec.prompts
             return run_job(replace(spec, run_dir=self.path(run_id), prompts=prompts), loaded)
 
-        return self._lend(spec.model, job)
+        return self._lend(spec, job)
 
     def texts(self, run_id: str, prompt: str, tokens: int, temperature: float, seed: int) -> Iterator[Event]:
         """The prompt continued by the model of a run at each of its stages, one after the other."""
         run = RunDirectory(self.path(run_id))
 
-        def write(loaded: LoadedModel) -> Iterator[Event]:
+        def write(loaded: LoadedModel | None) -> Iterator[Event]:
+            if loaded is None:
+                raise UserError(f"Model {run.config['model']} does not fit into the memory, so it writes no text here.")
             if loaded.tokenizer is None:
                 raise UserError(f"Model {loaded.name} has no tokenizer, so it cannot write text.")
             for stage in reached(run.events()):
@@ -107,29 +112,38 @@ class Hub:
                         seed=seed,
                     )
 
-        return self._lend(run.config["model"], write)
+        return self._lend(JobSpec(model=run.config["model"], prune=PRESET.prune), write)
 
-    def _lend(self, name: str, job: Job) -> Iterator[Event]:
-        """The events of `job` while it alone holds the model."""
-        while not self._lock.acquire(timeout=0.1):
-            yield Progress("waiting", 0, 1, "another run holds the model")
+    def _lend(self, spec: JobSpec, job: Job) -> Iterator[Event]:
+        """The events of `job` while it alone holds the model: None where it is to be read layer by layer."""
+        ticket = object()
+        self._line.append(ticket)
         try:
-            yield Progress("load", 0, 1, name)
-            loaded = self._model(name)
-            dense = fingerprint(loaded)
+            while (before := self._line.index(ticket)) > 0:
+                yield Progress("waiting", 0, 1, f"{before} {'job' if before == 1 else 'jobs'} before yours")
+                time.sleep(0.1)
+            yield Progress("load", 0, 1, spec.model)
+            loaded = self._model(spec)
+            dense = fingerprint(loaded) if loaded else []
             try:
                 yield from job(loaded)
             finally:
-                if fingerprint(loaded) != dense:
+                if loaded and fingerprint(loaded) != dense:
                     self._loaded = None
         finally:
-            self._lock.release()
+            self._line.remove(ticket)
 
-    def _model(self, name: str) -> LoadedModel:
-        """The loaded model; another one is let go first, so that two never fill the memory together."""
-        if self._loaded is None or self._loaded.name != name:
+    def _model(self, spec: JobSpec) -> LoadedModel | None:
+        """The loaded model, or None where the job must read it layer by layer, as it was asked to or does not fit.
+
+        Another one is let go first, so that two never fill the memory together.
+        """
+        held = self._loaded is not None and self._loaded.name == spec.model
+        if not held or spec.stream or spec.max_memory:
             self._loaded = None
-            self._loaded = load(name)
+            with ExitStack() as stack:
+                means = gather_means(spec, None, Ranks(), stack, resumed=False)
+            self._loaded = None if means.streamed else means.loaded
         return self._loaded
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from html import escape
 
 from analysis import frames
 from analysis.style import told
 from barber.config import PruneConfig
 from barber.events import (
+    Estimated,
     Event,
     JobPlanned,
     Notice,
@@ -21,6 +23,7 @@ from barber.events import (
     SubBlockRebuilt,
 )
 from barber.progress import Eta
+from barber.summary import told as expected
 
 IDLE = """
 <div class="bb-card bb-idle">
@@ -41,15 +44,17 @@ STARTING = """
 
 LABELS = {Stage.DENSE: "dense", Stage.INITIAL: "initial mask", Stage.REBUILT: "rebuilt"}
 DOING = {  # by the first word of a phase
-    "waiting": "Waiting",
+    "waiting": "Waiting for the model",
     "load": "Loading the model",
     "data": "Reading the data",
     "perplexity": "Measuring perplexity",
     "text": "Writing text",
+    "allocation": "Sharing out what is pruned",
     "initial": "Computing the initial mask",
     "rebuild": "Rebuilding",
 }
 STEPS = {Stage.DENSE: "Dense model", Stage.INITIAL: "Initial mask", Stage.REBUILT: "Rebuild"}
+IN_ONE_PASS = ("Dense model", "Initial mask and rebuild, block by block", "Before and after")
 
 
 class Live:
@@ -60,6 +65,7 @@ class Live:
         self.started = time.monotonic()
         self.phases: list[str] = []
         self.now = Progress("waiting", 0, 1)
+        self.expected = ""
         self.notices: list[str] = []
         self.seen: list[Event] = []
         self.finished = False
@@ -71,17 +77,19 @@ class Live:
             self.now = event
         if isinstance(event, (JobPlanned, Progress)):
             self.eta.update(event)
+        if isinstance(event, Estimated):
+            self.expected = expected(event)
         if isinstance(event, Notice) and event.message not in self.notices:
             self.notices.append(event.message)
         if isinstance(event, (RunStarted, SubBlockRebuilt, PerplexityMeasured, RunFinished)):
-            self.seen.append(Event.from_dict(event.to_dict()))  # without its tensors
+            self.seen.append(event.bare())
         self.finished = self.finished or isinstance(event, RunFinished)
 
     def status(self) -> str:
         """The running state: phases, bar, where it is, time left."""
         percent = 100 * self.eta.fraction
         remaining = duration(self.eta.seconds_left)
-        steps = "".join(f'<li class="{self._state(step)}">{title}</li>' for step, title in self._steps())
+        steps = "".join(f'<li class="{state}">{title}</li>' for title, state in progress(self.phases, self.now.phase))
         doing = DOING.get(self.now.phase.split()[0], self.now.phase.capitalize())
         where = escape(" · ".join(part for part in (doing, self.now.where) if part))
         return (
@@ -91,20 +99,11 @@ class Live:
             f'aria-valuemax="100" aria-valuenow="{percent:.0f}"><span style="width:{percent:.1f}%"></span></div>'
             f'<p class="bb-where"><span>{where}</span><span class="bb-eta">{percent:.0f} %'
             f"{' · about ' + remaining + ' left' if remaining else ''}</span></p>"
-            f"{self._figures()}{self._notices()}</div>"
+            f"{self._figures()}{self._expected()}{self._notices()}</div>"
         )
 
-    def _steps(self) -> list[tuple[Stage, str]]:
-        """The stages that this job goes through, with their titles."""
-        planned = {stage_of(phase) for phase in self.phases}
-        return [(stage, title) for stage, title in STEPS.items() if stage in planned]
-
-    def _state(self, step: Stage) -> str:
-        now = stage_of(self.now.phase) if self.now.phase in self.phases else None
-        if step == now:
-            return "now"
-        order = list(STEPS)
-        return "done" if now and order.index(step) < order.index(now) else "todo"
+    def _expected(self) -> str:
+        return f'<p class="bb-expected">{escape(self.expected)}</p>' if self.expected else ""
 
     def _notices(self) -> str:
         return "".join(f'<p class="bb-notice">{escape(message)}</p>' for message in self.notices)
@@ -156,9 +155,26 @@ class Live:
         )
 
 
-def stage_of(phase: str) -> Stage:
-    """The stage that a phase of the job belongs to: "initial mask" and "perplexity initial" to the initial one."""
-    return next((stage for stage in Stage if stage in phase or stage.removesuffix("t") in phase), Stage.DENSE)
+def progress(phases: Sequence[str], now: str) -> list[tuple[str, str]]:
+    """The steps of a job with these phases, in order: their titles, and whether each is "done", "now" or "todo"."""
+    steps: dict[str, list[int]] = {}
+    for index, phase in enumerate(phases):
+        steps.setdefault(step_of(phase, phases), []).append(index)
+    at = phases.index(now) if now in phases else -1
+    return [
+        (title, "now" if at in places else "done" if places[-1] < at else "todo") for title, places in steps.items()
+    ]
+
+
+def step_of(phase: str, phases: Sequence[str]) -> str:
+    """The title of the step that a phase of a job belongs to; `phases` tell the job's order."""
+    one_pass = "rebuild" in phases and "initial mask" not in phases
+    if phase == "allocation":
+        return IN_ONE_PASS[1] if one_pass else STEPS[Stage.INITIAL]
+    stage = next(stage for stage in Stage if stage in phase or stage.removesuffix("t") in phase)
+    if not one_pass or stage is Stage.DENSE:
+        return STEPS[stage]
+    return IN_ONE_PASS[1 if phase == "rebuild" else 2]
 
 
 def message(text: str, kind: str) -> str:

@@ -28,7 +28,7 @@ def build(runs: Path | None = None) -> gr.Blocks:
     """The app; `runs` is where run directories are kept, a new temporary folder unless given."""
     hub = Hub(runs)
     with gr.Blocks(title="Barber", analytics_enabled=False, fill_width=True) as page:
-        run_id = gr.State(None)
+        shown_id = gr.State(None)
         gr.HTML(HEADER)
         with gr.Row(elem_classes="bb-page"):
             with gr.Column(scale=0, min_width=340, elem_classes="bb-panel"):
@@ -37,7 +37,7 @@ def build(runs: Path | None = None) -> gr.Blocks:
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
                 status = gr.HTML(IDLE, elem_id="status")
                 blocks = gr.HTML("", elem_id="blocks")
-                ended = run_panel.wire(hub, fields, run, stop, status, blocks, run_id)
+                ended = run_panel.wire(hub, fields, run, stop, status, blocks, shown_id)
                 with gr.Tabs(elem_id="views"):
                     for title, tab in (
                         ("Mask flips", flips_tab),
@@ -47,7 +47,7 @@ def build(runs: Path | None = None) -> gr.Blocks:
                         ("Text", text_tab),
                     ):
                         with gr.Tab(title) as opened:
-                            tab.build(hub, run_id, ended)
+                            tab.build(hub, shown_id, ended)
                         opened.select(fn=None, js=FIT, api_visibility="private")
         api.build(hub)
         page.load(

@@ -9,7 +9,7 @@ import gradio as gr
 
 from barber.errors import UserError
 from ui import settings
-from ui.gpu import ONE_AT_A_TIME, on_gpu
+from ui.gpu import SHARED, on_gpu
 from ui.hub import Hub
 from ui.live import STARTING, Live, message
 from ui.worker import Worker
@@ -45,9 +45,13 @@ def wire(
     stop: gr.Button,
     status: gr.HTML,
     blocks: gr.HTML,
-    run_id: gr.State,
+    shown_id: gr.State,
 ) -> gr.events.Dependency:
-    """Connect the panel. Returns what the views wait for: the end of a run, also of one that was stopped."""
+    """Connect the panel. Returns what the views wait for: the end of a run, also of one that was stopped.
+
+    shown_id: then has its id. Until then the views go on showing the run before it.
+    """
+    run_id = gr.State(None)
     fields = list(form.values())
     on, off, same = gr.update(interactive=True), gr.update(interactive=False), gr.skip()
 
@@ -103,11 +107,11 @@ def wire(
     run.click(fn=None, inputs=fields, js=ON_RUN % list(settings.FORM), api_visibility="private")
     checked = run.click(check, fields, [status, blocks, run, stop, run_id], **quiet)
     checked.failure(explain, fields, status, queue=False, **quiet)
-    started = checked.success(on_gpu(work), [run_id, *fields], [status, blocks, run, stop], **quiet, **ONE_AT_A_TIME)
+    started = checked.success(on_gpu(work), [run_id, *fields], [status, blocks, run, stop], **quiet, **SHARED)
     stop.click(halt, run_id, [status, run, stop], queue=False, **quiet)
     data = [form[name] for name in settings.data_for("")]
     form["model"].input(suit, [form["model"], form["calibration"]], data, queue=False, **quiet)
-    return started
+    return started.then(lambda name: name, run_id, shown_id, queue=False, **quiet)
 
 
 def fill_from_link(request: gr.Request) -> list:

@@ -9,64 +9,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from barber.config import AUTO, Allocation, Granularity, Metric, PruneConfig, Refiner, Sparsity, Target
+from barber.config import AUTO, Order, PruneConfig, Sparsity
 from barber.errors import UserError
 from barber.presets import STORYTELLER as PRESET
 from barber.problem import hold_out
 from barber.spec import JobSpec
 from barber.storyteller import documents
+from ui.titles import CHOICES, DATASETS, FIXED, LABELS
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-PATTERNS = ("50%", "60%", "70%", "2:4", "4:8")
-DATASETS = ("storyteller", "wikitext2", "c4", "ptb")
-METHOD_TITLES = {
-    "magnitude": "Magnitude",
-    "wanda": "Wanda",
-    "wandd": "Wanda, derivative",
-    "sparsegpt": "SparseGPT",
-    "ria": "RIA",
-    "random": "Random (control)",
-}
-METRIC_TITLES = {Metric.WD: "weight times gradient", Metric.W: "weight alone", Metric.D: "gradient alone"}
-GRANULARITY_TITLES = {
-    Granularity.BLOCK: "the whole block",
-    Granularity.LAYER: "one matrix",
-    Granularity.OUTPUT: "one output row",
-    Granularity.INPUT: "one input column",
-}
-REFINER_TITLES = {
-    Refiner.BARBER: "Barber: by saliency",
-    Refiner.ONE_SWAP: "Exact one-swaps in each row",
-    Refiner.DSNOT: "DSnoT: by each row's mean error",
-}
-TARGET_TITLES = {
-    Target.BLOCK: "itself, unpruned",
-    Target.DENSE_STREAM: "the unpruned model",
-}
-ALLOCATION_TITLES = {
-    Allocation.UNIFORM: "the same in every layer",
-    Allocation.OWL: "by outliers (OWL)",
-    Allocation.SALIENCY: "by saliency",
-}
-FIXED = "fixed"  # beside AUTO: the form's switch between the two kinds of threshold
-SWAPS_TITLES = {AUTO: "chosen by held-out error", FIXED: "fixed threshold"}
-CHOICES = {
-    "method": METHOD_TITLES,
-    "metric": METRIC_TITLES,
-    "granularity": GRANULARITY_TITLES,
-    "refiner": REFINER_TITLES,
-    "target": TARGET_TITLES,
-    "allocation": ALLOCATION_TITLES,
-}
+SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMG]i?B", re.IGNORECASE)
 PROMPTS = ("Once upon a time", "The capital of France is", "The most important thing about science is")
-LABELS = {
-    "threshold": "Threshold",
-    "rounds": "Rounds at most",
-    "nsamples": "Samples",
-    "seqlen": "Tokens each",
-    "seed": "Seed",
-    "eval_windows": "Windows at most",
-}
 
 
 def data_for(model: str) -> dict[str, object]:
@@ -97,6 +50,9 @@ DEFAULTS: dict[str, object] = {
     "target": str(PRESET.prune.target),
     "allocation": str(PRESET.prune.allocation),
     "reconstruct": PRESET.prune.reconstruct,
+    "order": str(PRESET.prune.order),
+    "stream": PRESET.stream,
+    "max_memory": PRESET.max_memory,
 }
 FIELDS = tuple(DEFAULTS)
 FORM = {"swaps": AUTO} | DEFAULTS | {"threshold": 0.1}  # in the form, a switch and a number make up the threshold
@@ -111,10 +67,11 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
         raise UserError("Give evaluation data, for example storyteller or wikitext2.")
     if on_a_space():
         _refuse_paths(model, (calibration, *evaluation))
+    rebuilds, refits = bool(values["rebuild"]), bool(values["reconstruct"])
     prune = PruneConfig(
         sparsity=Sparsity.parse(str(values["sparsity"] or "")),
         method=str(values["method"]),
-        barber=bool(values["rebuild"]),
+        barber=rebuilds,
         metric=str(values["metric"]),
         granularity=str(values["granularity"]),
         threshold=AUTO if values["threshold"] == AUTO else _number(values, "threshold"),
@@ -122,8 +79,9 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
         rounds=_whole(values, "rounds", 1, optional=True),
         target=str(values["target"]),
         allocation=str(values["allocation"]),
-        reconstruct=bool(values["reconstruct"]),
+        reconstruct=refits,
         retain_reconstruction=bool(values["retain_reconstruction"]),
+        order=str(values["order"]) if rebuilds or refits else Order.PAPER,  # hidden then, as it has no effect
     )
     nsamples = _whole(values, "nsamples", 1)
     if prune.refined:
@@ -138,6 +96,8 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
         seqlen=_whole(values, "seqlen", 2, optional=True),
         seed=_whole(values, "seed", 0),
         eval_windows=_whole(values, "eval_windows", 1, optional=True),
+        stream=bool(values["stream"]),
+        max_memory=_size(values, "max_memory"),
         prompts=PRESET.prompts if model == PRESET.model else PROMPTS,
     )
 
@@ -221,14 +181,23 @@ def _whole(values: Mapping[str, object], name: str, least: int, optional: bool =
     return int(number)
 
 
+def _size(values: Mapping[str, object], name: str) -> str | None:
+    text = str(values[name] or "").strip()
+    if text and not SIZE.fullmatch(text):
+        raise UserError(f"{LABELS[name]} {text!r} is not a size: give one like 12GiB or 800MB, or leave it empty.")
+    return text.replace(" ", "").upper() or None  # "12gb" would be gigabits
+
+
 def _parse(name: str, text: str) -> object:
     """A value of a link, typed as the field is. Raises ValueError."""
-    if name in ("rebuild", "retain_reconstruction", "reconstruct"):
+    if isinstance(DEFAULTS[name], bool):
         return text.lower() in ("true", "1", "yes")
     if name == "threshold":
         return AUTO if text == AUTO else _within(float(text), 0, 1)
     if name in ("nsamples", "seqlen", "seed", "eval_windows", "rounds"):
         return int(text) if text else None
+    if name == "max_memory":
+        return text or None
     if text not in CHOICES.get(name, (text,)):
         raise ValueError(text)
     return text

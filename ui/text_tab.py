@@ -11,9 +11,9 @@ import gradio as gr
 from analysis import frames, stories
 from barber.config import PruneConfig
 from barber.errors import UserError
-from barber.events import RunStarted, Stage, TextGenerated
+from barber.events import LayerInitialised, Progress, RunStarted, Stage, SubBlockRebuilt, TextGenerated
 from barber.load import BUNDLED
-from ui.gpu import ONE_AT_A_TIME, on_gpu
+from ui.gpu import SHARED, on_gpu
 from ui.hub import Hub, reached
 from ui.settings import sample_prompts
 from ui.views import CALM, empty, intro, nothing_yet, results_there
@@ -31,7 +31,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     with gr.Column(visible=False) as results:
         legend = intro(LEGEND)
         with gr.Row(equal_height=True):
-            prompt = gr.Textbox(label="Prompt", lines=2, max_lines=6, scale=3, min_width=260, elem_id="prompt")
+            prompt = gr.Textbox(label="Prompt", lines=3, max_lines=6, scale=3, min_width=260, elem_id="prompt")
             sample = gr.Dropdown([], label="Samples", scale=2, min_width=220, elem_id="samples")
         with gr.Row(equal_height=True):
             tokens = gr.Slider(10, 400, value=200, step=10, label="Tokens", min_width=180, elem_id="tokens")
@@ -49,7 +49,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         events = hub.events(name)
         written = _texts(events)
         if not written:
-            return nothing_yet(EMPTY, 3 + len(columns))
+            return nothing_yet(why_empty(events), 3 + len(columns))
         run = _run(events)
         prompts = list(dict.fromkeys([*written, *sample_prompts(run.model)]))
         first = prompts[0]
@@ -68,7 +68,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
 
     def tell(name: str | None, prompt: str, tokens: float, temperature: float, seed: float | None) -> Iterator[list]:
         texts: dict[str, str] = {}
-        worker = None
+        worker, waiting = None, ""
         try:
             if not (prompt or "").strip():
                 raise UserError("Give a prompt: a few words for the models to continue.")
@@ -81,7 +81,9 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
                 for event in batch:
                     if isinstance(event, TextGenerated):
                         texts[str(event.stage)] = event.text
-                yield _columns(run, prompt, texts)
+                    if isinstance(event, Progress):
+                        waiting = f"Waiting: {event.where}." if event.phase == "waiting" else ""
+                yield _columns(run, prompt, texts, waiting)
         except UserError as error:
             gr.Warning(str(error), title="Not possible")
             yield [gr.skip()] * len(columns)
@@ -108,10 +110,19 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         columns,
         show_progress="hidden",
         api_visibility="private",
-        **ONE_AT_A_TIME,
+        **SHARED,
     )
     telling.then(lambda: idle, None, buttons, **CALM)
     stop.click(halt, run_id, buttons, **CALM)
+
+
+def why_empty(events: list) -> str:
+    """Why a run has no texts to show."""
+    if not events:
+        return EMPTY
+    if any(isinstance(event, (LayerInitialised, SubBlockRebuilt)) for event in events):  # it came past the first texts
+        return empty("This run wrote no texts: its model was read layer by layer, or has no tokenizer.")
+    return empty("The run was stopped before the dense model had written anything.")
 
 
 def _texts(events: list) -> dict[str, dict[str, str]]:
@@ -137,16 +148,16 @@ def _run(events: list) -> _Run:
     return _Run(started.model, PruneConfig.from_dict(started.config).refined, reached(events))
 
 
-def _columns(run: _Run, prompt: str, texts: Mapping[str, str]) -> list[str]:
-    """The three columns; the bundled model's stories with a reader's remark."""
-    return [_column(run, stage, prompt, texts.get(stage, ""), texts.get(Stage.DENSE, "")) for stage in Stage]
+def _columns(run: _Run, prompt: str, texts: Mapping[str, str], waiting: str = "") -> list[str]:
+    """The three columns; the bundled model's stories with a reader's remark. waiting: for what, if it has to."""
+    return [_column(run, stage, prompt, texts.get(stage, ""), texts.get(Stage.DENSE, ""), waiting) for stage in Stage]
 
 
-def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str) -> str:
+def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str, waiting: str) -> str:
     absent = (
         "This run has no rebuild." if stage == Stage.REBUILT and not run.rebuilds else "The run did not come this far."
     )
-    reading = stories.Reading(text, "", "", "" if stage in run.stages else absent)
+    reading = stories.Reading(text, "", "", waiting if stage in run.stages else absent)
     if text and run.model == BUNDLED:
         reading = stories.read(prompt, text)
     same = 0 if stage is Stage.DENSE else frames.agreement(text, dense)
