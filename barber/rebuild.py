@@ -167,7 +167,7 @@ def _saliency(problem: Problem, squared_gradient: Values) -> Values:
 
 
 def _swaps(problem: Problem, masks: Masks, scores: Values) -> Iterator[_Proposal]:
-    """Swaps by saliency that a round may choose from; with "auto", sizes that swap as many pairs as the one before are left out."""
+    """Swaps by saliency that a round may choose from; "auto" leaves out sizes that swap as many pairs as the last."""
     config, m = problem.config, problem.config.sparsity.m
     fractions = FRACTIONS if config.auto else (config.threshold,)
     for granularity in GRANULARITIES if config.auto else (config.granularity,):

@@ -48,7 +48,7 @@ def by_definition(model, tokens: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch", [1, 3, 32])
 def test_perplexity_is_the_papers_whatever_the_batch(monkeypatch, dtype, batch):
-    monkeypatch.setattr(evaluate, "MAX_BATCH", batch)
+    monkeypatch.setattr(evaluate, "BATCH_TOKENS", 20 * batch)
     model = llama(dtype=dtype)
     data = windows()
     *progress, measured = perplexity(model, data, "dense")
