@@ -19,6 +19,7 @@ from barber.model import DecoderView, DenseWeights
 from barber.place import Place
 from barber.prune import prune
 from tests.families import build
+from tests.jobs import equal_share, masks_told, same, values_told
 from tests.tiny import llama
 
 ORDERS = ("one-pass", "paper")
@@ -40,28 +41,8 @@ def config(pattern: str = "50%", **settings) -> PruneConfig:
     return PruneConfig(Sparsity.parse(pattern), **{"order": "one-pass"} | settings)
 
 
-def masks(events: list) -> dict[tuple, torch.Tensor]:
-    """(layer, name, stage) -> mask."""
-    stage = {LayerInitialised: Stage.INITIAL, SubBlockRebuilt: Stage.REBUILT}
-    told = [event for event in events if type(event) in stage]
-    return {(e.layer, name, stage[type(e)]): mask for e in told for name, mask in e.masks.items()}
-
-
-def values(events: list) -> dict[tuple, torch.Tensor]:
-    """(layer, name, stage) -> updated weights."""
-    stage = {LayerInitialised: Stage.INITIAL, SubBlockRebuilt: Stage.REBUILT}
-    told = [event for event in events if type(event) in stage]
-    return {(e.layer, name, stage[type(e)]): value for e in told for name, value in e.weights.items()}
-
-
 def held(view: DecoderView) -> dict[tuple, torch.Tensor]:
     return {(layer.index, weight.name): weight.view.clone() for layer in view.layers for weight in layer.weights}
-
-
-def equal_share(one: dict, other: dict) -> float:
-    """Share of the mask bits that are equal."""
-    assert one.keys() == other.keys()
-    return sum(int((one[k] == other[k]).sum()) for k in one) / sum(mask.numel() for mask in one.values())
 
 
 @pytest.mark.parametrize("swaps", SWAPS)
@@ -95,7 +76,7 @@ def test_one_pass(family, method, swaps):
             }
             for mask in event.masks.values() if swaps == "2:4" else ():
                 assert bool((mask.unflatten(1, (-1, 4)).sum(-1) == 2).all())
-    found, changed = masks(events), values(events)
+    found, changed = masks_told(events), values_told(events)
     assert any(stage == Stage.INITIAL for *_, stage in changed) == (method == "sparsegpt")
     for (index, name, stage), mask in found.items():
         wanted = changed.get((index, name, stage), dense[index, name]).masked_fill(mask, 0)
@@ -154,7 +135,7 @@ def test_the_size_of_batches_only_rounds(case):
     one = carried_out(*case, batch=1)
     for batch in (2, 8):
         other = carried_out(*case, batch=batch)
-        assert equal_share(masks(one), masks(other)) >= 0.999
+        assert equal_share(masks_told(one), masks_told(other)) >= 0.999
         kinds, others = (Counter(type(event) for event in events) for events in (one, other))
         assert {kind for kind in kinds if kinds[kind] != others[kind]} <= {type(one[1])}, "only Progress is rarer"
         assert [e.zeros for e in one if isinstance(e, RunFinished)] == [
@@ -172,9 +153,8 @@ def test_the_size_of_batches_only_rounds(case):
 def test_where_activations_wait_changes_nothing(case, where, tmp_path):
     place = Place(CPU, host=True) if where == "host" else Place(CPU, folder=tmp_path)
     there, here = (carried_out(*case, batch=2, place=kept) for kept in (place, MEMORY))
-    for read in (masks, values):
-        assert read(there).keys() == read(here).keys()
-        assert all(torch.equal(tensor, read(here)[key]) for key, tensor in read(there).items())
+    for read in (masks_told, values_told):
+        assert same(read(there), read(here))
     assert [e.error_after for e in there if isinstance(e, SubBlockRebuilt)] == [
         e.error_after for e in here if isinstance(e, SubBlockRebuilt)
     ]
@@ -187,7 +167,7 @@ def test_orders_differ_only_behind_the_first_rebuild(method):
     found = []
     for order in ORDERS:
         model = llama(vocab_size=96)
-        found.append(masks(list(prune(model, sequences(), config(order=order, method=method, **SWAPS["fixed"])))))
+        found.append(masks_told(list(prune(model, sequences(), config(order=order, method=method, **SWAPS["fixed"])))))
     one, other = found
     assert one.keys() == other.keys()
     attention = [key for key in one if key[1].startswith("self_attn")]
