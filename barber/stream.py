@@ -49,11 +49,20 @@ class Stream:
         self._tuples: dict[type, bool] = {}  # whether layers of a class return a tuple
 
     def feed(self, tokens: Tensor, judges: bool = False) -> None:
-        """Add one batch, tokens (batch, seqlen): its embedding and the arguments of each layer.
+        """Add tokens (batch, seqlen) as one batch, or as several where memory does not suffice for one.
 
         judges: whether it is held out from what the others teach.
         """
-        hidden, calls = self._call_layers(tokens)
+        try:
+            hidden, calls = self._call_layers(tokens)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(tokens) == 1:
+                raise
+            hidden = None
+        if hidden is None:  # outside the handler, whose traceback holds the tensors of what failed
+            for part in tokens.split((len(tokens) + 1) // 2):
+                self.feed(part, judges)
+            return
         self._tokens.append(tokens)
         self._judges.append(judges)
         self.hidden.append(self.place.keep(hidden))
