@@ -33,6 +33,7 @@ class Stream:
     The sequences lie in batches. `hidden[i]` is (batch, seqlen, hidden) in the model's dtype, as its place keeps it. It
     moves on by `advance`, which runs a layer with the weights it has at that moment.
 
+    halved: whether memory has run out on the way.
     beside: other tensors of the same batches, name -> one (batch, ...) each, that are split when the batches are.
     open: makes a layer's weights be there, called with its number before a layer has to run while batches are fed.
     """
@@ -42,6 +43,7 @@ class Stream:
     ) -> None:
         self.model, self.layers, self.place, self.open = model, layers, place, open
         self.hidden: list[Tensor] = []
+        self.halved = False
         self.beside: dict[Any, list[Tensor]] = {}
         self._tokens: list[Tensor] = []
         self._judges: list[bool] = []
@@ -155,6 +157,7 @@ class Stream:
 
     def halve(self) -> None:
         """Split every batch of two sequences or more in two."""
+        self.halved = True
         tokens, judges, hidden, calls = self._tokens, self._judges, self.hidden, self._calls
         beside, self.beside = self.beside, {key: [] for key in self.beside}
         self._tokens, self._judges, self.hidden, self._calls = [], [], [], []
