@@ -65,7 +65,7 @@ def perplexity_by_layer(
             yield Progress(f"perplexity {stage}", layer.index, len(view.layers), f"{data.dataset} layer {layer.index}")
         home.close(layer.index)
     losses = []
-    for batch, tokens in enumerate(data.tokens.split(windows_at_once(view.model, data))):
+    for batch, tokens in enumerate(data.tokens.split(stream.sizes)):
         losses += losses_of(stream.logits(batch), tokens.to(home.device))
     yield Progress(f"perplexity {stage}", len(view.layers), len(view.layers), data.dataset)
     yield measured(losses, data, stage, time.perf_counter() - started)

@@ -166,7 +166,7 @@ def memory_limit(given: str | None, device: torch.device) -> int:
     if given is not None:
         try:
             limit = convert_file_size_to_int(given)
-        except ValueError:
+        except (ValueError, OverflowError):
             limit = 0
         if limit <= 0:
             raise UserError(f"--max_memory {given!r} is not a size: give one like 12GiB or 800MB.")

@@ -37,19 +37,20 @@ class Place:
         return tensor.to(self.device, non_blocking=True)
 
     def _mapped(self, tensor: Tensor) -> Tensor:
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix="activations-")
         try:
-            # Reserved first: writing to a mapped file that the disk has no room for would kill the process.
-            os.posix_fallocate(handle, 0, max(1, tensor.nbytes))
-            mapped = torch.from_file(name, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+            handle, name = tempfile.mkstemp(dir=self.folder, prefix="activations-")
+            try:
+                # Reserved first: writing to a mapped file that the disk has no room for would kill the process.
+                os.posix_fallocate(handle, 0, max(1, tensor.nbytes))
+                mapped = torch.from_file(name, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+            finally:
+                os.close(handle)
+                # The mapping lives on without a name, and what is left of it goes when the last tensor does.
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
         except OSError as error:
             raise UserError(
                 f"Activations of {tensor.nbytes / 2**20:.0f} MiB cannot be kept in {self.folder} ({error.strerror}): "
                 "make room there, or give fewer or shorter sequences."
             ) from None
-        finally:
-            os.close(handle)
-            # The mapping lives on without a name, and what is left of it goes when the last tensor does.
-            with contextlib.suppress(OSError):
-                os.unlink(name)
         return mapped.copy_(tensor)

@@ -101,7 +101,7 @@ def _refine(
         masks, updates = run.initial(layer.index)
         problem.begin({n: masks[n] for n in problem.dense}, {n: updates[n] for n in problem.dense if n in updates})
     else:
-        yield from _initialise(run, layer.index, problem, progress)
+        yield from _initialise(run, layer.index, problem, 0 if stream.halved else TAPE_BYTES, progress)
     initialised = _initialised(layer.index, problem, time.monotonic() - started)
     rebuilt = (yield from _rebuild(layer.index, problem, started, progress)) if config.refined else None
     stream.beside.pop(block, None)
@@ -113,11 +113,14 @@ def _refine(
         yield rebuilt
 
 
-def _initialise(run: Pass, index: int, problem: Problem, progress: Iterator[Progress]) -> Iterator[Event]:
-    """Initial masks of the sub-block, by what its dense weights see; keeps dense passes for the rebuild."""
+def _initialise(run: Pass, index: int, problem: Problem, room: int, progress: Iterator[Progress]) -> Iterator[Event]:
+    """Initial masks of the sub-block, by what its dense weights see; keeps dense passes for the rebuild.
+
+    room: bytes of passes to keep; none where memory ran out before.
+    """
     method, block = METHODS[run.config.method], problem.block
     write(block.weights, problem.dense)
-    sums, room = gather(method), TAPE_BYTES
+    sums = gather(method)
     for batch in problem.batches if sums else ():
         tape = problem.record(batch)
         sums.add(tape.taps)

@@ -33,6 +33,7 @@ class Stream:
     The sequences lie in batches. `hidden[i]` is (batch, seqlen, hidden) in the model's dtype, as its place keeps it. It
     moves on by `advance`, which runs a layer with the weights it has at that moment.
 
+    halved: whether memory has run out on the way.
     beside: other tensors of the same batches, name -> one (batch, ...) each, that are split when the batches are.
     open: makes a layer's weights be there, called with its number before a layer has to run while batches are fed.
     compute: see Call.
@@ -48,6 +49,7 @@ class Stream:
     ) -> None:
         self.model, self.layers, self.place, self.open, self.compute = model, layers, place, open, compute
         self.hidden: list[Tensor] = []
+        self.halved = False
         self.beside: dict[Any, list[Tensor]] = {}
         self._tokens: list[Tensor] = []
         self._judges: list[bool] = []
@@ -55,13 +57,22 @@ class Stream:
         self._tuples: dict[type, bool] = {}  # whether layers of a class return a tuple
 
     def feed(self, tokens: Tensor, judges: bool = False) -> None:
-        """Add one batch, tokens (batch, seqlen): its embedding and the arguments of each layer.
+        """Add tokens (batch, seqlen) as one batch, or as several where memory does not suffice for one.
 
         judges: whether it is held out from what the others teach.
         """
         if not self._tuples:
             self._call_layers(tokens[:1, :2])
-        hidden, calls = self._call_layers(tokens)
+        try:
+            hidden, calls = self._call_layers(tokens)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(tokens) == 1:
+                raise
+            hidden = None
+        if hidden is None:  # outside the handler, whose traceback holds the tensors of what failed
+            for part in tokens.split((len(tokens) + 1) // 2):
+                self.feed(part, judges)
+            return
         self._tokens.append(tokens)
         self._judges.append(judges)
         self.hidden.append(self.place.keep(hidden))
@@ -155,6 +166,7 @@ class Stream:
 
     def halve(self) -> None:
         """Split every batch of two sequences or more in two."""
+        self.halved = True
         tokens, judges, hidden, calls = self._tokens, self._judges, self.hidden, self._calls
         beside, self.beside = self.beside, {key: [] for key in self.beside}
         self._tokens, self._judges, self.hidden, self._calls = [], [], [], []
