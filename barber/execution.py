@@ -24,8 +24,9 @@ class Execution:
     """The means of a run.
 
     home: lends the model's layers. place: where activations wait. ranks: the processes that share the sequences.
-    batch: sequences of one forward pass at most; None for as many as have BATCH_TOKENS. compute: the dtype of matrix
-    products, None for that of the weights.
+    batch: sequences of one forward pass at most; None for as many as have BATCH_TOKENS. tape_bytes: of dense
+    forward passes that are kept until masks are known, rather than made again. compute: the dtype of matrix products,
+    None for that of the weights.
     """
 
     view: DecoderView
@@ -33,6 +34,7 @@ class Execution:
     place: Place
     ranks: Ranks = field(default_factory=Ranks)
     batch: int | None = None
+    tape_bytes: int = 2**30
     compute: torch.dtype | None = None
 
     def batch_of(self, seqlen: int, config: PruneConfig) -> int:

@@ -34,6 +34,7 @@ from barber.files import check_room, write_json
 from barber.inputs import choose_seqlen, load_data
 from barber.load import LoadedModel
 from barber.means import Means, gather_means
+from barber.memory import is_out_of_memory
 from barber.model import check_finite
 from barber.problem import hold_out
 from barber.prune import check_initial, describe, prune
@@ -42,7 +43,6 @@ from barber.record import create, record
 from barber.runs import RunDirectory, read_masks
 from barber.save import check_outputs, save_calibration, save_model
 from barber.spec import JobSpec
-from barber.stream import is_out_of_memory
 
 TEXT_TOKENS = 120
 

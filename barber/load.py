@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from barber.errors import UserError, first_line
+from barber.memory import is_out_of_memory
 from barber.storyteller import MODEL_DIR
 
 BUNDLED = "storyteller"
@@ -104,9 +105,11 @@ def explained(name: str) -> Iterator[None]:
     """Any error while a model is loaded as one sentence, for a damaged folder can break transformers anywhere."""
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):  # the latter is the job's to explain
+    except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):  # the job's to explain
+            raise
         raise UserError(_explain(name, error)) from error
 
 

@@ -89,7 +89,9 @@ class Means:
                 f"but {self.limit / GIB:.2f} GiB may be used: {how} sequences or a higher --max_memory."
             )
         place = self._place(needs)
-        return replace(self, execution=replace(execution, batch=batch, place=place), needs=needs)
+        on_device = 0 if place.folder or place.host else needs.activations
+        spare = max(0, min(execution.tape_bytes, self.limit - needs.least - on_device))
+        return replace(self, execution=replace(execution, batch=batch, place=place, tape_bytes=spare), needs=needs)
 
     def _place(self, needs: Needs) -> Place:
         """Where the activations wait: on the device, else on the host, else in files."""

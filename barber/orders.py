@@ -105,10 +105,10 @@ class Run:
         progress = _progress("initial mask", each, each * len(layers))
         for layer in layers:
             home.open(layer.index)
-            ready = self.is_initialised(layer)
-            if not ready:
-                attempt = partial(self._initialise_layer, layer, stream, plan, next(progress))
-                yield from halving([stream], attempt) if stream else attempt()
+            steps = next(progress)
+            if not self.is_initialised(layer):
+                attempt = partial(self._initialise_layer, layer, stream, plan, steps)
+                yield from halving([stream], self.execution.ranks, attempt) if stream else attempt()
             layer.put(home.dense(layer.index, layer.weights), *self.recorded(layer.index, Stage.INITIAL))
             for batch in range(len(stream) if stream else 0):
                 stream.advance(layer, batch)

@@ -24,8 +24,6 @@ from barber.refiners import REFINERS
 from barber.scores import histogram, magnitude
 from barber.stream import Stream, halving
 
-TAPE_BYTES = 2**30  # of dense forward passes that are kept until the masks are known, rather than made again
-
 State = tuple[Masks, Values]  # masks, True = pruned, and the values that are not the dense ones under them, by name
 
 
@@ -54,7 +52,9 @@ def refine_layer(
     home = run.execution.home
     if wanted:
         write(layer.weights, home.dense(layer.index, layer.weights))
-        yield from halving(streams, partial(_dense_outputs, layer, stream, wanted, progress(f"{here} dense")))
+        yield from halving(
+            streams, run.execution.ranks, partial(_dense_outputs, layer, stream, wanted, progress(f"{here} dense"))
+        )
         for batch in range(len(wanted)):
             wanted.advance(layer, batch)
     for block in layer.sub_blocks:
@@ -101,7 +101,7 @@ def _refine(
         masks, updates = run.initial(layer.index)
         problem.begin({n: masks[n] for n in problem.dense}, {n: updates[n] for n in problem.dense if n in updates})
     else:
-        yield from _initialise(run, layer.index, problem, 0 if stream.halved else TAPE_BYTES, progress)
+        yield from _initialise(run, layer.index, problem, 0 if stream.halved else execution.tape_bytes, progress)
     initialised = _initialised(layer.index, problem, time.monotonic() - started)
     rebuilt = (yield from _rebuild(layer.index, problem, started, progress)) if config.refined else None
     stream.beside.pop(block, None)

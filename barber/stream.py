@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from barber.capture import Call, replacing
 from barber.events import Event, Notice
+from barber.memory import is_out_of_memory
 from barber.model import Layer, Outputs
 from barber.place import Place
+from barber.ranks import Ranks
 
 
 def _share(value: Any, known: Any) -> Any:
@@ -181,23 +183,17 @@ class Stream:
                 self.beside[key] += tensors[batch].split(size) if batch < len(tensors) else ()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on an accelerator or on the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def halving(streams: Sequence[Stream], attempt: Callable[[], Iterator[Event]]) -> Iterator[Event]:
+def halving(streams: Sequence[Stream], ranks: Ranks, attempt: Callable[[], Iterator[Event]]) -> Iterator[Event]:
     """A stretch of work on the streams, begun anew with batches of half the size whenever memory runs out.
 
-    attempt: the work from its beginning, as often as it is called. A single sequence that does not fit raises.
+    attempt: the work from its beginning, as often as it is called. A single sequence that does not fit raises, and so
+    does one of several processes: the others would wait for sums that it begins anew.
     """
     while True:
         try:
             return (yield from attempt())
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or max(streams[0].sizes) == 1:
+            if not is_out_of_memory(error) or max(streams[0].sizes) == 1 or ranks.world > 1:
                 raise
         # Outside the handler, whose traceback holds the tensors of what failed.
         for stream in streams:
