@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -19,7 +18,6 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 MIB, GIB = 2**20, 2**30
-INTERVAL = 0.01  # seconds between two looks at the address space of a process
 
 
 @dataclass(frozen=True)
@@ -45,48 +43,17 @@ class Used:
         return (self.errors.replace("\r", "\n").strip().splitlines() or [""])[-1]
 
 
-def measured(command: Sequence[str], environment: Mapping[str, str] | None = None, limit: int | None = None) -> Used:
-    """Run a command to its end in the project's root, in a process of its own, with those it starts.
+def measured(command: Sequence[str], limit: int | None = None) -> Used:
+    """Run a command to its end in the project's root, in a process of its own.
 
-    limit: bytes of address space that it may have. The peak is that of the largest of its processes, and never less
-    than what this process holds, of which it starts as a copy.
+    limit: bytes of address space that it may have. Where the command starts processes, times are those of all of them,
+    and the peak that of the largest.
     """
-    options = {} if limit is None else {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))}
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        started, address = time.perf_counter(), 0
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=output, stderr=errors, **options
-        )
-        while True:
-            address = max(address, _address_space(process.pid))
-            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if ended:
-                break
-            time.sleep(INTERVAL)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - started
-        output.seek(0), errors.seek(0)
-        unit = 1 if sys.platform == "darwin" else 1024
-        return Used(
-            process.returncode,
-            seconds,
-            usage.ru_utime + usage.ru_stime,
-            usage.ru_maxrss * unit,
-            address,
-            output.read(),
-            errors.read(),
-        )
-
-
-def _address_space(process: int) -> int:
-    """Bytes of the largest address space that a living process has had, 0 where that is not to be known."""
-    try:
-        for line in Path(f"/proc/{process}/status").read_text("utf-8").splitlines():
-            if line.startswith("VmPeak:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        launch = [sys.executable, "-I", "-S", ROOT / "benchmarks" / "launch.py", report, str(limit or 0), *command]
+        done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, check=True)
+        return Used(**json.loads(report.read_text("utf-8")), output=done.stdout, errors=done.stderr)
 
 
 def told(script: str) -> str:
