@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-INTERVAL = 0.01  # seconds between two looks at the address space
+INTERVAL = 0.05  # seconds between two looks at the address space
 
 
 def address_space(process: int) -> int:
