@@ -159,8 +159,7 @@ def _by_saliency(
         pruned = {name: updates.get(name, value).masked_fill(masks[name], 0) for name, value in dense.items()}
         total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in dense.items()}
         for batch in range(len(stream)):
-            for name, square in _gradients(block, stream.call(layer.index, batch), dense, pruned).items():
-                total[name] += square
+            _add_gradients(block, stream.call(layer.index, batch), dense, pruned, total)
             yield next(progress)
         execution.ranks.sum(list(total.values()))
         for name, value in total.items():
@@ -174,10 +173,10 @@ def _by_saliency(
     return found
 
 
-def _gradients(block: SubBlock, layer_call: Call, dense: Values, pruned: Values) -> Values:
-    """Summed squared gradients of a batch's errors, name -> (out, in) fp32; leaves the sub-block dense.
+def _add_gradients(block: SubBlock, layer_call: Call, dense: Values, pruned: Values, total: Values) -> None:
+    """Add the squared gradients of a batch's errors to `total`, (out, in) fp32; leaves the sub-block dense.
 
-    dense, pruned: the values of its weights, name -> (out, in).
+    dense, pruned, total: name -> (out, in).
     """
     call = block.record(layer_call)
     write(block.weights, pruned)
@@ -185,4 +184,4 @@ def _gradients(block: SubBlock, layer_call: Call, dense: Values, pruned: Values)
         sparse = block.replay(call)
     write(block.weights, dense)
     tape = Tape.record(block, call)
-    return tape.squared_gradients(block, tape.output.detach().float() - sparse.float())
+    tape.add_squared_gradients(block, tape.output.detach().float() - sparse.float(), total)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from barber.memory import give_back
 from barber.model import DecoderView, DenseWeights, Weight, check_finite
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class OnDisk:
 
     def close(self, index: int) -> None:
         self.streamed.close(index)
+        give_back()
 
     def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
         found = self.streamed.dense(index)

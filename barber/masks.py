@@ -74,12 +74,24 @@ def to_groups(matrices: Sequence[Tensor], granularity: Granularity, m: int) -> l
         split = [matrix.transpose(0, 1) for matrix in split]
     match granularity:
         case Granularity.BLOCK:
-            joined = torch.cat([matrix.reshape(-1, m) if m else matrix.flatten() for matrix in split])
-            return [joined.unsqueeze(0) if m else joined.view(1, 1, -1)]
+            if m:
+                return [torch.cat([matrix.reshape(-1, m) for matrix in split]).unsqueeze(0)]
+            return [_row(split).view(1, 1, -1)]
         case Granularity.LAYER:
             return [matrix.reshape(1, -1, m or matrix.numel()) for matrix in split]
         case _:
             return [matrix if m else matrix.unsqueeze(1) for matrix in split]
+
+
+def _row(matrices: Sequence[Tensor]) -> Tensor:
+    """All numbers of the matrices in one row; no copy where they lie one behind the other in memory already."""
+    first, end = matrices[0], matrices[0].storage_offset()
+    for matrix in matrices:
+        behind = matrix.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (behind and matrix.is_contiguous() and matrix.storage_offset() == end):
+            return torch.cat([matrix.flatten() for matrix in matrices])
+        end += matrix.numel()
+    return first.as_strided((end - first.storage_offset(),), (1,))
 
 
 def from_groups(
@@ -113,7 +125,7 @@ class Pairing:
         self.mask, self.saliency = mask, saliency
         if mask.shape[1] == 1:  # one group a selection: its pairs are in the order of their gains already
             mask, saliency = mask[:, 0], saliency[:, 0]
-            self._pruned = -ordered(-_only(saliency, mask, -torch.inf))
+            self._pruned = ordered(_only(saliency, mask, -torch.inf)).flip(1)
             self._kept = ordered(_only(saliency, ~mask, torch.inf))
             pairs = min(self._pruned.shape[1], self._kept.shape[1])
             self.candidates = (self._pruned[:, :pairs] > self._kept[:, :pairs]).sum(dim=1, keepdim=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from barber.errors import UserError
 
-PATIENCE = timedelta(minutes=30)  # how long a rank waits for the others
+PATIENCE = timedelta(hours=12)  # how long a rank waits for the others, while the first alone evaluates
 
 
 @dataclass(frozen=True)

@@ -55,15 +55,16 @@ class Round(Candidate):
 class Refined:
     """What a refiner gives: masks (True = pruned) and scores, name -> (out, in); candidates and swaps; its rounds.
 
-    values: the weights under the masks. scores: what each weight matters to this refiner, as first measured.
+    scores: what each weight matters to this refiner, as first measured. changed: whether kept weights take their values
+    anew, instead of keeping what the initialiser gave them.
     """
 
     masks: Masks
-    values: Values
     scores: Values
     candidates: int
     swaps: int
     rounds: list[Round] = field(default_factory=list)
+    changed: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def barber(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, N
     """
     config, block = problem.config, problem.block
     judged = config.auto or config.most_rounds > 1
-    masks, values = problem.masks, problem.initial
+    masks, changed = problem.masks, False
     sparse = list(problem.sparse)
     grams = Sums(gram) if config.auto else None
     scores, rounds, candidates, swaps = {}, [], 0, 0
@@ -113,14 +114,14 @@ def barber(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, N
             rounds.append(Round(**asdict(chosen), error_before=error, curve=[asdict(tried) for tried in curve]))
         if best is None:
             break
-        masks, values, swaps = best.masks, problem.values(best.masks), swaps + best.swaps
+        masks, changed, swaps = best.masks, True, swaps + best.swaps
         if number + 1 < config.most_rounds:
             error = lowest
-            write(block.weights, values)
+            write(block.weights, problem.values(masks))
             for batch in problem.teaching:
                 sparse[batch] = problem.place.keep(problem.output(batch))
                 yield next(progress)
-    return Refined(masks, values, scores, candidates, swaps, rounds)
+    return Refined(masks, scores, candidates, swaps, rounds, changed)
 
 
 def _gradients(
@@ -133,7 +134,11 @@ def _gradients(
     """
     block = problem.block
     write(block.weights, problem.dense)
-    mean = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in problem.masks.items()}
+    # One row, so that a swap over the whole sub-block need not copy it.
+    shapes = {name: mask.shape for name, mask in problem.masks.items()}
+    row = torch.zeros(sum(shape.numel() for shape in shapes.values()), device=block.weights[0].view.device)
+    parts = row.split([shape.numel() for shape in shapes.values()])
+    mean = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
     for batch in problem.teaching:
         tape = problem.record(batch)
         dense = tape.output.detach()
@@ -141,8 +146,7 @@ def _gradients(
         wanted = problem.target(batch) if problem.config.target is Target.DENSE_STREAM else dense
         difference = wanted.float() - problem.place.take(sparse[batch]).float()
         sparse[batch] = None
-        for name, square in tape.squared_gradients(block, difference).items():
-            mean[name] += square
+        tape.add_squared_gradients(block, difference, mean)
         if grams:
             grams.add(tape.taps)
         del tape
@@ -153,10 +157,11 @@ def _gradients(
 
 
 def _saliency(problem: Problem, squared_gradient: Values) -> Values:
-    """Saliency of every weight. Raises UserError that names the weight if one is not finite."""
+    """Saliency of every weight, written over what it is made of. UserError names the weight if one is not finite."""
     combined = problem.combined
-    # One after the other, each letting go of what it is made of: together they are as large as the sub-block.
-    scores = {n: saliency(problem.config.metric, combined[n], squared_gradient.pop(n)) for n in list(squared_gradient)}
+    scores = squared_gradient  # in the same memory: it is as large as the sub-block
+    for name, square in squared_gradient.items():
+        square.copy_(saliency(problem.config.metric, combined[name], square))
     for name, score in scores.items():
         if not bool(score.isfinite().all()):
             raise UserError(

@@ -60,7 +60,9 @@ def refine_layer(
     for block in layer.sub_blocks:
         dense = home.dense(layer.index, block.weights)
         yield from halving(
-            streams, partial(_refine, run, layer, block, dense, stream, progress(f"{here} {block.kind}"))
+            streams,
+            run.execution.ranks,
+            partial(_refine, run, layer, block, dense, stream, progress(f"{here} {block.kind}")),
         )
     for batch, step in zip(range(len(stream)), progress(f"{here} output"), strict=False):
         stream.advance(layer, batch, {b: stream.place.take(stream.beside[b][batch]) for b in layer.sub_blocks})
@@ -150,17 +152,20 @@ def _rebuild(
         refined = yield from REFINERS[config.refiner](problem, progress)
     else:
         scores = {name: magnitude(weight) for name, weight in problem.dense.items()}
-        refined = Refined(problem.masks, problem.initial, scores, 0, 0)
+        refined = Refined(problem.masks, scores, 0, 0, changed=False)
     if len(problem.errors) < len(problem.batches):
         write(block.weights, problem.dense)
         for batch in problem.batches:
             problem.settle(batch)
             yield next(progress)
     before = problem.initial_error(problem.batches)
-    values, reconstruction = refined.values, {}
+    values = problem.values(refined.masks) if refined.changed else problem.initial
+    reconstruction = {}
     if config.reconstruct:
         values, reconstruction = yield from reconstruct(problem, refined.masks, values, progress)
     write(block.weights, values)
+    changed = _changed(problem, refined.masks, values)
+    del values  # as large as the sub-block
     errors = {}
     for batch in problem.batches:
         errors[batch] = problem.finish(batch)
@@ -179,7 +184,7 @@ def _rebuild(
         rounds=[asdict(one) for one in refined.rounds],
         reconstruction=reconstruction,
         masks=refined.masks,
-        weights=_changed(problem, refined.masks, values),
+        weights=changed,
     )
 
 

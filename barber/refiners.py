@@ -58,7 +58,7 @@ def _refined(problem: Problem, changed: Masks, squares: dict[str, Tensor]) -> Re
     swaps = sum(int((problem.masks[name] & ~mask).sum()) for name, mask in masks.items())
     silent = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
     scores = silent | {name: wanda(problem.dense[name], total) for name, total in squares.items()}
-    return Refined(masks, problem.values(masks), scores, swaps, swaps)
+    return Refined(masks, scores, swaps, swaps)
 
 
 REFINERS: dict[Refiner, Callable[[Problem, Iterator[Progress]], Generator[Event, None, Refined]]] = {

@@ -7,6 +7,7 @@ each sequence, so a batch gives the sum of their squares without a backward pass
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from barber.capture import Call, Taps, tapping
-from barber.model import Outputs, SubBlock, Weight
+from barber.model import Outputs, SubBlock
 
 ELEMENTS = 2**18  # of gradients that are made at a time: small enough for a cache, and small matrices go together
 
@@ -38,12 +39,12 @@ class Tape:
         tensors = [tensor for calls in self.taps.values() for tap in calls for tensor in (tap.x, tap.y)]
         return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
-    def squared_gradients(self, block: SubBlock, difference: Tensor) -> dict[str, Tensor]:
-        """Sum over the batch's sequences of the squared gradient of each one's error by the dense weights, and no more.
+    def add_squared_gradients(self, block: SubBlock, difference: Tensor, total: Mapping[str, Tensor]) -> None:
+        """Add the squared gradient of each sequence's error by the dense weights to `total`, name -> fp32 (out, in).
 
         difference: fp32 (batch, seqlen, hidden), the wanted output less the one that is had; a sequence's error is the
-        mean of its square. Returns name -> fp32 (out, in). Half-precision gradients would underflow, so the difference
-        is multiplied by a power of two, which is divided out exactly.
+        mean of its square. Half-precision gradients would underflow, so the difference is multiplied by a power of two,
+        which is divided out exactly.
         """
         numel = difference[0].numel()
         scale = 2.0 ** round(math.log2(numel))
@@ -58,23 +59,19 @@ class Tape:
         seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for (name, tap), gradient in zip(taps, gradients, strict=True):
             seen.setdefault(name, []).append((tap.x.detach(), gradient))
-        return {
-            weight.name: _squares(weight, seen.get(weight.name, []), len(difference), scale) for weight in block.weights
-        }
+        for weight in block.weights:
+            _add_squares(total[weight.name], seen.get(weight.name, []), len(difference), scale)
 
 
-def _squares(weight: Weight, calls: list[tuple[Tensor, Tensor]], batch: int, scale: float) -> Tensor:
-    """Sum over sequences of the squared sum over calls of D^T X, fp32 (out, in)."""
-    shape = weight.view.shape
-    total = torch.zeros(shape, dtype=torch.float32, device=weight.view.device)
-    split = [(x.reshape(batch, -1, shape[1]).to(d.dtype), d.reshape(batch, -1, shape[0])) for x, d in calls]
+def _add_squares(total: Tensor, calls: list[tuple[Tensor, Tensor]], batch: int, scale: float) -> None:
+    """Add the sum over sequences of the squared sum over calls of D^T X to `total`, fp32 (out, in)."""
+    split = [(x.reshape(batch, -1, total.shape[1]).to(d.dtype), d.reshape(batch, -1, total.shape[0])) for x, d in calls]
     step = max(1, ELEMENTS // total.numel())
     for start in range(0, batch if split else 0, step):
         part = slice(start, start + step)
         if step == 1:
             each = reduce(torch.add, (d[start].T @ x[start] for x, d in split)).float()
-            total.addcmul_(each, each)
+            total.addcmul_(each, each, value=1 / scale**2)
         else:
             each = reduce(torch.add, (torch.bmm(d[part].transpose(1, 2), x[part]) for x, d in split)).float()
-            total += each.square_().sum(0)
-    return total.div_(scale * scale)
+            total.add_(each.square_().sum(0), alpha=1 / scale**2)

@@ -11,14 +11,10 @@ that any size can run. See docs/performance.md.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import resource
-import shlex
 import sys
 import time
 from collections.abc import Iterator
-from datetime import date
 from itertools import product
 from pathlib import Path
 
@@ -39,6 +35,7 @@ from barber.model import DecoderView
 from barber.place import Place
 from barber.prune import prune
 from benchmarks import synthetic
+from benchmarks.measure import gib, machine, told, write
 
 CASES = [(method, order, granularity) for method, order, granularity in product(
     ("wanda", "sparsegpt"), ("one-pass", "paper"), ("block", "output1")
@@ -135,11 +132,10 @@ def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
     names = ["F", "seconds", "run in F", "initial in F", "rebuild in F", "tokens/s", "device_bytes", "host_bytes"]
     table = frame.groupby(["method", "order", "granularity"], sort=False)[names].median().reset_index()
     lines = [
-        f"- command: `{shlex.join(['python', 'benchmarks/speed.py', *sys.argv[1:]])}`",
+        told("speed.py"),
         f"- model: Llama {options.shape}, random weights, {options.dtype}; {options.samples} sequences of "
         f"{options.seqlen} tokens; median of {options.repeat}",
-        f"- machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} "
-        f"used, {device_name(options)}torch {torch.__version__}; {date.today().isoformat()}",
+        machine(torch.device(pick_device(options.device))),
         "",
         "| method | order | swaps in | F | run | run in F | initial mask in F | rebuild in F | tokens/s "
         "| peak device | peak host, so far |",
@@ -151,15 +147,6 @@ def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
         cells += [f"{row['tokens/s']:.0f}", gib(row["device_bytes"]), gib(row["host_bytes"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size else "-"
-
-
-def device_name(options: argparse.Namespace) -> str:
-    device = torch.device(pick_device(options.device))
-    return f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
 
 
 def main() -> None:
@@ -191,11 +178,7 @@ def main() -> None:
     frame = pd.DataFrame(made)
     if options.csv:
         frame.to_csv(options.csv, index=False)
-    text = markdown(frame, options)
-    if options.markdown:
-        options.markdown.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    write(markdown(frame, options), options.markdown)
 
 
 if __name__ == "__main__":

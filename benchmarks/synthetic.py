@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -27,6 +30,7 @@ class Shape:
 
 
 SHAPES = {
+    "6m": Shape(256, 688, 8, 8, 8, 1024),
     "26m": Shape(512, 1376, 8, 8, 8, 1024),
     "1b": Shape(2048, 8192, 16, 32, 8, 128256),
     "7b": Shape(4096, 11008, 32, 32, 32, 32000),
@@ -101,3 +105,27 @@ def streamed(
         torch.nn.init.normal_(part.weight, std=1.0) if part is decoder.embed_tokens else part.weight.data.fill_(1)
     decoder.rotary_emb.to(device)
     return DecoderView(model), Made(model, device, dtype)
+
+
+def write_checkpoint(folder: Path, sizes: LlamaConfig) -> int:
+    """Write a Llama of random fp32 weights as a Hugging Face folder, a file per layer; the bytes of one layer.
+
+    No more than a layer is in memory at a time.
+    """
+    folder.mkdir(parents=True)
+    sizes.save_pretrained(folder)
+    generator, weight_map, layer_bytes = torch.Generator().manual_seed(0), {}, 0
+    with init_empty_weights():
+        shapes = {name: weight.shape for name, weight in LlamaForCausalLM(sizes).named_parameters()}
+    for number, part in enumerate(("", *(f"model.layers.{index}." for index in range(sizes.num_hidden_layers))), 1):
+        file, tensors = f"model-{number:05d}-of-{sizes.num_hidden_layers + 1:05d}.safetensors", {}
+        for name, shape in shapes.items():
+            if name.startswith(part) if part else not name.startswith("model.layers."):
+                made = torch.empty(shape)
+                tensors[name] = made.normal_(0, 0.02, generator=generator) if len(shape) > 1 else made.fill_(1)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+        layer_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return layer_bytes

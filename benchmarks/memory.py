@@ -1,0 +1,207 @@
+"""Memory of a streamed run from real files: its peak against the number of layers, and under a limit.
+
+python benchmarks/memory.py [--layers 8,32,64] [--orders one-pass,paper] [--csv FILE] [--markdown FILE]
+
+Llamas of equal layers with random fp32 weights are written to a temporary folder, and `main.py --stream` runs on each
+in a fresh process. What Python, torch and transformers take is the peak of the same run on a model of tiny width; it is
+taken off, and the rest is told in layers. Then the address space is limited to that of the tiny run and half of the
+largest model: streamed, the run has to end well, and not streamed it cannot. See docs/scaling.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import pandas as pd
+from transformers import LlamaConfig
+
+from barber.errors import UserError
+from benchmarks.measure import MIB, Used, machine, measured, table, told, write
+from benchmarks.synthetic import write_checkpoint
+
+TINY = 64  # hidden size of the model whose run tells what the libraries take
+VOCABULARY = 1024
+HEADS = 8
+WINDOWS = 2  # of the evaluation
+PRUNE = (
+    *("--sparsity_ratio", "0.5", "--prune_method", "wanda", "--prune_barber", "--prune_granularity", "block"),
+    *("--threshold", "0.1", "--device", "cpu"),
+)
+TITLES = [
+    "order", "layers", "model", "processor", "peak", "peak - libraries", "less activations, in layers", "to the first",
+]  # fmt: skip
+
+
+def config(options: argparse.Namespace, layers: int, hidden: int, intermediate: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=max(512, options.seqlen),
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        dtype="float32",
+    )
+
+
+def activations(options: argparse.Namespace) -> int:
+    """Bytes of the activations that wait and of one dense pass of an MLP with its gradients, all sequences at once.
+
+    Waiting: hidden states, the inputs, targets and outputs of a sub-block, and its sparse outputs. The pass: gate, its
+    activation, up, their product, and the gradients of three of them.
+    """
+    tokens = options.samples * options.seqlen
+    return 4 * tokens * (5 * options.hidden + 7 * options.intermediate)
+
+
+def prune(
+    folder: Path, model: str, order: str, options: argparse.Namespace, *more: str, limit: int | None = None
+) -> Used:
+    """A run of the command line in a fresh process."""
+    with tempfile.TemporaryDirectory(dir=folder) as run:
+        data = ("--calibration", str(folder / "calibration.npy"), "--eval_data", str(folder / "evaluation.npy"))
+        size = ("--nsamples", str(options.samples), "--seqlen", str(options.seqlen))
+        command = [sys.executable, "main.py", "--model", str(folder / model), *data, *size, *PRUNE, "--order", order]
+        return measured([*command, "--run_dir", f"{run}/run", *more], limit=limit)
+
+
+def checked(used: Used) -> Used:
+    if used.code:
+        raise UserError(f"A run that was to be measured ended with exit code {used.code}: {used.last}")
+    return used
+
+
+def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict]:
+    """A row for each order and number of layers, then those of the limit."""
+    rng, counts = np.random.default_rng(0), options.layers
+    np.save(folder / "calibration.npy", rng.integers(0, VOCABULARY, (options.samples, options.seqlen)))
+    np.save(folder / "evaluation.npy", rng.integers(0, VOCABULARY, (WINDOWS, options.seqlen)))
+    write_checkpoint(folder / "tiny", config(options, counts[0], TINY, TINY))
+    bases = {order: checked(prune(folder, "tiny", order, options, "--stream")) for order in options.orders}
+    first: dict[str, int] = {}
+    for layers in counts:
+        layer_bytes = write_checkpoint(
+            folder / f"{layers}", config(options, layers, options.hidden, options.intermediate)
+        )
+        for order in options.orders:
+            used = checked(prune(folder, f"{layers}", order, options, "--stream"))
+            above = used.peak - bases[order].peak
+            yield {
+                "measure": "peak",
+                "order": order,
+                "layers": layers,
+                "layer_bytes": layer_bytes,
+                "model_bytes": layers * layer_bytes,
+                "seconds": used.seconds,
+                "processor_seconds": used.processor,
+                "libraries_bytes": bases[order].peak,
+                "peak_bytes": used.peak,
+                "activation_bytes": activations(options),
+                "above_in_layers": above / layer_bytes,
+                "in_layers": (above - activations(options)) / layer_bytes,
+                "ratio": used.peak / first.setdefault(order, used.peak),
+            }
+    model_bytes = counts[-1] * layer_bytes
+    for order in options.orders:
+        limit = bases[order].address + model_bytes // 2
+        for how in ("streamed", "whole"):
+            more = ("--stream",) if how == "streamed" else ("--max_memory", "1TB")
+            used = prune(folder, f"{counts[-1]}", order, options, *more, limit=limit)
+            yield {
+                "measure": "limit",
+                "order": order,
+                "layers": counts[-1],
+                "model_bytes": model_bytes,
+                "limit_bytes": limit,
+                "libraries_bytes": bases[order].address,
+                "how": how,
+                "code": used.code,
+                "told": used.last if used.code else "",
+            }
+
+
+def mib(size: float) -> str:
+    return f"{size / MIB:.0f} MiB"
+
+
+def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
+    peaks, limits = (frame[frame["measure"] == measure] for measure in ("peak", "limit"))
+    layer = int(peaks["layer_bytes"].iloc[0])
+    parts = [
+        f"{told('memory.py')}\n"
+        f"- model: Llamas, hidden size {options.hidden}, intermediate {options.intermediate}, random fp32 weights, "
+        f"{layer / MIB:.1f} MiB a layer; {options.samples} sequences of {options.seqlen} tokens, whose activations are "
+        f"{activations(options) / MIB:.1f} MiB ({activations(options) / layer:.2f} layers)\n"
+        f"{machine()}",
+        table(
+            TITLES,
+            [
+                [
+                    *(row["order"], f"{row['layers']}", mib(row["model_bytes"]), f"{row['processor_seconds']:.1f} s"),
+                    *(mib(row["peak_bytes"]), mib(row["peak_bytes"] - row["libraries_bytes"])),
+                    *(f"{row['in_layers']:.1f}", f"{row['ratio']:.3f}"),
+                ]
+                for row in peaks.to_dict("records")
+            ],
+        ),
+        table(
+            [
+                "order",
+                "model",
+                "address space allowed",
+                "of that the libraries",
+                "model in memory",
+                "exit code",
+                "it said",
+            ],
+            [
+                [
+                    *(row["order"], mib(row["model_bytes"]), mib(row["limit_bytes"]), mib(row["libraries_bytes"])),
+                    *(row["how"], f"{row['code']:.0f}", row["told"] or "-"),
+                ]
+                for row in limits.to_dict("records")
+            ],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", default="8,32,64", help="numbers of layers, rising")
+    parser.add_argument("--orders", default="one-pass,paper")
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--intermediate", type=int, default=1376)
+    parser.add_argument("--samples", type=int, default=8, help="calibration sequences")
+    parser.add_argument("--seqlen", type=int, default=32, help="tokens of each")
+    parser.add_argument("--csv", type=Path, help="a line per run")
+    parser.add_argument("--markdown", type=Path, help="where to write the tables, instead of stdout")
+    options = parser.parse_args()
+    options.layers = [int(number) for number in options.layers.split(",")]
+    options.orders = options.orders.split(",")
+    made = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="barber-memory-") as folder:
+            for row in rows(Path(folder), options):
+                made.append(row)
+                print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()}, file=sys.stderr)
+    except UserError as error:
+        parser.exit(1, f"error: {error}\n")
+    frame = pd.DataFrame(made)
+    if options.csv:
+        frame.to_csv(options.csv, index=False)
+    write(markdown(frame, options), options.markdown)
+
+
+if __name__ == "__main__":
+    main()
