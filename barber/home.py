@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from barber.memory import give_back
+from barber.memory import return_matrices
 from barber.model import DecoderView, DenseWeights, Weight, check_finite
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class OnDisk:
     def __init__(self, streamed: Streamed) -> None:
         self.streamed, self.device = streamed, streamed.checkpoint.device
         self._checked: set[int] = set()
+        return_matrices()
 
     def open(self, index: int) -> None:
         self.streamed.open(index)
@@ -67,7 +68,6 @@ class OnDisk:
 
     def close(self, index: int) -> None:
         self.streamed.close(index)
-        give_back()
 
     def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
         found = self.streamed.dense(index)

@@ -59,7 +59,7 @@ def run_job(
     try:
         with ExitStack() as stack:
             yield from _Job(spec, ranks or Ranks(), stack, resumed).run(loaded)
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # what runs out of memory raises what it likes
         if not is_out_of_memory(error):
             raise
         raise UserError(

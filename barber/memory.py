@@ -8,6 +8,8 @@ import ctypes
 import psutil
 import torch
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
+
 
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new measurement where the device can; the CPU's is taken at the end."""
@@ -26,13 +28,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on an accelerator or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    said = str(error).lower()
+    return "can't allocate memory" in said or "cannot allocate memory" in said
 
 
-def give_back() -> None:
-    """Let the allocator return what it holds of freed memory to the system.
+def return_matrices() -> None:
+    """Let freed matrices go back to the system at once, from now on in this process.
 
-    glibc keeps freed matrices below 32 MiB for reuse, and between layers of a streamed model they pile up.
+    glibc maps blocks from 128 KiB on by themselves, which it can give back, but raises that threshold with each one
+    that is freed, up to 32 MiB: then the layers of a streamed model leave their memory in pieces, and more with every
+    layer. Here the threshold is pinned to where it began.
     """
     with contextlib.suppress(OSError, AttributeError):  # other platforms' allocators have no such call
-        ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 * 1024)

@@ -115,7 +115,7 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict]:
     for order in options.orders:
         limit = bases[order].address + model_bytes // 2
         for how in ("streamed", "whole"):
-            more = ("--stream",) if how == "streamed" else ("--max_memory", "1TB")
+            more = ("--stream",) if how == "streamed" else ("--max_memory", "1000GB")
             used = prune(folder, f"{counts[-1]}", order, options, *more, limit=limit)
             yield {
                 "measure": "limit",
