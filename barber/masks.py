@@ -36,12 +36,19 @@ def beyond(values: Tensor, where: Tensor, counts: Tensor, bounds: Tensor, larges
     Ties go to the earlier position. counts: int64 (groups, 1). bounds: (groups, 1), the last value that is chosen; any
     where the count is 0.
     """
-    inside = (values > bounds if largest else values < bounds) & where
-    ties = (values == bounds) & where
-    room = counts - inside.sum(dim=1, keepdim=True)
-    if not torch.equal(ties.sum(dim=1, keepdim=True), room):
-        ties &= ties.cumsum(dim=1, dtype=torch.int32) <= room
-    return (inside | ties) & (counts > 0)
+    reached = (values >= bounds if largest else values <= bounds) & where
+    if not torch.equal(reached.sum(dim=1, keepdim=True), counts):  # more are equal to the last than there is room for
+        ties = (values == bounds) & where
+        room = counts - (reached.sum(dim=1, keepdim=True) - ties.sum(dim=1, keepdim=True))
+        reached &= ~ties | (ties.cumsum(dim=1, dtype=torch.int32) <= room)
+    return reached & (counts > 0)
+
+
+def smallest_bound(values: Tensor, count: int) -> Tensor:
+    """The count-th smallest value of each group of (groups, n): (groups, 1). On a CPU numpy finds it far sooner."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.partition(values.numpy(), count - 1, axis=1)[:, count - 1 : count].copy())
+    return values.kthvalue(count, dim=1, keepdim=True).values
 
 
 def prune_smallest(scores: Tensor, count: int) -> Tensor:
@@ -49,10 +56,7 @@ def prune_smallest(scores: Tensor, count: int) -> Tensor:
     if count == 0 or scores.shape[1] <= SMALL_GROUP:
         order = scores.argsort(dim=1, stable=True)[:, :count]
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
-    if scores.device.type == "cpu":
-        bounds = torch.from_numpy(np.partition(scores.numpy(), count - 1, axis=1)[:, count - 1 : count].copy())
-    else:
-        bounds = scores.kthvalue(count, dim=1, keepdim=True).values
+    bounds = smallest_bound(scores, count)
     every = torch.ones_like(scores, dtype=torch.bool)
     return beyond(scores, every, torch.full_like(bounds, count, dtype=torch.int64), bounds)
 
@@ -125,8 +129,13 @@ class Pairing:
         self.mask, self.saliency = mask, saliency
         if mask.shape[1] == 1:  # one group a selection: its pairs are in the order of their gains already
             mask, saliency = mask[:, 0], saliency[:, 0]
-            self._pruned = ordered(_only(saliency, mask, -torch.inf)).flip(1)
-            self._kept = ordered(_only(saliency, ~mask, torch.inf))
+            grow, cut = mask, ~mask
+            zeros = int(mask.sum())
+            if len(mask) == 1 and zeros:  # with the zeros on the smallest, none would be above or below this value
+                middle = smallest_bound(saliency, zeros)
+                grow, cut = grow & (saliency >= middle), cut & (saliency <= middle)
+            self._pruned = ordered(_only(saliency, grow, -torch.inf)).flip(1)
+            self._kept = ordered(_only(saliency, cut, torch.inf))
             pairs = min(self._pruned.shape[1], self._kept.shape[1])
             self.candidates = (self._pruned[:, :pairs] > self._kept[:, :pairs]).sum(dim=1, keepdim=True)
         else:

@@ -119,7 +119,7 @@ class Layer:
         for weight in self.weights:
             view = weight.view
             value = values.get(weight.name, dense[weight.name]).to(view)
-            view.copy_(value.masked_fill(masks[weight.name].to(view.device), 0))
+            torch.where(masks[weight.name].to(view.device), view.new_zeros(()), value, out=view)
 
 
 def _is_linear(module: nn.Module) -> bool:

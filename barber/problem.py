@@ -41,6 +41,12 @@ def hold_out(sequences: int, config: PruneConfig) -> tuple[list[int], list[int]]
 
 
 @torch.no_grad()
+def masked(value: Tensor, mask: Tensor) -> Tensor:
+    """The value (out, in) with zeros under its mask, in one pass."""
+    return torch.where(mask, value.new_zeros(()), value)
+
+
+@torch.no_grad()
 def write(weights: Sequence[Weight], values: Values) -> None:
     """Give the weights these values, name -> (out, in)."""
     for weight in weights:
@@ -106,7 +112,7 @@ class Problem:
     @property
     def initial(self) -> Values:
         """The weights as the initialiser left them."""
-        return {n: self.updates.get(n, self.dense[n]).masked_fill(mask, 0) for n, mask in self.masks.items()}
+        return {n: masked(self.updates.get(n, self.dense[n]), mask) for n, mask in self.masks.items()}
 
     @property
     def combined(self) -> Values:
@@ -119,7 +125,7 @@ class Problem:
     def values(self, masks: Masks) -> Values:
         """The weights under a refined mask."""
         combined = self.combined
-        return {name: combined[name].masked_fill(mask, 0) for name, mask in masks.items()}
+        return {name: masked(combined[name], mask) for name, mask in masks.items()}
 
     def call(self, batch: int) -> Call:
         """How the stream calls the sub-block for a batch, ready to be replayed."""

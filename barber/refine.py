@@ -221,12 +221,14 @@ def _describe(scores: Tensor, initial: Tensor, rebuilt: Tensor) -> dict:
     """What became of one weight matrix, JSON-able."""
     binned = histogram(scores, initial, rebuilt)
     fates = {fate: sum(binned[fate]) + zeros for fate, zeros in binned["zeros"].items()}
+    before = scores.masked_fill(initial, 0).sum(dtype=torch.float64).item()
+    gain = scores[initial & ~rebuilt].sum(dtype=torch.float64) - scores[~initial & rebuilt].sum(dtype=torch.float64)
     return {
         "weights": rebuilt.numel(),
         "zeros": fates["pruned"] + fates["cut"],
         "grown": fates["grown"],
         "cut": fates["cut"],
-        "saliency_before": scores.masked_fill(initial, 0).sum(dtype=torch.float64).item(),
-        "saliency_after": scores.masked_fill(rebuilt, 0).sum(dtype=torch.float64).item(),
+        "saliency_before": before,
+        "saliency_after": before + gain.item(),
         "histogram": binned,
     }
