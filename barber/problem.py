@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from barber.capture import Call
 from barber.config import HOLD_OUT, PruneConfig
@@ -55,7 +56,7 @@ def write(weights: Sequence[Weight], values: Values) -> None:
 
 def squared_error(target: Tensor, value: Tensor) -> Tensor:
     """Mean over positions and channels of the squared difference, in fp32, as published."""
-    return (target.float() - value.float()).square().mean()
+    return mse_loss(value.float(), target.float())
 
 
 @dataclass
