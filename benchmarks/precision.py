@@ -10,12 +10,8 @@ more. See docs/performance.md.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shlex
 import sys
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -24,10 +20,11 @@ import torch
 
 from barber.config import AUTO, PruneConfig, Sparsity
 from barber.errors import UserError
-from barber.events import LayerInitialised, PerplexityMeasured, RunFinished, SubBlockRebuilt
+from barber.events import LayerInitialised, PerplexityMeasured, SubBlockRebuilt
 from barber.job import run_job
 from barber.presets import STORYTELLER
 from barber.spec import JobSpec
+from benchmarks.measure import machine, told, write
 
 RUNS = {  # title -> dtype, compute
     "fp32": ("float32", "native"),
@@ -38,17 +35,15 @@ TF32 = {"fp32, TF32 products": ("float32", "tf32")}
 
 
 def measure(spec: JobSpec) -> dict:
-    """Masks, (stage, layer, name) -> bool (out, in); perplexities by stage; seconds of the pruning."""
-    masks, perplexities, seconds = {}, {}, 0.0
+    """Masks, (stage, layer, name) -> bool (out, in); perplexities by stage."""
+    masks, perplexities = {}, {}
     for event in run_job(spec):
         if isinstance(event, LayerInitialised | SubBlockRebuilt):
             stage = "initial" if isinstance(event, LayerInitialised) else "rebuilt"
             masks |= {(stage, event.layer, name): mask.cpu() for name, mask in event.masks.items()}
         if isinstance(event, PerplexityMeasured):
             perplexities[event.stage] = event.perplexity
-        if isinstance(event, RunFinished):
-            seconds = event.seconds
-    return {"masks": masks, **perplexities, "seconds": seconds}
+    return {"masks": masks, **perplexities}
 
 
 def agreement(masks: dict, others: dict, stage: str) -> float:
@@ -60,14 +55,13 @@ def agreement(masks: dict, others: dict, stage: str) -> float:
 def table(results: dict[str, dict]) -> str:
     first = next(iter(results.values()))
     lines = [
-        "| run | same initial bits | same rebuilt bits | dense | initial | rebuilt | pruning, of the first |",
-        "|" + " --- |" * 7,
+        "| run | same initial bits | same rebuilt bits | dense | initial | rebuilt |",
+        "|" + " --- |" * 6,
     ]
     for title, result in results.items():
         same = [agreement(first["masks"], result["masks"], stage) for stage in ("initial", "rebuilt")]
         cells = [title, *(f"{share:.3%}" for share in same)]
         cells += [f"{result[stage]:.4f}" for stage in ("dense", "initial", "rebuilt")]
-        cells.append(f"{result['seconds'] / first['seconds']:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -92,15 +86,7 @@ def main() -> None:
         results = {t: measure(replace(spec, dtype=dtype, compute=compute)) for t, (dtype, compute) in runs.items()}
     except (UserError, ValueError) as error:
         parser.error(str(error))
-    text = (
-        f"- command: `{shlex.join(['python', 'benchmarks/precision.py', *sys.argv[1:]])}`\n"
-        f"- machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} "
-        f"used, torch {torch.__version__}; {date.today().isoformat()}\n\n{table(results)}\n"
-    )
-    if options.markdown:
-        options.markdown.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    write(f"{told('precision.py')}\n{machine()}\n\n{table(results)}\n", options.markdown)
 
 
 if __name__ == "__main__":
