@@ -47,7 +47,7 @@ def read(prompt: str, text: str) -> Reading:
     if end <= len(prompt):
         return Reading(text, "", "", UNKNOWN_PROMPT)
     start = max(start, len(prompt))
-    right = verdict.sentence - len(sentences(prompt))
+    right = max(0, verdict.sentence - len(sentences(prompt)))  # a prompt may end within the wrong sentence
     remark = f"{right} {'sentence' if right == 1 else 'sentences'} right, then one that {REASONS[verdict.error]}."
     return Reading(story[len(prompt) : start], story[start:end], story[end:], remark)
 

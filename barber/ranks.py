@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from barber.errors import UserError
 
+GONE = (
+    "Another process of this run has ended or cannot be reached: start the run again, with --resume if it has a run "
+    "directory."
+)
 PATIENCE = timedelta(hours=12)  # how long a rank waits for the others, while the first alone evaluates
 
 
@@ -76,10 +81,7 @@ def talking() -> Iterator[None]:
     except (RuntimeError, distributed.DistBackendError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UserError(
-            "Another process of this run has ended or cannot be reached: start the run again, with --resume if it has "
-            "a run directory."
-        ) from error
+        raise UserError(GONE) from error
 
 
 def join() -> Ranks:
@@ -93,9 +95,15 @@ def join() -> Ranks:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    signal.signal(signal.SIGTERM, _told_to_end)
     with talking():
         distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     return Ranks(distributed.get_rank(), world)
+
+
+def _told_to_end(number: int, frame: object) -> None:
+    """What torchrun asks of all processes where one has ended."""
+    raise UserError(GONE)
 
 
 def leave() -> None:

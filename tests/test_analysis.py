@@ -301,3 +301,8 @@ def test_the_mask_map_shows_the_masks_of_the_directory(tmp_path, order):
     assert frames.fates(directory, row.layer, row.name, rows=3, columns=5).shape == (3, 5)
     assert frames.fates(directory, 7, row.name).size == 0
     assert len(figures.mask_map(np.zeros((96, 192), dtype=np.uint8)).to_json()) < LIMIT
+
+
+def test_a_prompt_within_a_wrong_sentence_has_no_right_ones():
+    reading = stories.read("Once upon a time", ", there was a barber was a black jacket. She had a black bag.")
+    assert reading.remark.startswith("0 sentences right")

@@ -172,6 +172,7 @@ def test_writing_can_be_stopped(finished):
     expect(finished.locator("#write")).to_be_enabled()
     expect(stop).to_be_disabled()
     column = finished.locator("#text-rebuilt")
+    expect(column).not_to_contain_text("processing")
     now = column.inner_text()
     finished.wait_for_timeout(1500)
     assert column.inner_text() == now

@@ -66,6 +66,14 @@ class Hub:
     def stopped(self, run_id: str) -> bool:
         return self.path(run_id).with_suffix(".stopped").exists()
 
+    def leave(self, run_id: str | None) -> None:
+        """Mark that the page of a run shows another one from now on."""
+        if run_id:
+            self.path(run_id).with_suffix(".left").touch()
+
+    def left(self, run_id: str) -> bool:
+        return self.path(run_id).with_suffix(".left").exists()
+
     def hush(self, run_id: str | None, on: bool) -> None:
         """Mark that no more texts of a run are wanted, or take the mark away."""
         if run_id and on:

@@ -55,9 +55,10 @@ def wire(
     fields = list(form.values())
     on, off, same = gr.update(interactive=True), gr.update(interactive=False), gr.skip()
 
-    def check(*values: object):
+    def check(previous: str | None, *values: object):
         if sentence := settings.problem(*values):
             raise gr.Error(sentence, visible=False, print_exception=False)
+        hub.leave(previous)
         return STARTING, "", off, on, hub.new_run()
 
     def explain(*values: object) -> str:
@@ -65,14 +66,15 @@ def wire(
 
     def work(name: str, *values: object) -> Iterator[tuple]:
         if hub.stopped(name):  # while it waited in the queue
-            yield same, same, on, off
+            yield same, same, same, same
             return
         worker = Worker(hub.run(name, settings.from_form(*values)))
         live, shown = Live(), 0
         try:
             for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
                 if hub.stopped(name):
-                    yield stopped_card(name), same, on, off
+                    if not hub.left(name):  # else the page shows another run by now
+                        yield stopped_card(name), same, on, off
                     return
                 for event in batch:
                     live.update(event)
@@ -105,7 +107,7 @@ def wire(
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     run.click(fn=None, inputs=fields, js=ON_RUN % list(settings.FORM), api_visibility="private")
-    checked = run.click(check, fields, [status, blocks, run, stop, run_id], **quiet)
+    checked = run.click(check, [run_id, *fields], [status, blocks, run, stop, run_id], **quiet)
     checked.failure(explain, fields, status, queue=False, **quiet)
     started = checked.success(on_gpu(work), [run_id, *fields], [status, blocks, run, stop], **quiet, **SHARED)
     stop.click(halt, run_id, [status, run, stop], queue=False, **quiet)
