@@ -34,7 +34,7 @@ Plan = dict[tuple[int, str], int]
 def outliers(scores: Sequence[Tensor]) -> int:
     """How many of the scores, tensors of any shape, exceed OUTLIER times the mean of all (OWL, section 3.2)."""
     mean = sum(score.sum(dtype=torch.float64).item() for score in scores) / sum(score.numel() for score in scores)
-    return sum(int((score > OUTLIER * mean).sum()) for score in scores)
+    return sum(int((score > OUTLIER * mean).count_nonzero()) for score in scores)
 
 
 def layer_ratios(shares: Sequence[float], ratio: float) -> list[float]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from barber.memory import return_matrices
 from barber.model import DecoderView, DenseWeights, Weight, check_finite
-
-if TYPE_CHECKING:
-    from barber.checkpoint import Streamed
 
 
 class Home(Protocol):
@@ -29,15 +26,18 @@ class Home(Protocol):
     def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
         """Dense weights of a layer, name -> (out, in), to be read only."""
 
+    def forget(self, index: int, names: Iterable[str]) -> None:
+        """The dense values of these weights of an open layer are not needed before it is opened again."""
+
     def restore(self) -> None:
         """Let every layer be dense again, as far as it is in memory."""
 
 
 class Resident:
-    """A model that is in memory with all its layers, and a copy of their dense weights."""
+    """A model that is in memory with all its layers. Its weights are dense when this is made, and these are kept."""
 
-    def __init__(self, view: DecoderView, weights: DenseWeights | None = None) -> None:
-        self.view, self.weights, self.device = view, weights or DenseWeights(view), view.device
+    def __init__(self, view: DecoderView) -> None:
+        self.view, self.weights, self.device = view, DenseWeights(view), view.device
 
     def open(self, index: int) -> None:
         """It always is."""
@@ -48,31 +48,61 @@ class Resident:
     def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
         return {weight.name: self.weights[index, weight.name] for weight in weights}
 
+    def forget(self, index: int, names: Iterable[str]) -> None:
+        """They are needed to be restored."""
+
     def restore(self) -> None:
         self.weights.restore()
 
 
-class OnDisk:
-    """A model that is read layer by layer from its checkpoint; the layer that is open is the only one in memory."""
+class Source(Protocol):
+    """Where the layers of a model can be had at any time, dense."""
 
-    def __init__(self, streamed: Streamed) -> None:
-        self.streamed, self.device = streamed, streamed.checkpoint.device
+    view: DecoderView
+
+    def open(self, index: int) -> None:
+        """Put the dense weights of a layer onto the device, unless it has weights there."""
+
+    def close(self, index: int) -> None:
+        """Free the weights of a layer."""
+
+    def dense(self, index: int) -> Mapping[str, Tensor]:
+        """Name within the layer -> dense weight (out, in) on the device, not shared with the model."""
+
+
+class LayerByLayer:
+    """A model of which no layer is in memory but the one that is open."""
+
+    def __init__(self, source: Source, device: torch.device) -> None:
+        self.source, self.device = source, device
+        self._dense: dict[int, dict[str, Tensor]] = {}  # of open layers, as far as not forgotten
         self._checked: set[int] = set()
         return_matrices()
 
     def open(self, index: int) -> None:
-        self.streamed.open(index)
+        if index in self._dense:
+            return
+        self.source.open(index)
+        layer = self.source.view.layers[index]
         if index not in self._checked:
-            check_finite(self.streamed.view.layers[index].module, f"layers.{index}.")
+            check_finite(layer.module, f"layers.{index}.")
             self._checked.add(index)
+        self._dense[index] = {weight.name: weight.view for weight in layer.weights}
 
     def close(self, index: int) -> None:
-        self.streamed.close(index)
+        self._dense.pop(index, None)
+        self.source.close(index)
 
     def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
-        found = self.streamed.dense(index)
-        return {weight.name: found[weight.name] for weight in weights}
+        held = self._dense.get(index, {})
+        if not all(weight.name in held for weight in weights):
+            held = self.source.dense(index)
+        return {weight.name: held[weight.name] for weight in weights}
+
+    def forget(self, index: int, names: Iterable[str]) -> None:
+        for name in names:
+            del self._dense[index][name]
 
     def restore(self) -> None:
-        for layer in self.streamed.view.layers:
-            self.streamed.close(layer.index)
+        for layer in self.source.view.layers:
+            self.close(layer.index)

@@ -30,18 +30,29 @@ def ordered(values: Tensor) -> Tensor:
     return values.sort(dim=-1).values
 
 
-def beyond(values: Tensor, where: Tensor, counts: Tensor, bounds: Tensor, largest: bool = False) -> Tensor:
-    """Mask (groups, n) of the counts[i] smallest (or largest) values of group i among those in `where`.
+def number_of(where: Tensor) -> Tensor:
+    """How many of each group of bool (groups, n) are True: int64 (groups, 1). Torch's sum would copy them as int64."""
+    if where.device.type == "cpu":
+        return torch.from_numpy(where.numpy().sum(axis=1, keepdims=True))
+    return where.sum(dim=1, keepdim=True)
+
+
+def beyond(
+    values: Tensor, counts: Tensor, bounds: Tensor, where: Tensor | None = None, largest: bool = False
+) -> Tensor:
+    """Mask (groups, n) of the counts[i] smallest (or largest) values of group i among those in `where`, or all.
 
     Ties go to the earlier position. counts: int64 (groups, 1). bounds: (groups, 1), the last value that is chosen; any
     where the count is 0.
     """
-    reached = (values >= bounds if largest else values <= bounds) & where
-    if not torch.equal(reached.sum(dim=1, keepdim=True), counts):  # more are equal to the last than there is room for
-        ties = (values == bounds) & where
-        room = counts - (reached.sum(dim=1, keepdim=True) - ties.sum(dim=1, keepdim=True))
+    reached = values >= bounds if largest else values <= bounds
+    reached = reached if where is None else reached.logical_and_(where)
+    number = number_of(reached)
+    if not torch.equal(number, counts):  # more are equal to the last than there is room for
+        ties = (values == bounds).logical_and_(reached)
+        room = counts - (number - number_of(ties))
         reached &= ~ties | (ties.cumsum(dim=1, dtype=torch.int32) <= room)
-    return reached & (counts > 0)
+    return reached.logical_and_(counts > 0)
 
 
 def smallest_bound(values: Tensor, count: int) -> Tensor:
@@ -57,8 +68,7 @@ def prune_smallest(scores: Tensor, count: int) -> Tensor:
         order = scores.argsort(dim=1, stable=True)[:, :count]
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
     bounds = smallest_bound(scores, count)
-    every = torch.ones_like(scores, dtype=torch.bool)
-    return beyond(scores, every, torch.full_like(bounds, count, dtype=torch.int64), bounds)
+    return beyond(scores, torch.full_like(bounds, count, dtype=torch.int64), bounds)
 
 
 def initial_mask(scores: Tensor, sparsity: Sparsity, granularity: Granularity) -> Tensor:
@@ -120,9 +130,9 @@ def share_of(candidates: Tensor, threshold: float) -> Tensor:
 class Pairing:
     """The pruned and kept weights of selections paired: LLM-Barber's rule (arXiv 2408.10631).
 
-    mask, saliency: (selections, groups, n). Inside a group the pruned weights by falling and the kept ones by rising
-    saliency make the pairs. Only pairs that gain are candidates: as published for unstructured masks; the published n:m
-    rule also swaps pairs that lose. candidates: int64 (selections, 1), the pairs that gain.
+    mask, saliency: (selections, groups, n), no saliency below zero. Inside a group the pruned weights by falling and
+    the kept ones by rising saliency make the pairs. Only pairs that gain are candidates: as published for unstructured
+    masks; the published n:m rule also swaps pairs that lose. candidates: int64 (selections, 1), the pairs that gain.
     """
 
     def __init__(self, mask: Tensor, saliency: Tensor) -> None:
@@ -130,20 +140,23 @@ class Pairing:
         if mask.shape[1] == 1:  # one group a selection: its pairs are in the order of their gains already
             mask, saliency = mask[:, 0], saliency[:, 0]
             grow, cut = mask, ~mask
-            zeros = int(mask.sum())
-            if len(mask) == 1 and zeros:  # with the zeros on the smallest, none would be above or below this value
-                middle = smallest_bound(saliency, zeros)
-                grow, cut = grow & (saliency >= middle), cut & (saliency <= middle)
+            zeros = int(mask.count_nonzero())
+            if len(mask) == 1 and zeros:
+                # With the zeros on the smallest, none would be above or below this value; coarse numbers will do.
+                coarse = saliency.to(torch.bfloat16).view(torch.int16)  # in the same order
+                middle = smallest_bound(coarse, zeros)
+                grow, cut = (coarse >= middle).logical_and_(mask), cut.logical_and_(coarse <= middle)
+                del coarse
             self._pruned = ordered(_only(saliency, grow, -torch.inf)).flip(1)
             self._kept = ordered(_only(saliency, cut, torch.inf))
             pairs = min(self._pruned.shape[1], self._kept.shape[1])
-            self.candidates = (self._pruned[:, :pairs] > self._kept[:, :pairs]).sum(dim=1, keepdim=True)
+            self.candidates = number_of(self._pruned[:, :pairs] > self._kept[:, :pairs])
         else:
             pruned, self._grow = saliency.masked_fill(~mask, -torch.inf).sort(dim=-1, descending=True, stable=True)
             kept, self._cut = saliency.masked_fill(mask, torch.inf).sort(dim=-1, stable=True)
             self._loss = (kept - pruned).flatten(1)
             self._losses = ordered(self._loss)
-            self.candidates = (self._loss < 0).sum(dim=1, keepdim=True)
+            self.candidates = number_of(self._loss < 0)
 
     def exchange(self, threshold: float) -> tuple[Tensor, int]:
         """Let the best floor(threshold * candidates) pairs of each selection change places.
@@ -156,11 +169,10 @@ class Pairing:
             saliency, mask = self.saliency[:, 0], mask[:, 0]
             if not self._pruned.shape[1] or not self._kept.shape[1]:
                 return self.mask, 0
-            grown = beyond(saliency, mask, swaps, self._pruned.gather(1, last), largest=True)
-            cut = beyond(saliency, ~mask, swaps, self._kept.gather(1, last))
-            return ((mask & ~grown) | cut).unsqueeze(1), int(swaps.sum())
-        every = torch.ones_like(self._loss, dtype=torch.bool)
-        chosen = beyond(self._loss, every, swaps, self._losses.gather(1, last)).view(mask.shape)
+            swapped = beyond(saliency, swaps, self._pruned.gather(1, last), mask, largest=True).logical_xor_(mask)
+            swapped |= beyond(saliency, swaps, self._kept.gather(1, last), ~mask)
+            return swapped.unsqueeze(1), int(swaps.sum())
+        chosen = beyond(self._loss, swaps, self._losses.gather(1, last)).view(mask.shape)
         swapped = mask.clone()
         swapped.scatter_(-1, self._grow, swapped.gather(-1, self._grow) & ~chosen)
         swapped.scatter_(-1, self._cut, swapped.gather(-1, self._cut) | chosen)
@@ -169,7 +181,7 @@ class Pairing:
 
 def _only(values: Tensor, where: Tensor, other: float) -> Tensor:
     """The values (groups, n) in `where`; `other` in the places between, where not all groups have as many."""
-    counts = where.sum(dim=1)
+    counts = number_of(where)
     if bool((counts == counts[0]).all()):
         on_cpu = values.device.type == "cpu"  # where numpy is several times faster at it
         some = torch.from_numpy(values.numpy()[where.numpy()]) if on_cpu else values[where]

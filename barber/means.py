@@ -20,7 +20,7 @@ from barber.estimate import Model, Needs, estimate, matmul_rate
 from barber.events import Estimated, Stage
 from barber.execution import Execution
 from barber.files import check_room
-from barber.home import OnDisk, Resident
+from barber.home import LayerByLayer, Resident
 from barber.load import LoadedModel, find_source, load, weight_bytes
 from barber.model import DecoderView
 from barber.place import Place
@@ -138,7 +138,8 @@ def gather_means(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack:
                 "pruned model and measure it by itself, or leave the tasks out."
             )
         streamed = load_streamed(spec.model, spec.device, spec.dtype, spec.cache_dir, spec.trust_remote_code)
-        loaded, view, home = streamed.loaded, streamed.view, OnDisk(streamed)
+        loaded, view = streamed.loaded, streamed.view
+        home = LayerByLayer(streamed, streamed.checkpoint.device)
     else:
         loaded = loaded or load(spec.model, spec.device, spec.dtype, spec.cache_dir, spec.trust_remote_code)
         view = DecoderView(loaded.model)

@@ -31,12 +31,15 @@ class Weight:
 
     @property
     def view(self) -> Tensor:
-        """The weight as (out, in), sharing memory with the model.
+        """The weight as (out, in), sharing memory with the model; not to be written into."""
+        return self.oriented(self.parameter.data)
 
-        By `data`, whose changes autograd does not count: a dense forward pass may be kept while other values are tried,
-        as long as the dense ones are back when its backward pass runs.
+    def hold(self, value: Tensor) -> None:
+        """Let the module have this value, (out, in), in the place of the tensor that it has, which stays as it is.
+
+        So dense weights need no copy, and a dense forward pass may be kept while other values are tried.
         """
-        return self.oriented(self.module.weight.data)
+        self.parameter.data = self.oriented(value.to(self.parameter)).contiguous()
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,12 @@ class SubBlock:
 Outputs = Mapping[SubBlock, Tensor]
 
 
+@torch.no_grad()
+def masked(value: Tensor, mask: Tensor) -> Tensor:
+    """The value (out, in) with zeros under its mask, in one pass."""
+    return torch.where(mask, value.new_zeros(()), value)
+
+
 def _answers(outputs: Outputs | None) -> dict[nn.Module, Callable[..., Any]]:
     """The forward of each sub-block whose output is known; linears on the layer itself run as ever."""
     return {
@@ -108,18 +117,19 @@ class Layer:
     def replay(self, call: Call, outputs: Outputs | None = None) -> Tensor:
         """The layer's output for a recorded call; `outputs`, of sub-blocks that have run already, are not made again.
 
-        A copy, since some families add the residual in place.
+        It shares no memory with the call, whatever the family adds in place.
         """
         with replacing(_answers(outputs)):
-            return replay(self.module, call).clone()
+            output = replay(self.module, call)
+        shared = output.untyped_storage().data_ptr() == call.hidden.untyped_storage().data_ptr()
+        return output.clone() if shared else output
 
     @torch.no_grad()
     def put(self, dense: Mapping[str, Tensor], masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         """Give the weights their dense values, or those of `values`, and zeros under the masks; all (out, in)."""
         for weight in self.weights:
-            view = weight.view
-            value = values.get(weight.name, dense[weight.name]).to(view)
-            torch.where(masks[weight.name].to(view.device), view.new_zeros(()), value, out=view)
+            value = values.get(weight.name, dense[weight.name]).to(weight.parameter)
+            weight.hold(masked(value, masks[weight.name].to(value.device)))
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -221,21 +231,20 @@ def check_finite(module: nn.Module, prefix: str = "") -> None:
 
 
 class DenseWeights:
-    """A copy of all prunable weights, to measure against and to go back to.
+    """All prunable weights as they are now, to measure against and to go back to: (layer, name) -> (out, in).
 
-    Kept on the model's device and in its dtype, (out, in) per (layer, name).
+    They are the model's own tensors, not copies: whatever changes weights puts others in their place, see Weight.hold.
     """
 
     def __init__(self, view: DecoderView) -> None:
         self.view = view
-        self.tensors = {(la.index, w.name): w.view.clone() for la in view.layers for w in la.weights}
+        self.tensors = {(la.index, w.name): w.view for la in view.layers for w in la.weights}
 
     def __getitem__(self, key: tuple[int, str]) -> Tensor:
         return self.tensors[key]
 
-    @torch.no_grad()
     def restore(self) -> None:
-        """Give the model its dense weights back, bit for bit."""
+        """Give the model its dense weights back."""
         for layer in self.view.layers:
             for weight in layer.weights:
-                weight.view.copy_(self.tensors[layer.index, weight.name])
+                weight.hold(self.tensors[layer.index, weight.name])

@@ -138,7 +138,7 @@ class Run:
             masks, updates = initialise_weights(layer.index, layer.weights, method, values, self.config.sparsity, plan)
         if not stream:
             yield next(steps)
-        counts = {name: {"weights": mask.numel(), "zeros": int(mask.sum())} for name, mask in masks.items()}
+        counts = {name: {"weights": mask.numel(), "zeros": int(mask.count_nonzero())} for name, mask in masks.items()}
         yield LayerInitialised(layer.index, counts, time.monotonic() - started, masks=masks, weights=updates)
 
     def _refine(self, initial: Callable[[int], State] | None, plan: Plan | None) -> Iterator[Event]:

@@ -16,7 +16,7 @@ from torch.nn.functional import mse_loss
 from barber.capture import Call
 from barber.config import HOLD_OUT, PruneConfig
 from barber.errors import UserError
-from barber.model import Outputs, SubBlock, Weight
+from barber.model import Outputs, SubBlock, Weight, masked
 from barber.place import Place
 from barber.ranks import Ranks
 from barber.tape import Tape
@@ -41,17 +41,10 @@ def hold_out(sequences: int, config: PruneConfig) -> tuple[list[int], list[int]]
     return [j for j in every if (j + 1) % HOLD_OUT], every[HOLD_OUT - 1 :: HOLD_OUT]
 
 
-@torch.no_grad()
-def masked(value: Tensor, mask: Tensor) -> Tensor:
-    """The value (out, in) with zeros under its mask, in one pass."""
-    return torch.where(mask, value.new_zeros(()), value)
-
-
-@torch.no_grad()
 def write(weights: Sequence[Weight], values: Values) -> None:
-    """Give the weights these values, name -> (out, in)."""
+    """Let the weights have these values, name -> (out, in)."""
     for weight in weights:
-        weight.view.copy_(values[weight.name])
+        weight.hold(values[weight.name])
 
 
 def squared_error(target: Tensor, value: Tensor) -> Tensor:
@@ -106,9 +99,9 @@ class Problem:
         return self.held if self.config.auto else self.batches
 
     def begin(self, masks: Masks, updates: Values) -> None:
-        """Start from these initial masks; updates: the values that the initialiser changed."""
+        """Start from these initial masks; updates: what the initialiser changed. Other weights' may be among both."""
         self.masks = {name: masks[name].to(dense.device) for name, dense in self.dense.items()}
-        self.updates = {name: value.to(self.dense[name]) for name, value in updates.items()}
+        self.updates = {name: updates[name].to(dense) for name, dense in self.dense.items() if name in updates}
 
     @property
     def initial(self) -> Values:

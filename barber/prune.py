@@ -20,7 +20,7 @@ from barber.execution import Execution
 from barber.home import Resident
 from barber.initialise import needs_calibration
 from barber.masks import check_pattern
-from barber.model import DecoderView, DenseWeights, check_finite
+from barber.model import DecoderView, check_finite
 from barber.orders import Recorded, Run
 from barber.place import Place
 from barber.problem import hold_out
@@ -33,7 +33,6 @@ def prune(
     config: PruneConfig,
     *,
     initial: Mapping[int, State] | None = None,
-    dense: DenseWeights | None = None,
     execution: Execution | None = None,
     recorded: Recorded | None = None,
     kept: Sequence[Event] = (),
@@ -43,12 +42,12 @@ def prune(
 
     model: a decoder model of transformers. calibration: needed by every method but magnitude and random, and by the
     rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as runs.read_masks gives
-    them. dense: a copy of the dense weights, if the caller has one. execution: how to go about it; without, the model
-    is on one device with all its layers.
+    them. execution: how to go about it; without, the model is on one device with all its layers.
     recorded: gives back what an event said of a layer's masks and values, once the consumer has it; without, they are
     kept in memory. kept: the events of the same run, if it was begun before, that need not come again: the layers that
     they finished are taken from `recorded`.
-    A run that is stopped or fails leaves the model dense, bit for bit.
+    The model's weights get new tensors, those that it had stay as they are: DenseWeights taken before put them back. A
+    run that is stopped or fails does so itself.
     Raises UserError for what the model or the settings do not allow, before anything is changed.
     """
     view = execution.view if execution else DecoderView(model)
@@ -64,7 +63,7 @@ def prune(
         )
     if config.refined:
         hold_out(len(calibration.tokens), config)
-    execution = execution or Execution(view, Resident(view, dense), Place(view.device))
+    execution = execution or Execution(view, Resident(view), Place(view.device))
     if not any(isinstance(event, RunStarted) for event in kept):
         yield describe(execution, calibration, config, name or type(model).__name__)
     started = time.monotonic()
@@ -140,7 +139,7 @@ def check_initial(view: DecoderView, initial: Mapping[int, State], config: Prune
                 raise UserError(
                     f"The initial masks keep no weight of {name}, so there is nothing to re-fit: give others."
                 )
-            zeros, weights, rows = zeros + int(mask.sum()), weights + mask.numel(), rows + len(mask)
+            zeros, weights, rows = zeros + int(mask.count_nonzero()), weights + mask.numel(), rows + len(mask)
     if abs(zeros - config.sparsity.ratio * weights) > rows:
         raise UserError(
             f"The initial masks prune {zeros / weights:.2%} of the weights, but {config.sparsity} was asked: give the "

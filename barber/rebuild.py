@@ -194,7 +194,7 @@ def _one_swaps(
     for name, gram_of in grams.items():
         new[name] = one_swap(masks[name], problem.dense[name], combined[name], gram_of, problem.config.sparsity.m)
         yield next(progress)
-    moved = sum(int((masks[name] & ~mask).sum()) for name, mask in new.items())
+    moved = sum(int((masks[name] & ~mask).count_nonzero()) for name, mask in new.items())
     return _Proposal(ONE_SWAP, "", 0.0, new, 0, moved) if moved else None
 
 

@@ -21,7 +21,7 @@ from barber.problem import Masks, Problem, Values, write
 from barber.rebuild import Refined
 from barber.reconstruct import EPOCHS, reconstruct
 from barber.refiners import REFINERS
-from barber.scores import histogram, magnitude
+from barber.scores import histogram, kept_sum, magnitude
 from barber.stream import Stream, halving
 
 State = tuple[Masks, Values]  # masks, True = pruned, and the values that are not the dense ones under them, by name
@@ -64,6 +64,7 @@ def refine_layer(
             run.execution.ranks,
             partial(_refine, run, layer, block, dense, stream, progress(f"{here} {block.kind}")),
         )
+        home.forget(layer.index, dense)
     for batch, step in zip(range(len(stream)), progress(f"{here} output"), strict=False):
         stream.advance(layer, batch, {b: stream.place.take(stream.beside[b][batch]) for b in layer.sub_blocks})
         yield step
@@ -100,8 +101,7 @@ def _refine(
     for batch in problem.batches:
         problem.see(block.record(stream.call(layer.index, batch), others(batch)))
     if run.initial:
-        masks, updates = run.initial(layer.index)
-        problem.begin({n: masks[n] for n in problem.dense}, {n: updates[n] for n in problem.dense if n in updates})
+        problem.begin(*run.initial(layer.index))
     else:
         yield from _initialise(run, layer.index, problem, 0 if stream.halved else execution.tape_bytes, progress)
     initialised = _initialised(layer.index, problem, time.monotonic() - started)
@@ -135,8 +135,9 @@ def _initialise(run: Pass, index: int, problem: Problem, room: int, progress: It
 
 
 def _initialised(index: int, problem: Problem, seconds: float) -> LayerInitialised:
-    counts = {name: {"weights": mask.numel(), "zeros": int(mask.sum())} for name, mask in problem.masks.items()}
-    return LayerInitialised(index, counts, seconds, masks=problem.masks, weights=problem.updates)
+    masks = problem.masks
+    counts = {name: {"weights": mask.numel(), "zeros": int(mask.count_nonzero())} for name, mask in masks.items()}
+    return LayerInitialised(index, counts, seconds, masks=masks, weights=problem.updates)
 
 
 def _rebuild(
@@ -159,6 +160,8 @@ def _rebuild(
             problem.settle(batch)
             yield next(progress)
     before = problem.initial_error(problem.batches)
+    modules = {n: _describe(refined.scores[n], problem.masks[n], refined.masks[n]) for n in problem.masks}
+    refined.scores.clear()  # as large as the sub-block
     values = problem.values(refined.masks) if refined.changed else problem.initial
     reconstruction = {}
     if config.reconstruct:
@@ -180,7 +183,7 @@ def _rebuild(
         swaps=refined.swaps,
         seconds=time.monotonic() - started,
         peak_memory=peak_memory(block.weights[0].view.device),
-        modules={n: _describe(refined.scores[n], problem.masks[n], refined.masks[n]) for n in problem.masks},
+        modules=modules,
         rounds=[asdict(one) for one in refined.rounds],
         reconstruction=reconstruction,
         masks=refined.masks,
@@ -221,7 +224,7 @@ def _describe(scores: Tensor, initial: Tensor, rebuilt: Tensor) -> dict:
     """What became of one weight matrix, JSON-able."""
     binned = histogram(scores, initial, rebuilt)
     fates = {fate: sum(binned[fate]) + zeros for fate, zeros in binned["zeros"].items()}
-    before = scores.masked_fill(initial, 0).sum(dtype=torch.float64).item()
+    before = kept_sum(scores, initial)
     gain = scores[initial & ~rebuilt].sum(dtype=torch.float64) - scores[~initial & rebuilt].sum(dtype=torch.float64)
     return {
         "weights": rebuilt.numel(),

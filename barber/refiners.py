@@ -55,7 +55,7 @@ def _refined(problem: Problem, changed: Masks, squares: dict[str, Tensor]) -> Re
     squares: name -> (in,) sums of squared inputs.
     """
     masks = problem.masks | changed
-    swaps = sum(int((problem.masks[name] & ~mask).sum()) for name, mask in masks.items())
+    swaps = sum(int((problem.masks[name] & ~mask).count_nonzero()) for name, mask in masks.items())
     silent = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
     scores = silent | {name: wanda(problem.dense[name], total) for name, total in squares.items()}
     return Refined(masks, scores, swaps, swaps)

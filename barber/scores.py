@@ -10,6 +10,7 @@ from torch import Tensor
 from barber.config import Metric
 
 RIA_POWER = 0.5  # of the input's norm, as published
+PART = 2**18  # numbers of a matrix that are copied at a time
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -60,6 +61,12 @@ def saliency(metric: Metric, weight: Tensor, squared_gradient: Tensor) -> Tensor
     return gradient if metric is Metric.D else weight.float().abs() * gradient
 
 
+def kept_sum(scores: Tensor, mask: Tensor) -> float:
+    """Sum of the scores (out, in) where the mask is False, in double precision."""
+    pairs = zip(scores.flatten().split(PART), mask.flatten().split(PART), strict=True)
+    return sum(part.masked_fill(pruned, 0).sum(dtype=torch.float64) for part, pruned in pairs).item()
+
+
 def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48) -> dict:
     """log10 saliency of one weight matrix, binned by what became of each weight.
 
@@ -74,9 +81,10 @@ def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48
     width = max(high - low, 1e-3) / bins
     # Uniform edges need no search, and one count does for all: 0 for saliency zero, else 1 + the bin, fate by fate.
     place = place.sub_(low).mul_(1 / width).clamp_(0, bins - 1).to(torch.int16).add_(1).masked_fill_(zero, 0)
-    place.add_(2 * initial.byte() + rebuilt.byte(), alpha=bins + 1)
-    counts = place.flatten().bincount(minlength=4 * (bins + 1)).view(4, bins + 1)
-    kept, cut, grown, pruned = counts.tolist()
+    place.add_(initial, alpha=2 * (bins + 1)).add_(rebuilt, alpha=bins + 1)
+    # Part by part, since counting makes int64 of them.
+    counts = sum(part.bincount(minlength=4 * (bins + 1)) for part in place.flatten().split(PART))
+    kept, cut, grown, pruned = counts.view(4, bins + 1).tolist()
     fates = {"kept": kept, "pruned": pruned, "grown": grown, "cut": cut}
     return {
         "edges": [round(low + i * width, 6) for i in range(bins + 1)],

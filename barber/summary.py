@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,10 @@ class Summary:
         self.model_path: Path | None = None
 
     def add(self, event: Event) -> None:
-        kept = (Notice, SubBlockRebuilt, PerplexityMeasured, ZeroShotMeasured, ZeroShotSkipped, RunFinished, Saved)
-        if isinstance(event, kept) or (isinstance(event, TextGenerated) and event.done):
+        kept = (Notice, PerplexityMeasured, ZeroShotMeasured, ZeroShotSkipped, RunFinished, Saved)
+        if isinstance(event, SubBlockRebuilt):  # without histograms: of hundreds of layers they are many numbers
+            self.events.append(replace(event.bare(), modules={}, rounds=[]))
+        elif isinstance(event, kept) or (isinstance(event, TextGenerated) and event.done):
             self.events.append(event.bare())
         if isinstance(event, Saved) and event.what == "model":
             self.model_path = Path(event.path)

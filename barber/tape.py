@@ -75,3 +75,4 @@ def _add_squares(total: Tensor, calls: list[tuple[Tensor, Tensor]], batch: int, 
         else:
             each = reduce(torch.add, (torch.bmm(d[part].transpose(1, 2), x[part]) for x, d in split)).float()
             total.add_(each.square_().sum(0), alpha=1 / scale**2)
+        del each  # before the next one is made

@@ -118,7 +118,7 @@ class Bench:
         The last event, RunFinished, tells the wall seconds; cpu_seconds are the processor's. Evaluation is in neither.
         """
         layers, started = {}, time.process_time()
-        for event in prune(self.loaded.model, calibration, config, initial=initial, dense=self.weights):
+        for event in prune(self.loaded.model, calibration, config, initial=initial):
             if isinstance(event, LayerInitialised):
                 layers[event.layer] = (event.masks, event.weights)
         result = asdict(event) | {"cpu_seconds": time.process_time() - started, "perplexity": self.measure()}

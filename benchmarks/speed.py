@@ -46,7 +46,8 @@ def build(options: argparse.Namespace) -> Execution:
     """The model of the shape, whole or layer by layer, and how it is run."""
     device, dtype = torch.device(pick_device(options.device)), DTYPES[options.dtype]
     if options.layerwise:
-        view, home = synthetic.streamed(options.shape, device, dtype, options.layers)
+        home = synthetic.streamed(options.shape, device, dtype, options.layers)
+        view = home.source.view
     else:
         torch.manual_seed(0)
         model = LlamaForCausalLM(synthetic.config(options.shape, options.layers)).to(device, dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from barber.errors import UserError
-from barber.model import DecoderView, Weight
+from barber.home import LayerByLayer
+from barber.model import DecoderView
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def config(shape: str, layers: int | None = None, positions: int = 4096) -> Llam
 
 
 class Made:
-    """A home whose layers are on the meta device but for the one at work, which gets its random weights anew."""
+    """A source of layers whose random weights are made whenever they are opened, the same each time."""
 
     def __init__(self, model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
-        self.model, self.device, self.dtype = model, device, dtype
+        self.model, self.device, self.dtype, self.view = model, device, dtype, DecoderView(model)
 
     def open(self, index: int) -> None:
         layer = self.model.model.layers[index]
@@ -77,26 +77,16 @@ class Made:
     def close(self, index: int) -> None:
         self.model.model.layers[index].to("meta")
 
-    def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
-        """The weights as `open` makes them."""
-        found = {}
-        generator = torch.Generator(self.device).manual_seed(index)
-        owners = {id(weight.parameter): weight.name for weight in weights}
-        for parameter in self.model.model.layers[index].parameters():
-            if parameter.dim() > 1:
-                made = torch.empty_like(parameter).normal_(0, 0.02, generator=generator)
-                if id(parameter) in owners:
-                    found[owners[id(parameter)]] = made
+    def dense(self, index: int) -> dict[str, Tensor]:
+        """The weights of a closed layer, as `open` makes them."""
+        self.open(index)
+        found = {weight.name: weight.view for weight in self.view.layers[index].weights}
+        self.close(index)
         return found
 
-    def restore(self) -> None:
-        """Nothing is kept."""
 
-
-def streamed(
-    shape: str, device: torch.device, dtype: torch.dtype, layers: int | None = None
-) -> tuple[DecoderView, Made]:
-    """A model of a shape, its decoder layers on the meta device, and the home that makes them."""
+def streamed(shape: str, device: torch.device, dtype: torch.dtype, layers: int | None = None) -> LayerByLayer:
+    """The home of a model of a shape, its decoder layers on the meta device."""
     with init_empty_weights(include_buffers=False):
         model = LlamaForCausalLM(config(shape, layers)).eval().requires_grad_(False)
     decoder = model.model
@@ -104,7 +94,7 @@ def streamed(
         part.to_empty(device=device).to(dtype)
         torch.nn.init.normal_(part.weight, std=1.0) if part is decoder.embed_tokens else part.weight.data.fill_(1)
     decoder.rotary_emb.to(device)
-    return DecoderView(model), Made(model, device, dtype)
+    return LayerByLayer(Made(model, device, dtype), device)
 
 
 def write_checkpoint(folder: Path, sizes: LlamaConfig) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from barber.model import DecoderView
+
 WIDTH = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -56,3 +58,8 @@ def build(family: str, dtype: torch.dtype = torch.float32):
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **values)
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def held(view: DecoderView) -> dict[tuple[int, str], torch.Tensor]:
+    """Copies of all prunable weights as they are now: (layer, name) -> (out, in)."""
+    return {(layer.index, weight.name): weight.view.clone() for layer in view.layers for weight in layer.weights}

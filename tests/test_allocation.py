@@ -17,11 +17,11 @@ from barber.events import JobPlanned, LayerInitialised, Progress, RunFinished, S
 from barber.execution import Execution
 from barber.home import Resident
 from barber.job import run_job
-from barber.model import DecoderView, DenseWeights
+from barber.model import DecoderView
 from barber.place import Place
 from barber.prune import prune
 from barber.spec import JobSpec
-from tests.families import build
+from tests.families import build, held
 from tests.tiny import llama, tokenizer
 
 UNEVEN = [Allocation.OWL, Allocation.SALIENCY]
@@ -150,15 +150,13 @@ def test_extreme_ratios_leave_every_matrix_a_weight(ratio, allocation):
 def test_the_plan_leaves_the_model_dense_and_tells_every_step(method, allocation):
     model = with_outliers().requires_grad_(False)
     view, data = DecoderView(model), sequences()
-    before = DenseWeights(view)
-    execution = Execution(view, Resident(view, before), Place(view.device), batch=2)
+    before = held(view)
+    execution = Execution(view, Resident(view), Place(view.device), batch=2)
     events = list(allocate(execution, data, PruneConfig(Sparsity(0.5), method, allocation=allocation)))
     assert all(isinstance(event, Progress) and event.phase == "allocation" for event in events)
     assert [event.done for event in events] == list(range(1, events[0].total + 1))
     assert {event.where for event in events} == {"layer 0", "layer 1"}
-    for layer in view.layers:
-        for weight in layer.weights:
-            assert torch.equal(weight.view, before[layer.index, weight.name])
+    assert all(torch.equal(weight, before[key]) for key, weight in held(view).items())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 8])

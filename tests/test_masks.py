@@ -93,12 +93,33 @@ def test_swaps_keep_counts_and_gain_saliency(data, granularity, threshold, patte
 def test_all_swaps_give_the_best_mask(data, pattern):
     """With threshold 1 the rebuilt mask keeps the highest saliencies of each group, whatever it started from."""
     sparsity = Sparsity.parse(pattern) if pattern else Sparsity(0.5)
-    (saliency,) = data.draw(matrices(m=sparsity.m or 1))
+    saliency = data.draw(matrices(m=sparsity.m or 1))[0].abs()
     start = initial_mask(torch.rand_like(saliency), sparsity, Granularity.LAYER)
     (result,) = swap_matrices([start], [saliency], [1.0], Granularity.LAYER, sparsity.m)
     (rebuilt,) = result.masks
     best = initial_mask(saliency, sparsity, Granularity.LAYER)
     assert math.isclose(saliency[~rebuilt].sum(), saliency[~best].sum(), abs_tol=1e-4)
+
+
+@given(
+    st.data(), st.sampled_from([Granularity.BLOCK, Granularity.LAYER]), st.integers(1, 9), st.sampled_from([1, 1e-4])
+)
+def test_swaps_are_those_of_sorted_pairs(data, granularity, tenths, spread):
+    """The rule as it reads: pruned by falling, kept by rising saliency, the first of the pairs that gain change places.
+
+    With a small spread no two saliencies differ in bfloat16, in which the search for the pairs begins.
+    """
+    saliency = 1 + spread * data.draw(matrices())[0].abs()
+    mask = torch.rand_like(saliency) < 0.5
+    (result,) = swap_matrices([mask], [saliency], [tenths / 10], granularity, 0)
+    flat, new = saliency.flatten(), mask.flatten().clone()
+    pruned, kept = (flat.masked_fill(~new, -1).argsort(descending=True, stable=True)[: int(new.sum())],
+                    flat.masked_fill(new, 9).argsort(stable=True)[: int((~new).sum())])  # fmt: skip
+    candidates = sum(bool(flat[grow] > flat[cut]) for grow, cut in zip(pruned, kept, strict=False))
+    swaps = tenths * candidates // 10
+    new[pruned[:swaps]], new[kept[:swaps]] = False, True
+    assert (result.candidates, result.swaps) == (candidates, swaps)
+    assert torch.equal(result.masks[0].flatten(), new)
 
 
 @given(st.data(), st.sampled_from(Granularity), st.sampled_from([0, 2, 4]))

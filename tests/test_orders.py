@@ -18,7 +18,7 @@ from barber.initialise import METHODS
 from barber.model import DecoderView, DenseWeights
 from barber.place import Place
 from barber.prune import prune
-from tests.families import build
+from tests.families import build, held
 from tests.jobs import equal_share, masks_told, same, values_told
 from tests.tiny import llama
 
@@ -39,10 +39,6 @@ def sequences(samples: int = 8, seqlen: int = 24) -> CalibrationSet:
 
 def config(pattern: str = "50%", **settings) -> PruneConfig:
     return PruneConfig(Sparsity.parse(pattern), **{"order": "one-pass"} | settings)
-
-
-def held(view: DecoderView) -> dict[tuple, torch.Tensor]:
-    return {(layer.index, weight.name): weight.view.clone() for layer in view.layers for weight in layer.weights}
 
 
 @pytest.mark.parametrize("swaps", SWAPS)

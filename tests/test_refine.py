@@ -19,7 +19,7 @@ from barber.problem import hold_out
 from barber.prune import prune
 from barber.runs import RunDirectory, create, record
 from barber.stages import at_stage
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, build, held
 
 PATTERNS = ("50%", "75%", "2:4", "1:4")
 
@@ -131,7 +131,7 @@ def test_dense_stream_is_what_the_dense_model_has_there(settings):
     """The error of the last sub-block is the distance between the dense and the pruned model's own MLP outputs."""
     model, data = build("llama"), sequences()
     view = DecoderView(model)
-    dense, last = DenseWeights(view), view.layers[-1].sub_blocks[-1].module
+    before, last = DenseWeights(view), view.layers[-1].sub_blocks[-1].module
 
     def outputs() -> list[torch.Tensor]:
         seen = []
@@ -144,7 +144,7 @@ def test_dense_stream_is_what_the_dense_model_has_there(settings):
     events = list(prune(model, data, PruneConfig(Sparsity(0.5), target="dense-stream", **settings)))
     found = sum((a - b).square().mean().item() for a, b in zip(wanted, outputs(), strict=True)) / len(wanted)
     assert rebuilt(events)[-1].error_after == pytest.approx(found, rel=1e-4)
-    dense.restore()
+    before.restore()
     first, other = (rebuilt(run(build("llama"), target=target, **settings))[0] for target in ("block", "dense-stream"))
     assert all(torch.equal(mask, other.masks[name]) for name, mask in first.masks.items()), "the streams begin alike"
     assert first.error_before == pytest.approx(other.error_before, rel=1e-5)
@@ -157,7 +157,7 @@ def test_refitted_weights_keep_their_zeros_and_lower_the_error(settings, pattern
     loaded = LoadedModel("tiny", model, None, 64)
     config = PruneConfig(Sparsity.parse(pattern), method="wanda", reconstruct=True, **settings)
     view = DecoderView(model)
-    untouched = {key: value.clone() for key, value in DenseWeights(view).tensors.items()}
+    dense = DenseWeights(view)
     events = list(record(create(tmp_path / "run"), prune(model, sequences(), config, name="tiny")))
     for event in rebuilt(events):
         fitted = event.reconstruction
@@ -165,10 +165,8 @@ def test_refitted_weights_keep_their_zeros_and_lower_the_error(settings, pattern
         assert event.error_after < event.error_before
         for name, mask in event.masks.items():
             assert torch.equal(event.weights[name] == 0, mask)
-    final = {(la.index, w.name): w.view.clone() for la in view.layers for w in la.weights}
-    for layer in view.layers:
-        for weight in layer.weights:
-            weight.view.copy_(untouched[layer.index, weight.name])
+    final = held(view)
+    dense.restore()
     with at_stage(loaded, RunDirectory(tmp_path / "run"), "rebuilt"):
         for layer in view.layers:
             for weight in layer.weights:
@@ -223,12 +221,10 @@ def test_every_initial_mask_can_be_refined(method):
 )
 def test_mistakes_are_told_before_anything_changes(settings, samples, wrong):
     model = build("llama")
-    before = DenseWeights(DecoderView(model))
+    before = held(DecoderView(model))
     with pytest.raises(UserError, match=wrong):
         run(model, samples, **settings)
-    for layer in before.view.layers:
-        for weight in layer.weights:
-            assert torch.equal(weight.view, before[layer.index, weight.name])
+    assert all(torch.equal(weight, before[key]) for key, weight in held(DecoderView(model)).items())
 
 
 def test_nothing_to_refit_is_told_first():

@@ -13,7 +13,7 @@ from barber.cli import main
 from barber.errors import UserError
 from barber.events import Estimated, JobPlanned, Notice, PerplexityMeasured, Progress, RunStarted, SubBlockRebuilt
 from barber.execution import Execution
-from barber.home import OnDisk
+from barber.home import LayerByLayer
 from barber.job import run_job
 from barber.means import memory_limit
 from barber.place import Place
@@ -82,7 +82,7 @@ def test_a_streamed_run_is_that_in_memory(worlds, family, settings, tmp_path):
 def test_no_more_than_one_layer_is_there_at_a_time(worlds, settings):
     """At every event, also where the run ends there; afterwards every layer is on meta."""
     streamed = stream(worlds("llama") / "model")
-    execution = Execution(streamed.view, OnDisk(streamed), Place(torch.device("cpu")))
+    execution = Execution(streamed.view, LayerByLayer(streamed, torch.device("cpu")), Place(torch.device("cpu")))
     tokens = torch.randint(3, 96, (4, 24), generator=torch.Generator().manual_seed(1))
     calibration = CalibrationSet(tokens, "random tokens", 1)
 
