@@ -18,7 +18,7 @@ from barber.errors import UserError
 from barber.events import Event, Progress
 from barber.execution import Execution
 from barber.initialise import METHODS, Method, check_sums, gather, initialise_weights
-from barber.model import Layer, SubBlock
+from barber.model import Layer, SubBlock, masked
 from barber.problem import Values, write
 from barber.scores import saliency, wanda
 from barber.stream import Stream
@@ -156,7 +156,7 @@ def _by_saliency(
     found = 0
     for block in layer.sub_blocks:
         dense = {weight.name: weight.view.clone() for weight in block.weights}
-        pruned = {name: updates.get(name, value).masked_fill(masks[name], 0) for name, value in dense.items()}
+        pruned = {name: masked(updates.get(name, value), masks[name]) for name, value in dense.items()}
         total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in dense.items()}
         for batch in range(len(stream)):
             _add_gradients(block, stream.call(layer.index, batch), dense, pruned, total)

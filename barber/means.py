@@ -22,7 +22,7 @@ from barber.execution import Execution
 from barber.files import check_room
 from barber.home import LayerByLayer, Resident
 from barber.load import LoadedModel, find_source, load, weight_bytes
-from barber.model import DecoderView
+from barber.model import DecoderView, masked
 from barber.place import Place
 from barber.ranks import Ranks
 from barber.refine import State
@@ -63,7 +63,7 @@ class Means:
         layer = self.execution.view.layers[index]
         dense = self.execution.home.dense(index, layer.weights)
         return {
-            name: values.get(name, weight).to(weight).masked_fill(masks[name].to(weight.device), 0)
+            name: masked(values.get(name, weight).to(weight), masks[name].to(weight.device))
             for name, weight in dense.items()
         }
 

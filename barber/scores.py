@@ -62,9 +62,9 @@ def saliency(metric: Metric, weight: Tensor, squared_gradient: Tensor) -> Tensor
 
 
 def kept_sum(scores: Tensor, mask: Tensor) -> float:
-    """Sum of the scores (out, in) where the mask is False, in double precision."""
+    """Sum of the finite scores (out, in) where the mask is False, in double precision."""
     pairs = zip(scores.flatten().split(PART), mask.flatten().split(PART), strict=True)
-    return sum(part.masked_fill(pruned, 0).sum(dtype=torch.float64) for part, pruned in pairs).item()
+    return sum((part * ~pruned).sum(dtype=torch.float64) for part, pruned in pairs).item()
 
 
 def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48) -> dict:
@@ -74,13 +74,13 @@ def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48
     log10 saliency; for "kept", "pruned", "grown", "cut" the counts per bin; `zeros`, fate -> the number of its weights
     with saliency zero, which a logarithm cannot show.
     """
-    limits, zero = torch.finfo(torch.float32), ~(saliency > 0)
+    limits, positive = torch.finfo(torch.float32), saliency > 0
     place = saliency.float().clamp(limits.tiny, limits.max).log10_()
-    low, high = place.masked_fill_(zero, torch.inf).min().item(), place.masked_fill_(zero, -torch.inf).max().item()
-    low, high = (low, high) if high >= low else (-1.0, 0.0)
+    shown = place if bool(positive.all()) else place[positive]
+    low, high = (bound.item() for bound in shown.aminmax()) if len(shown) else (-1.0, 0.0)
     width = max(high - low, 1e-3) / bins
     # Uniform edges need no search, and one count does for all: 0 for saliency zero, else 1 + the bin, fate by fate.
-    place = place.sub_(low).mul_(1 / width).clamp_(0, bins - 1).to(torch.int16).add_(1).masked_fill_(zero, 0)
+    place = place.sub_(low).mul_(1 / width).clamp_(0, bins - 1).to(torch.int16).add_(1).mul_(positive)
     place.add_(initial, alpha=2 * (bins + 1)).add_(rebuilt, alpha=bins + 1)
     # Part by part, since counting makes int64 of them.
     counts = sum(part.bincount(minlength=4 * (bins + 1)) for part in place.flatten().split(PART))
