@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ from barber.execution import Execution
 from barber.initialise import METHODS, Method, check_sums, gather, initialise_weights
 from barber.model import Layer, SubBlock, masked
 from barber.problem import Values, write
+from barber.progress import counting
 from barber.scores import saliency, wanda
-from barber.stream import Stream
+from barber.stream import Stream, halving
 from barber.tape import Tape
 
 OUTLIER = 5.0  # M, as published: an outlier's score is more than M times the mean
@@ -90,16 +92,17 @@ def allocate(execution: Execution, calibration: CalibrationSet, config: PruneCon
     method, layers, home = METHODS[config.method], execution.view.layers, execution.home
     stream = execution.feed(calibration, config)
     find = _by_owl if config.allocation is Allocation.OWL else _by_saliency
-    places = [f"layer {la.index}" for la in layers for _ in range(len(stream) * _passes(la, config))]
-    progress = (Progress("allocation", done, len(places), place) for done, place in enumerate(places, 1))
+    each = len(stream) * _passes(layers[0], config)
+    progress = counting("allocation", each, each * len(layers))
     shares = []
     for layer in layers:
         home.open(layer.index)
-        found = yield from find(layer, stream, execution, config, progress)
+        steps = next(progress)(f"layer {layer.index}")
+        found = yield from halving([stream], execution.ranks, partial(find, layer, stream, execution, config, steps))
         shares.append(found / sum(weight.view.numel() for weight in layer.weights))
         for batch in range(len(stream)):
             stream.advance(layer, batch)
-            yield next(progress)
+            yield next(steps)
         home.close(layer.index)
     ratios = layer_ratios(shares, config.sparsity.ratio)
     weights = [(layer, weight) for layer in layers for weight in layer.weights]
@@ -151,11 +154,12 @@ def _by_saliency(
     ratio of an earlier layer, which is not known yet, has a part in it.
     """
     method = METHODS[config.method]
+    write(layer.weights, execution.home.dense(layer.index, layer.weights))  # whatever an attempt before this one left
     sums = yield from _sums(layer, stream, execution, method, progress)
     masks, updates = initialise_weights(layer.index, layer.weights, method, sums, config.sparsity)
     found = 0
     for block in layer.sub_blocks:
-        dense = {weight.name: weight.view.clone() for weight in block.weights}
+        dense = execution.home.dense(layer.index, block.weights)
         pruned = {name: masked(updates.get(name, value), masks[name]) for name, value in dense.items()}
         total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in dense.items()}
         for batch in range(len(stream)):

@@ -18,7 +18,8 @@ from barber.rebuild import FRACTIONS, GRANULARITIES
 from barber.reconstruct import EPOCHS
 
 KEPT = 4  # activations of all sequences that wait at once: hidden states, a sub-block's inputs, targets and outputs
-WORK = 5  # fp32 copies of a sub-block's weights at work: squared gradients, saliency, its sorted values and masks
+WORK = 4  # fp32 copies of a sub-block's weights at work: squared gradients or saliency, sorted values, masks
+REFIT = 5  # more of them for a re-fit: weights, two moments, gradients of the step and of the batch
 BACKWARD = 1.31  # of a forward pass: gradients of all weights, and of the inputs of all linears but the first
 PROBE = 1024  # rows and columns of the matrix product that is timed
 
@@ -87,18 +88,19 @@ def estimate(
     """The needs of one process of a run.
 
     batch: sequences of a forward pass. rate: floating-point operations a second. whole: whether all layers are in
-    memory beside a copy of their dense weights, instead of one. ranks: the processes that share the sequences.
+    memory, instead of one. ranks: the processes that share the sequences.
     """
     tokens = samples * seqlen / ranks
-    held = model.layers * 2 if whole else 2
+    parameters = 2 * model.layers * model.layer_parameters if whole else model.layer_parameters + model.block_parameters
+    copies = WORK + REFIT * config.reconstruct
     hessian = 3 * 4 * model.width**2 if config.method == "sparsegpt" or config.auto else 0
     products = (
         2 * model.layer_parameters + 4 * seqlen * model.hidden
     )  # a token and layer; attention reads half of these
     return Needs(
-        weights=model.other_bytes + held * model.layer_parameters * model.element,
+        weights=model.other_bytes + parameters * model.element,  # dense ones, and the new values of what was refined
         activations=int(KEPT * tokens * model.hidden * model.element),
-        work=WORK * 4 * model.block_parameters + 3 * batch * seqlen * model.spread * model.element + hessian,
+        work=copies * 4 * model.block_parameters + 3 * batch * seqlen * model.spread * model.element + hessian,
         seconds=passes(config, samples) * model.layers * tokens * products / rate,
     )
 

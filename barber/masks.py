@@ -16,6 +16,7 @@ from torch import Tensor
 
 from barber.config import Granularity, Sparsity
 from barber.errors import UserError
+from barber.memory import portion
 
 SMALL_GROUP = 64  # groups of so many or fewer are sorted with their positions; in larger ones the values are enough
 
@@ -88,9 +89,7 @@ def to_groups(matrices: Sequence[Tensor], granularity: Granularity, m: int) -> l
         split = [matrix.transpose(0, 1) for matrix in split]
     match granularity:
         case Granularity.BLOCK:
-            if m:
-                return [torch.cat([matrix.reshape(-1, m) for matrix in split]).unsqueeze(0)]
-            return [_row(split).view(1, 1, -1)]
+            return [_row(split).view(1, -1, m) if m else _row(split).view(1, 1, -1)]
         case Granularity.LAYER:
             return [matrix.reshape(1, -1, m or matrix.numel()) for matrix in split]
         case _:
@@ -152,11 +151,10 @@ class Pairing:
             pairs = min(self._pruned.shape[1], self._kept.shape[1])
             self.candidates = number_of(self._pruned[:, :pairs] > self._kept[:, :pairs])
         else:
-            pruned, self._grow = saliency.masked_fill(~mask, -torch.inf).sort(dim=-1, descending=True, stable=True)
-            kept, self._cut = saliency.masked_fill(mask, torch.inf).sort(dim=-1, stable=True)
-            self._loss = (kept - pruned).flatten(1)
-            self._losses = ordered(self._loss)
-            self.candidates = number_of(self._loss < 0)
+            self._loss, self._grow, self._cut = _pairs(mask, saliency)
+            gaining = self._loss < 0
+            self.candidates = number_of(gaining)
+            self._losses = ordered(_only(self._loss, gaining, torch.inf))
 
     def exchange(self, threshold: float) -> tuple[Tensor, int]:
         """Let the best floor(threshold * candidates) pairs of each selection change places.
@@ -172,11 +170,31 @@ class Pairing:
             swapped = beyond(saliency, swaps, self._pruned.gather(1, last), mask, largest=True).logical_xor_(mask)
             swapped |= beyond(saliency, swaps, self._kept.gather(1, last), ~mask)
             return swapped.unsqueeze(1), int(swaps.sum())
-        chosen = beyond(self._loss, swaps, self._losses.gather(1, last)).view(mask.shape)
-        swapped = mask.clone()
-        swapped.scatter_(-1, self._grow, swapped.gather(-1, self._grow) & ~chosen)
-        swapped.scatter_(-1, self._cut, swapped.gather(-1, self._cut) | chosen)
-        return swapped, int(swaps.sum())
+        if not self._losses.shape[1]:
+            return mask, 0
+        chosen = beyond(self._loss, swaps, self._losses.gather(1, last))
+        selection, pair = chosen.nonzero(as_tuple=True)
+        group = pair // (self._loss.shape[1] // mask.shape[1]) * mask.shape[2]
+        swapped = mask.flatten(1).clone()
+        swapped[selection, group + self._grow[selection, pair]] = False
+        swapped[selection, group + self._cut[selection, pair]] = True
+        return swapped.view(mask.shape), int(swaps.sum())
+
+
+def _pairs(mask: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of each selection of (selections, groups, n), group after group, as many in each: what is lost by a
+    swap, and the positions inside the group of its pruned and its kept weight.
+    """
+    zeros = number_of(mask.flatten(0, 1))
+    pairs = int(zeros.minimum(mask.shape[2] - zeros).max())
+    parts, size = [], max(1, portion(mask.device) // mask.shape[2])
+    for values, pruned in zip(saliency.flatten(0, 1).split(size), mask.flatten(0, 1).split(size), strict=True):
+        first, grow = values.masked_fill(~pruned, -torch.inf).sort(dim=-1, descending=True, stable=True)
+        last, cut = values.masked_fill(pruned, torch.inf).sort(dim=-1, stable=True)
+        at = (grow[:, :pairs].to(torch.int16), cut[:, :pairs].to(torch.int16))
+        parts.append((last[:, :pairs] - first[:, :pairs], *at))
+    loss, grow, cut = (torch.cat(column).view(len(mask), -1) for column in zip(*parts, strict=True))
+    return loss, grow, cut
 
 
 def _only(values: Tensor, where: Tensor, other: float) -> Tensor:

@@ -75,7 +75,7 @@ class Means:
         if calibration is None or spec.prune is None:
             return self
         execution, samples = self.execution, len(calibration.tokens)
-        batch = execution.batch_of(seqlen, spec.prune)
+        batch = min(execution.batch_of(seqlen, spec.prune), samples)
         rate = matmul_rate(execution.home.device, execution.view.dtype)
         whole, ranks = self.streamed is None, execution.ranks.world
         needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, rate, whole, ranks)

@@ -11,6 +11,11 @@ import torch
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
+def portion(device: torch.device) -> int:
+    """How many numbers to work on at a time: as many as a processor's cache holds, or as keep an accelerator busy."""
+    return 2**18 if device.type == "cpu" else 2**24
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new measurement where the device can; the CPU's is taken at the end."""
     if device.type == "cuda":

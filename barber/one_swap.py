@@ -11,10 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from barber.memory import portion
+
 SHORTLIST = 64  # weights of either side that are tried in pairs: the best ones alone
 MOST_SWAPS = 64  # of one row
 LEAST_GAIN = 1e-6  # of the row's output energy: smaller gains are rounding
-ROWS = 2**24  # numbers in a table of pairs that is held at a time
+TABLE = 4  # portions of a table of pairs: fewer, and rows are too few for the product with the gram
 
 
 @torch.no_grad()
@@ -27,7 +29,7 @@ def one_swap(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int =
     mask, dense, values = mask.clone(), dense.float(), values.float()
     shortlist = m * m if m else min(SHORTLIST, mask.shape[1]) ** 2
     per_row = shortlist * (mask.shape[1] // m if m else 1)
-    for rows in torch.arange(len(mask), device=mask.device).split(max(1, ROWS // per_row)):
+    for rows in torch.arange(len(mask), device=mask.device).split(max(1, TABLE * portion(mask.device) // per_row)):
         least = LEAST_GAIN * dense[rows].square() @ gram.diagonal()
         for _ in range(MOST_SWAPS):
             change, grow, cut = _best(mask[rows], dense[rows], values[rows], gram, m)

@@ -16,6 +16,7 @@ from barber.home import Resident
 from barber.initialise import METHODS, gather, initialise_weights
 from barber.model import Layer
 from barber.problem import write
+from barber.progress import counting
 from barber.refine import Pass, State, refine_layer, steps
 from barber.stream import Stream, halving
 
@@ -102,7 +103,7 @@ class Run:
         method = METHODS.get(self.config.method)
         stream = self.execution.feed(self.calibration, self.config) if method and method.statistic else None
         each = 2 * len(stream) if stream else 1
-        progress = _progress("initial mask", each, each * len(layers))
+        progress = counting("initial mask", each, each * len(layers))
         for layer in layers:
             home.open(layer.index)
             steps = next(progress)
@@ -117,7 +118,7 @@ class Run:
 
     def _initialise_layer(
         self, layer: Layer, stream: Stream | None, plan: Plan | None, progress: Callable[[str], Iterator[Progress]]
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """From an open, dense layer to its LayerInitialised."""
         started, method, steps = time.monotonic(), METHODS.get(self.config.method), progress(f"layer {layer.index}")
         if method is None:
@@ -148,7 +149,7 @@ class Run:
         wanted = stream.fork() if config.target is Target.DENSE_STREAM else None
         budget = steps(len(stream.fit), len(stream.held), config)
         each = budget * len(layers[0].sub_blocks) + len(stream)
-        progress = _progress("rebuild", each, each * len(layers))
+        progress = counting("rebuild", each, each * len(layers))
         run = Pass(self.execution, config, initial, plan)
         for layer in layers:
             home.open(layer.index)
@@ -166,18 +167,3 @@ class Run:
             else:
                 yield from refine_layer(run, layer, stream, wanted, steps_of)
             home.close(layer.index)
-
-
-def _progress(phase: str, each: int, total: int) -> Iterator[Callable[[str], Iterator[Progress]]]:
-    """For each layer in turn: place -> events that count on inside the `each` steps of the layer, and end there."""
-    last = 0
-    while True:
-        done, last = last, last + each
-
-        def count(where: str, last: int = last) -> Iterator[Progress]:
-            nonlocal done
-            while True:
-                done = min(done + 1, last)
-                yield Progress(phase, done, total, where)
-
-        yield count

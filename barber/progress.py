@@ -1,8 +1,9 @@
-"""How far a job is and how long it will take, from its events alone."""
+"""How far a job is: events that count its steps, and from its events alone, how long it will take."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from barber.events import Event, JobPlanned, Progress
@@ -53,3 +54,18 @@ class Eta:
         later = sum(c for phase, c in self.costs.items() if self.shares.get(phase, 0.0) == 0.0)
         pace = (now - self.started) / (self.fraction * sum(self.costs.values()))
         return here + later * pace
+
+
+def counting(phase: str, each: int, total: int) -> Iterator[Callable[[str], Iterator[Progress]]]:
+    """For each layer in turn: place -> events that count on inside the `each` steps of the layer, and end there."""
+    last = 0
+    while True:
+        done, last = last, last + each
+
+        def count(where: str, last: int = last) -> Iterator[Progress]:
+            nonlocal done
+            while True:
+                done = min(done + 1, last)
+                yield Progress(phase, done, total, where)
+
+        yield count

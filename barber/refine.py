@@ -73,7 +73,7 @@ def refine_layer(
 
 def _refine(
     run: Pass, layer: Layer, block: SubBlock, dense: Values, stream: Stream, progress: Iterator[Progress]
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """From the stream in front of the layer to the sub-block's LayerInitialised (in one pass) and SubBlockRebuilt.
 
     It leaves the sub-block with its final weights and their output beside the stream, and can be begun again.
@@ -191,7 +191,9 @@ def _rebuild(
     )
 
 
-def _dense_outputs(layer: Layer, stream: Stream, wanted: Stream, progress: Iterator[Progress]) -> Iterator[Event]:
+def _dense_outputs(
+    layer: Layer, stream: Stream, wanted: Stream, progress: Iterator[Progress]
+) -> Generator[Event, None, None]:
     """Put what the dense model's sub-blocks put out beside the stream; the layer holds its dense weights."""
     for block in layer.sub_blocks:
         stream.beside.pop((block, Target.DENSE_STREAM), None)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from barber.config import Metric
+from barber.memory import portion
 
 RIA_POWER = 0.5  # of the input's norm, as published
-PART = 2**18  # numbers of a matrix that are copied at a time
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -63,8 +63,9 @@ def saliency(metric: Metric, weight: Tensor, squared_gradient: Tensor) -> Tensor
 
 def kept_sum(scores: Tensor, mask: Tensor) -> float:
     """Sum of the finite scores (out, in) where the mask is False, in double precision."""
-    pairs = zip(scores.flatten().split(PART), mask.flatten().split(PART), strict=True)
-    return sum((part * ~pruned).sum(dtype=torch.float64) for part, pruned in pairs).item()
+    size = portion(scores.device)
+    parts = zip(scores.flatten().split(size), mask.flatten().split(size), strict=True)
+    return sum((part * ~pruned).sum(dtype=torch.float64) for part, pruned in parts).item()
 
 
 def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48) -> dict:
@@ -83,7 +84,8 @@ def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48
     place = place.sub_(low).mul_(1 / width).clamp_(0, bins - 1).to(torch.int16).add_(1).mul_(positive)
     place.add_(initial, alpha=2 * (bins + 1)).add_(rebuilt, alpha=bins + 1)
     # Part by part, since counting makes int64 of them.
-    counts = sum(part.bincount(minlength=4 * (bins + 1)) for part in place.flatten().split(PART))
+    parts = place.flatten().split(portion(place.device))
+    counts = sum(part.bincount(minlength=4 * (bins + 1)) for part in parts)
     kept, cut, grown, pruned = counts.view(4, bins + 1).tolist()
     fates = {"kept": kept, "pruned": pruned, "grown": grown, "cut": cut}
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from copy import copy
 from typing import Any
 
@@ -183,7 +183,9 @@ class Stream:
                 self.beside[key] += tensors[batch].split(size) if batch < len(tensors) else ()
 
 
-def halving(streams: Sequence[Stream], ranks: Ranks, attempt: Callable[[], Iterator[Event]]) -> Iterator[Event]:
+def halving(
+    streams: Sequence[Stream], ranks: Ranks, attempt: Callable[[], Generator[Event, None, Any]]
+) -> Generator[Event, None, Any]:
     """A stretch of work on the streams, begun anew with batches of half the size whenever memory runs out.
 
     attempt: the work from its beginning, as often as it is called. A single sequence that does not fit raises, and so

@@ -15,8 +15,8 @@ from benchmarks import synthetic
 from benchmarks.measure import GIB, table, told
 
 SAMPLES, SEQLEN, ELEMENT = 128, 2048, 2  # Wanda's published calibration; bf16
-READS = {Order.ONE_PASS: 2, Order.PAPER: 4}  # of every layer: what is opened, and its dense weights, in each walk
-BESIDE = 6  # more of them: 1 for the model's hash, and for one perplexity of each stage 1 dense and 2 of each mask
+READS = {Order.ONE_PASS: 1, Order.PAPER: 2}  # of every layer: once in each walk
+BESIDE = 4  # more of them: for the model's hash, and one perplexity of each stage
 TITLES = [
     "model", "ranks", "order", "weights", "whole in memory", "streamed, a rank", "activations, a rank",
     "masks on disk", "passes", "arithmetic", "reading",

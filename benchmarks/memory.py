@@ -1,16 +1,18 @@
 """Memory of a streamed run from real files: its peak against the number of layers, and under a limit.
 
-python benchmarks/memory.py [--layers 8,32,64] [--orders one-pass,paper] [--csv FILE] [--markdown FILE]
+python benchmarks/memory.py [--layers 8,32,64] [--orders one-pass,paper] [--settings] [--csv FILE] [--markdown FILE]
 
 Llamas of equal layers with random fp32 weights are written to a temporary folder, and `main.py --stream` runs on each
 in a fresh process. What Python, torch and transformers take is the peak of the same run on a model of tiny width; it is
 taken off, and the rest is told in layers. Then the address space is limited to that of the tiny run and half of the
-largest model: streamed, the run has to end well, and not streamed it cannot. See docs/scaling.md.
+largest model: streamed, the run has to end well, and not streamed it cannot. With --settings, runs that differ in
+nothing but one setting follow, beside what each was expected to take. See docs/scaling.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,17 +25,32 @@ import pandas as pd
 from transformers import LlamaConfig
 
 from barber.errors import UserError
-from benchmarks.measure import MIB, Used, machine, measured, table, told, write
+from benchmarks.measure import GIB, MIB, Used, machine, measured, table, told, write
 from benchmarks.synthetic import write_checkpoint
 
 TINY = 64  # hidden size of the model whose run tells what the libraries take
 VOCABULARY = 1024
 HEADS = 8
 WINDOWS = 2  # of the evaluation
-PRUNE = (
-    *("--sparsity_ratio", "0.5", "--prune_method", "wanda", "--prune_barber", "--prune_granularity", "block"),
-    *("--threshold", "0.1", "--device", "cpu"),
-)
+PRUNE = {
+    "--sparsity_ratio": "0.5",
+    "--prune_method": "wanda",
+    "--prune_granularity": "block",
+    "--threshold": "0.1",
+    "--order": "paper",
+    "--device": "cpu",
+}
+SETTINGS = {
+    "as above": {},
+    "output1": {"--prune_granularity": "output1"},
+    "2:4": {"--sparsity_ratio": None, "--sparsity_type": "2:4"},
+    "SparseGPT": {"--prune_method": "sparsegpt"},
+    "OWL": {"--allocation": "owl"},
+    "auto": {"--threshold": "auto", "--prune_granularity": None},
+    "one-swap": {"--refiner": "one-swap", "--threshold": None, "--prune_granularity": None},
+    "re-fit": {"--reconstruct": ""},
+}
+EXPECTED = re.compile(r"([0-9.]+) GiB in the host's memory")
 TITLES = [
     "order", "layers", "model", "processor", "peak", "peak - libraries", "less activations, in layers", "to the first",
 ]  # fmt: skip
@@ -65,14 +82,15 @@ def activations(options: argparse.Namespace) -> int:
 
 
 def prune(
-    folder: Path, model: str, order: str, options: argparse.Namespace, *more: str, limit: int | None = None
+    folder: Path, model: str, changed: dict[str, str | None], options: argparse.Namespace, limit: int | None = None
 ) -> Used:
-    """A run of the command line in a fresh process."""
+    """A run of the command line in a fresh process. changed: flags that are not as in PRUNE; None leaves one out."""
     with tempfile.TemporaryDirectory(dir=folder) as run:
-        data = ("--calibration", str(folder / "calibration.npy"), "--eval_data", str(folder / "evaluation.npy"))
-        size = ("--nsamples", str(options.samples), "--seqlen", str(options.seqlen))
-        command = [sys.executable, "main.py", "--model", str(folder / model), *data, *size, *PRUNE, "--order", order]
-        return measured([*command, "--run_dir", f"{run}/run", *more], limit=limit)
+        data = {"--calibration": f"{folder}/calibration.npy", "--eval_data": f"{folder}/evaluation.npy"}
+        size = {"--nsamples": f"{options.samples}", "--seqlen": f"{options.seqlen}"}
+        flags = {"--model": f"{folder}/{model}", **data, **size, **PRUNE, "--run_dir": f"{run}/run", **changed}
+        given = [word for flag, value in flags.items() if value is not None for word in (flag, value) if word]
+        return measured([sys.executable, "main.py", "--prune_barber", *given], limit=limit)
 
 
 def checked(used: Used) -> Used:
@@ -87,14 +105,14 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict]:
     np.save(folder / "calibration.npy", rng.integers(0, VOCABULARY, (options.samples, options.seqlen)))
     np.save(folder / "evaluation.npy", rng.integers(0, VOCABULARY, (WINDOWS, options.seqlen)))
     write_checkpoint(folder / "tiny", config(options, counts[0], TINY, TINY))
-    bases = {order: checked(prune(folder, "tiny", order, options, "--stream")) for order in options.orders}
+    bases = {order: checked(prune(folder, "tiny", streamed(order), options)) for order in options.orders}
     first: dict[str, int] = {}
     for layers in counts:
         layer_bytes = write_checkpoint(
             folder / f"{layers}", config(options, layers, options.hidden, options.intermediate)
         )
         for order in options.orders:
-            used = checked(prune(folder, f"{layers}", order, options, "--stream"))
+            used = checked(prune(folder, f"{layers}", streamed(order), options))
             above = used.peak - bases[order].peak
             yield {
                 "measure": "peak",
@@ -115,8 +133,8 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict]:
     for order in options.orders:
         limit = bases[order].address + model_bytes // 2
         for how in ("streamed", "whole"):
-            more = ("--stream",) if how == "streamed" else ("--max_memory", "1000GB")
-            used = prune(folder, f"{counts[-1]}", order, options, *more, limit=limit)
+            changed = streamed(order) if how == "streamed" else {"--order": order, "--max_memory": "1000GB"}
+            used = prune(folder, f"{counts[-1]}", changed, options, limit)
             yield {
                 "measure": "limit",
                 "order": order,
@@ -128,6 +146,25 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict]:
                 "code": used.code,
                 "told": used.last if used.code else "",
             }
+
+    for name, changed in SETTINGS.items() if options.settings else ():
+        tiny, used = (
+            checked(prune(folder, model, changed | {"--stream": ""}, options)) for model in ("tiny", f"{counts[0]}")
+        )
+        yield {
+            "measure": "setting",
+            "setting": name,
+            "layers": counts[0],
+            "layer_bytes": layer_bytes,
+            "libraries_bytes": tiny.peak,
+            "peak_bytes": used.peak,
+            "above_in_layers": (used.peak - tiny.peak) / layer_bytes,
+            "expected_bytes": float(EXPECTED.search(used.errors)[1]) * GIB,
+        }
+
+
+def streamed(order: str) -> dict[str, str]:
+    return {"--order": order, "--stream": ""}
 
 
 def mib(size: float) -> str:
@@ -173,6 +210,16 @@ def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
             ],
         ),
     ]
+    settings = frame[frame["measure"] == "setting"].to_dict("records")
+    if settings:
+        cells = [
+            [
+                *(row["setting"], mib(row["peak_bytes"] - row["libraries_bytes"]), f"{row['above_in_layers']:.1f}"),
+                mib(row["expected_bytes"]),
+            ]
+            for row in settings
+        ]
+        parts.append(table(["setting", "peak - libraries", "in layers", "expected"], cells))
     return "\n\n".join(parts) + "\n"
 
 
@@ -180,10 +227,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", default="8,32,64", help="numbers of layers, rising")
     parser.add_argument("--orders", default="one-pass,paper")
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--intermediate", type=int, default=1376)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--intermediate", type=int, default=2752)
     parser.add_argument("--samples", type=int, default=8, help="calibration sequences")
     parser.add_argument("--seqlen", type=int, default=32, help="tokens of each")
+    parser.add_argument("--settings", action="store_true", help="other settings, too, on the smallest model")
     parser.add_argument("--csv", type=Path, help="a line per run")
     parser.add_argument("--markdown", type=Path, help="where to write the tables, instead of stdout")
     options = parser.parse_args()

@@ -55,7 +55,11 @@ def run(world, mebibytes: int, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("more", [[], ["--order", "one-pass"], ["--stream", "--target", "dense-stream"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--order", "one-pass"], ["--stream", "--target", "dense-stream"], ["--allocation", "saliency"]],
+    ids=" ".join,
+)
 def test_smaller_batches_do_the_same(world, more, tmp_path):
     roomy = run(world, 0, *more, "--run_dir", str(tmp_path / "roomy"))
     tight = run(world, ENOUGH, *more, "--run_dir", str(tmp_path / "tight"))

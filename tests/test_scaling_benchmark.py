@@ -116,7 +116,7 @@ def test_a_process_is_measured_by_itself():
 def test_a_streamed_run_takes_no_more_memory_with_four_times_the_layers(tmp_path):
     csv = tmp_path / "memory.csv"
     made = benchmark(
-        *("memory.py", "--layers", "8,32", "--orders", "one-pass", "--hidden", "256", "--intermediate", "688"),
+        *("memory.py", "--layers", "4,16", "--orders", "one-pass", "--hidden", "512", "--intermediate", "1376"),
         *("--samples", "4", "--csv", str(csv)),
     )
     assert made.returncode == 0, made.stderr
@@ -125,10 +125,10 @@ def test_a_streamed_run_takes_no_more_memory_with_four_times_the_layers(tmp_path
     few, many = peaks.to_dict("records")
     assert many["model_bytes"] == 4 * few["model_bytes"]
     assert many["ratio"] == many["peak_bytes"] / few["peak_bytes"] < 1.1
-    assert many["peak_bytes"] - few["peak_bytes"] < 6 * few["layer_bytes"]  # of the 24 more that it has
-    assert many["in_layers"] < 12
+    assert many["peak_bytes"] - few["peak_bytes"] < 2 * few["layer_bytes"]  # of the 12 more that it has
+    assert few["in_layers"] < 4  # with room for the allocator: the layers are small beside the rest of the process
     assert limits.loc["streamed", "limit_bytes"] < limits.loc["streamed", "libraries_bytes"] + many["model_bytes"]
     assert limits.loc["streamed", "code"] == 0
     assert limits.loc["whole", "code"] != 0
-    assert [row["layers"] for row in table(made.stdout)] == ["8", "32"]
+    assert [row["layers"] for row in table(made.stdout)] == ["4", "16"]
     assert [row["exit code"] for row in table(made.stdout, 1)] == [f"{code:.0f}" for code in limits["code"]]
