@@ -77,8 +77,12 @@ def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48
     """
     limits, positive = torch.finfo(torch.float32), saliency > 0
     place = saliency.float().clamp(limits.tiny, limits.max).log10_()
-    shown = place if bool(positive.all()) else place[positive]
-    low, high = (bound.item() for bound in shown.aminmax()) if len(shown) else (-1.0, 0.0)
+    if bool(positive.all()):
+        low, high = (bound.item() for bound in place.aminmax())
+    else:
+        zero = ~positive
+        low, high = place.masked_fill_(zero, torch.inf).min().item(), place.masked_fill_(zero, -torch.inf).max().item()
+    low, high = (low, high) if high >= low else (-1.0, 0.0)
     width = max(high - low, 1e-3) / bins
     # Uniform edges need no search, and one count does for all: 0 for saliency zero, else 1 + the bin, fate by fate.
     place = place.sub_(low).mul_(1 / width).clamp_(0, bins - 1).to(torch.int16).add_(1).mul_(positive)
