@@ -51,8 +51,13 @@ def beyond(
     number = number_of(reached)
     if not torch.equal(number, counts):  # more are equal to the last than there is room for
         ties = (values == bounds).logical_and_(reached)
-        room = counts - (number - number_of(ties))
-        reached &= ~ties | (ties.cumsum(dim=1, dtype=torch.int32) <= room)
+        many = number_of(ties)
+        room = counts - (number - many)
+        place = ties.flatten().nonzero()[:, 0]  # group by group; mostly there are few
+        group = place // ties.shape[1]
+        rank = torch.arange(len(place), device=place.device) - (many.cumsum(0) - many)[group, 0]
+        reached = reached.contiguous()
+        reached.view(-1)[place[rank >= room[group, 0]]] = False
     return reached.logical_and_(counts > 0)
 
 
