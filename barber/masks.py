@@ -10,62 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from barber.config import Granularity, Sparsity
 from barber.errors import UserError
 from barber.memory import portion
+from barber.ranking import beyond, number_of, ordered, smallest_bound
 
 SMALL_GROUP = 64  # groups of so many or fewer are sorted with their positions; in larger ones the values are enough
-
-
-def ordered(values: Tensor) -> Tensor:
-    """The values (groups, n), fp32, of each group in rising order.
-
-    Without their positions, which on a CPU takes numpy a thirtieth of the time of torch's stable sort.
-    """
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
-    return values.sort(dim=-1).values
-
-
-def number_of(where: Tensor) -> Tensor:
-    """How many of each group of bool (groups, n) are True: int64 (groups, 1). Torch's sum would copy them as int64."""
-    if where.device.type == "cpu":
-        return torch.from_numpy(where.numpy().sum(axis=1, keepdims=True))
-    return where.sum(dim=1, keepdim=True)
-
-
-def beyond(
-    values: Tensor, counts: Tensor, bounds: Tensor, where: Tensor | None = None, largest: bool = False
-) -> Tensor:
-    """Mask (groups, n) of the counts[i] smallest (or largest) values of group i among those in `where`, or all.
-
-    Ties go to the earlier position. counts: int64 (groups, 1). bounds: (groups, 1), the last value that is chosen; any
-    where the count is 0.
-    """
-    reached = values >= bounds if largest else values <= bounds
-    reached = reached if where is None else reached.logical_and_(where)
-    number = number_of(reached)
-    if not torch.equal(number, counts):  # more are equal to the last than there is room for
-        ties = (values == bounds).logical_and_(reached)
-        many = number_of(ties)
-        room = counts - (number - many)
-        place = ties.flatten().nonzero()[:, 0]  # group by group; mostly there are few
-        group = place // ties.shape[1]
-        rank = torch.arange(len(place), device=place.device) - (many.cumsum(0) - many)[group, 0]
-        reached = reached.contiguous()
-        reached.view(-1)[place[rank >= room[group, 0]]] = False
-    return reached.logical_and_(counts > 0)
-
-
-def smallest_bound(values: Tensor, count: int) -> Tensor:
-    """The count-th smallest value of each group of (groups, n): (groups, 1). On a CPU numpy finds it far sooner."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.partition(values.numpy(), count - 1, axis=1)[:, count - 1 : count].copy())
-    return values.kthvalue(count, dim=1, keepdim=True).values
+INFINITE = 0x7F80  # the bits of infinity in bfloat16
 
 
 def prune_smallest(scores: Tensor, count: int) -> Tensor:
@@ -146,11 +100,12 @@ class Pairing:
             grow, cut = mask, ~mask
             zeros = int(mask.count_nonzero())
             if len(mask) == 1 and zeros:
-                # With the zeros on the smallest, none would be above or below this value; coarse numbers will do.
-                coarse = saliency.to(torch.bfloat16).view(torch.int16)  # in the same order
-                middle = smallest_bound(coarse, zeros)
-                grow, cut = (coarse >= middle).logical_and_(mask), cut.logical_and_(coarse <= middle)
-                del coarse
+                # With the zeros on the smallest, none would be above or below one value, which lies between these two.
+                bits = saliency.to(torch.bfloat16).view(torch.int16)  # in the same order
+                middle = smallest_bound(bits, zeros, spare=True)
+                del bits
+                low, high = ((middle + step).clamp(0, INFINITE).view(torch.bfloat16).float() for step in (-1, 1))
+                grow, cut = (saliency >= low).logical_and_(mask), (saliency <= high).logical_and_(cut)
             self._pruned = ordered(_only(saliency, grow, -torch.inf)).flip(1)
             self._kept = ordered(_only(saliency, cut, torch.inf))
             pairs = min(self._pruned.shape[1], self._kept.shape[1])
