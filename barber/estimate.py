@@ -1,7 +1,7 @@
 """What a run will take, before it begins: memory on the device and the host, disk, and time.
 
 Memory is counted from the sizes of layers and activations; time from the arithmetic of forward and backward passes and
-the measured rate of matrix products. Both are estimates: docs/performance.md compares them with what runs took.
+the measured rate of matrix products. Both are estimates: benchmarks/memory.py --settings holds the first against runs.
 """
 
 from __future__ import annotations
