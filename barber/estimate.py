@@ -94,9 +94,7 @@ def estimate(
     parameters = 2 * model.layers * model.layer_parameters if whole else model.layer_parameters + model.block_parameters
     copies = WORK + REFIT * config.reconstruct
     hessian = 3 * 4 * model.width**2 if config.method == "sparsegpt" or config.auto else 0
-    products = (
-        2 * model.layer_parameters + 4 * seqlen * model.hidden
-    )  # a token and layer; attention reads half of these
+    products = 2 * model.layer_parameters + 4 * seqlen * model.hidden  # a token and layer; attention reads half of them
     return Needs(
         weights=model.other_bytes + parameters * model.element,  # dense ones, and the new values of what was refined
         activations=int(KEPT * tokens * model.hidden * model.element),

@@ -55,7 +55,7 @@ class Resident:
         self.weights.restore()
 
 
-class Source(Protocol):
+class Shelf(Protocol):
     """Where the layers of a model can be had at any time, dense."""
 
     view: DecoderView
@@ -73,8 +73,8 @@ class Source(Protocol):
 class LayerByLayer:
     """A model of which no layer is in memory but the one that is open."""
 
-    def __init__(self, source: Source, device: torch.device) -> None:
-        self.source, self.device = source, device
+    def __init__(self, shelf: Shelf, device: torch.device) -> None:
+        self.shelf, self.device = shelf, device
         self._dense: dict[int, dict[str, Tensor]] = {}  # of open layers, as far as not forgotten
         self._checked: set[int] = set()
         return_matrices()
@@ -82,8 +82,8 @@ class LayerByLayer:
     def open(self, index: int) -> None:
         if index in self._dense:
             return
-        self.source.open(index)
-        layer = self.source.view.layers[index]
+        self.shelf.open(index)
+        layer = self.shelf.view.layers[index]
         if index not in self._checked:
             check_finite(layer.module, f"layers.{index}.")
             self._checked.add(index)
@@ -91,12 +91,12 @@ class LayerByLayer:
 
     def close(self, index: int) -> None:
         self._dense.pop(index, None)
-        self.source.close(index)
+        self.shelf.close(index)
 
     def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
         held = self._dense.get(index, {})
         if not all(weight.name in held for weight in weights):
-            held = self.source.dense(index)
+            held = self.shelf.dense(index)
         return {weight.name: held[weight.name] for weight in weights}
 
     def forget(self, index: int, names: Iterable[str]) -> None:
@@ -104,5 +104,5 @@ class LayerByLayer:
             del self._dense[index][name]
 
     def restore(self) -> None:
-        for layer in self.source.view.layers:
+        for layer in self.shelf.view.layers:
             self.close(layer.index)

@@ -6,6 +6,7 @@ from barber.config import AUTO, Granularity, PruneConfig, Sparsity
 from barber.spec import JobSpec
 from barber.storyteller import documents
 
+PROMPT = documents("prompts", 3)[2]  # of the first ten, where the rebuilt model goes on right as long as in the mean
 STORYTELLER = JobSpec(
     prune=PruneConfig(Sparsity.parse("60%"), "wanda", granularity=Granularity.BLOCK, threshold=AUTO),
     calibration="storyteller",
@@ -13,7 +14,5 @@ STORYTELLER = JobSpec(
     nsamples=64,
     seqlen=256,
     eval_windows=64,
-    prompts=(
-        documents("prompts", 3)[2],
-    ),  # of the first ten, where the rebuilt model goes on right as long as in the mean
+    prompts=(PROMPT,),
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 def ordered(values: Tensor) -> Tensor:
     """The values (groups, n), fp32, of each group in rising order.
 
-    Without their positions, which on a CPU takes numpy a thirtieth of the time of torch's stable sort.
+    Without their positions: on a CPU numpy sorts numbers alone, torch always their positions, too.
     """
     if values.device.type == "cpu":
         return torch.from_numpy(np.sort(values.numpy(), axis=-1))
@@ -48,7 +48,7 @@ def beyond(
 
 
 def smallest_bound(values: Tensor, count: int, spare: bool = False) -> Tensor:
-    """The count-th smallest value of each group of (groups, n): (groups, 1). On a CPU numpy finds it far sooner.
+    """The count-th smallest value of each group of (groups, n): (groups, 1). On a CPU it is found by numpy.
 
     spare: the values are not needed any more, so that they may change places and no copy is made.
     """

@@ -47,7 +47,7 @@ def build(options: argparse.Namespace) -> Execution:
     device, dtype = torch.device(pick_device(options.device)), DTYPES[options.dtype]
     if options.layerwise:
         home = synthetic.streamed(options.shape, device, dtype, options.layers)
-        view = home.source.view
+        view = home.shelf.view
     else:
         torch.manual_seed(0)
         model = LlamaForCausalLM(synthetic.config(options.shape, options.layers)).to(device, dtype)

@@ -57,7 +57,7 @@ def config(shape: str, layers: int | None = None, positions: int = 4096) -> Llam
 
 
 class Made:
-    """A source of layers whose random weights are made whenever they are opened, the same each time."""
+    """A shelf of layers whose random weights are made whenever they are opened, the same each time."""
 
     def __init__(self, model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.device, self.dtype, self.view = model, device, dtype, DecoderView(model)
