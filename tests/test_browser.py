@@ -178,6 +178,20 @@ def test_writing_can_be_stopped(finished):
     assert column.inner_text() == now
 
 
+def test_the_next_text_may_follow_a_stopped_one_at_once(finished):
+    open_tab(finished, "Text")
+    column = finished.locator("#text-rebuilt")
+    finished.locator("#tokens input[type=number]").fill("400")
+    finished.locator("#prompt textarea").fill("The end of")
+    for _ in range(8):
+        finished.locator("#write").click()
+        finished.locator("#stop-writing").click()
+    finished.locator("#write").click()
+    expect(column).to_contain_text("The end of", timeout=20 * SECONDS)
+    expect(finished.locator("#write")).to_be_enabled(timeout=60 * SECONDS)
+    expect(finished.locator("#text-dense")).to_contain_text("The end of")
+
+
 def test_a_mistake_is_said_on_the_page(browser, server, complaints):
     page = visit(browser, server, SHORT + "&sparsity=150%25", complaints)
     page.locator("#run").click()

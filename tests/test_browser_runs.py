@@ -62,6 +62,22 @@ def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, serve
     page.close()
 
 
+def test_the_next_run_may_follow_a_stopped_one_at_once(browser, server, complaints):
+    """While the one before is still on its way out."""
+    page = visit(browser, server, BEGUN, complaints)
+    page.locator("#run").click()
+    for _ in range(3):
+        expect(page.locator("#status .bb-phases")).to_be_visible(timeout=60 * SECONDS)
+        page.locator("#stop").click()
+        page.locator("#run").click()
+    expect(page.locator("#blocks tbody tr").first).to_be_visible(timeout=120 * SECONDS)
+    expect(page.locator("#run")).to_be_disabled()
+    page.locator("#stop").click()
+    expect(page.locator("#status .bb-stopped")).to_be_visible(timeout=2 * SECONDS)
+    assert drawn(page, "flip-heatmap") >= 1
+    page.close()
+
+
 def test_a_run_that_only_re_fits_shows_errors_and_no_flips(browser, server, complaints):
     page = visit(browser, server, SHORT + "&rebuild=false&reconstruct=true", complaints)
     expect(page.locator("#swaps")).not_to_be_visible()

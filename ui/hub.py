@@ -74,15 +74,24 @@ class Hub:
     def left(self, run_id: str) -> bool:
         return self.path(run_id).with_suffix(".left").exists()
 
-    def hush(self, run_id: str | None, on: bool) -> None:
-        """Mark that no more texts of a run are wanted, or take the mark away."""
-        if run_id and on:
-            self.path(run_id).with_suffix(".hushed").touch()
-        elif run_id:
-            self.path(run_id).with_suffix(".hushed").unlink(missing_ok=True)
+    def begin_writing(self, run_id: str | None) -> str:
+        """Mark that texts of a run are to be written, and no others of it any more; what this writing is known by."""
+        token = secrets.token_hex(8)
+        if run_id:
+            self.path(run_id).with_suffix(".writing").write_text(token)
+        return token
 
-    def hushed(self, run_id: str) -> bool:
-        return self.path(run_id).with_suffix(".hushed").exists()
+    def writing(self, run_id: str | None) -> str:
+        """Which writing of a run goes on, "" where none does."""
+        try:
+            return self.path(run_id).with_suffix(".writing").read_text() if run_id else ""
+        except FileNotFoundError:
+            return ""
+
+    def end_writing(self, run_id: str | None, token: str | None = None) -> None:
+        """Mark that this writing of a run, or any, is not to go on."""
+        if run_id and (token is None or token == self.writing(run_id)):
+            self.path(run_id).with_suffix(".writing").unlink(missing_ok=True)
 
     def events(self, run_id: str | None) -> list[Event]:
         """The events of a run as far as it came; none where no pruning has begun."""

@@ -66,6 +66,7 @@ def wire(
 
     def work(name: str, *values: object) -> Iterator[tuple]:
         if hub.stopped(name):  # while it waited in the queue
+            give_way(name)
             yield same, same, same, same
             return
         worker = Worker(hub.run(name, settings.from_form(*values)))
@@ -73,8 +74,8 @@ def wire(
         try:
             for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
                 if hub.stopped(name):
-                    if not hub.left(name):  # else the page shows another run by now
-                        yield stopped_card(name), same, on, off
+                    give_way(name)
+                    yield stopped_card(name), same, on, off
                     return
                 for event in batch:
                     live.update(event)
@@ -85,11 +86,18 @@ def wire(
         except UserError as error:
             gr.Warning(str(error), title="Not possible")
             yield message(str(error), "failed"), same, on, off
+        except gr.Error:
+            raise
         except Exception as error:
             logging.getLogger(__name__).exception("A run failed")
             yield message(DEFECT.format(type(error).__name__), "failed"), same, on, off
         finally:
             worker.stop()
+
+    def give_way(name: str) -> None:
+        """End in failure, so that nothing follows, if the page shows another run by now."""
+        if hub.left(name):
+            raise gr.Error(visible=False, print_exception=False)
 
     def stopped_card(name: str | None) -> str:
         kept = " What it reached so far is shown below." if hub.events(name) else ""
@@ -109,11 +117,13 @@ def wire(
     run.click(fn=None, inputs=fields, js=ON_RUN % list(settings.FORM), api_visibility="private")
     checked = run.click(check, [run_id, *fields], [status, blocks, run, stop, run_id], **quiet)
     checked.failure(explain, fields, status, queue=False, **quiet)
-    started = checked.success(on_gpu(work), [run_id, *fields], [status, blocks, run, stop], **quiet, **SHARED)
+    outputs = [status, blocks, run, stop]
+    # More than one at a time: a run that was just stopped may not have ended yet, and the next would not begin.
+    started = checked.success(on_gpu(work), [run_id, *fields], outputs, trigger_mode="multiple", **quiet, **SHARED)
     stop.click(halt, run_id, [status, run, stop], queue=False, **quiet)
     data = [form[name] for name in settings.data_for("")]
     form["model"].input(suit, [form["model"], form["calibration"]], data, queue=False, **quiet)
-    return started.then(lambda name: name, run_id, shown_id, queue=False, **quiet)
+    return started.success(lambda name: name, run_id, shown_id, queue=False, **quiet)
 
 
 def fill_from_link(request: gr.Request) -> list:

@@ -66,7 +66,9 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         events = hub.events(name)
         return sample, *_columns(_run(events), sample, _texts(events).get(sample, {}))
 
-    def tell(name: str | None, prompt: str, tokens: float, temperature: float, seed: float | None) -> Iterator[list]:
+    def tell(
+        name: str | None, token: str, prompt: str, tokens: float, temperature: float, seed: float | None
+    ) -> Iterator[list]:
         texts: dict[str, str] = {}
         worker, waiting = None, ""
         try:
@@ -75,7 +77,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             run = _run(hub.events(name))
             worker = Worker(hub.texts(name, prompt, int(tokens), float(temperature), int(seed or 0)))
             for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
-                if hub.hushed(name):
+                if hub.writing(name) != token:
                     yield [gr.skip()] * len(columns)
                     return
                 for event in batch:
@@ -88,6 +90,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             gr.Warning(str(error), title="Not possible")
             yield [gr.skip()] * len(columns)
         finally:
+            hub.end_writing(name, token)
             if worker:
                 worker.stop()
 
@@ -97,22 +100,23 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     buttons = [write, stop]
 
     def begin(name: str | None):
-        hub.hush(name, False)
-        return busy
+        return *busy, hub.begin_writing(name)
 
     def halt(name: str | None):
-        hub.hush(name, True)
+        hub.end_writing(name)
         return idle
 
-    telling = gr.on([write.click, prompt.submit], begin, run_id, buttons, **CALM).then(
+    writing = gr.State("")
+    telling = gr.on([write.click, prompt.submit], begin, run_id, [*buttons, writing], **CALM).then(
         on_gpu(tell),
-        [run_id, prompt, tokens, temperature, seed],
+        [run_id, writing, prompt, tokens, temperature, seed],
         columns,
+        trigger_mode="multiple",  # what was just stopped may not have ended yet
         show_progress="hidden",
         api_visibility="private",
         **SHARED,
     )
-    telling.then(lambda: idle, None, buttons, **CALM)
+    telling.then(lambda name: busy if hub.writing(name) else idle, run_id, buttons, **CALM)
     stop.click(halt, run_id, buttons, **CALM)
 
 
