@@ -18,8 +18,8 @@ from barber.events import (
     SubBlockRebuilt,
     TextGenerated,
 )
-from barber.runs import RunDirectory
-from barber.summary import gap_recovered
+from barber.jobs.report import gap_recovered
+from barber.runs.directory import RunDirectory
 
 FATES = ("kept", "pruned", "grown", "cut")
 

@@ -15,8 +15,8 @@ from barber.config import METHODS, Allocation, Granularity, Metric, Order, Refin
 from barber.errors import UserError
 
 if TYPE_CHECKING:
-    from barber.ranks import Ranks
-    from barber.spec import JobSpec
+    from barber.job_spec import JobSpec
+    from barber.pruning.distributed import Ranks
 
 
 OUTPUTS = ("save_model", "run_dir", "save_data", "save_ppl", "save_zeroshot")
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     who = ""
     try:
         # Torch and transformers take seconds to import: --help and a mistyped flag need not wait for them.
-        from barber.ranks import join, leave
+        from barber.pruning.distributed import join, leave
 
         ranks = join()
         who = f"[process {ranks.rank}] " if ranks.world > 1 else ""
@@ -112,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _job(given: dict) -> tuple[JobSpec, bool]:
     """The job, and whether it goes on with one that was begun before."""
-    from barber.options import job_from
-    from barber.resume import difference, read_job
+    from barber.jobs.options import job_from
+    from barber.runs.resume import difference, read_job
 
     folder = given.get("resume")
     asked = {flag: value for flag, value in given.items() if flag not in ("resume", "save_ppl", "delete")}
@@ -130,17 +130,17 @@ def _run(given: dict, ranks: Ranks) -> None:
     from transformers.utils import logging as transformers_logging
 
     from barber.events import Estimated, Notice
-    from barber.job import run_job
+    from barber.jobs.job import run_job
+    from barber.jobs.outputs import check_outputs
+    from barber.jobs.report import Report, told, write_results
     from barber.progress import Eta
-    from barber.save import check_outputs
-    from barber.summary import Summary, told, write_results
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     spec, resumed = _job(given)
     if ranks.writes:
         check_outputs({flag: given.get(flag) for flag in OUTPUTS})
-    summary, eta = Summary(spec), Eta()
+    summary, eta = Report(spec), Eta()
     with _bar(ranks.writes) as bar, contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events:
         for event in events:
             eta.update(event)

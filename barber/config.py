@@ -116,7 +116,7 @@ class Sparsity:
 METHODS = ("magnitude", "wanda", "wandd", "sparsegpt", "ria", "random")
 AUTO = "auto"
 AUTO_ROUNDS = 4  # most of what there is to gain; later rounds cost as much and change little
-HOLD_OUT = 4  # one calibration sequence in so many judges what the others propose
+VALIDATION_EVERY = 4  # one calibration sequence in so many judges what the others propose
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class PruneConfig:
         return self.barber or self.reconstruct
 
     @property
-    def holds_out(self) -> bool:
+    def uses_validation(self) -> bool:
         """Whether some calibration sequences judge, instead of being learned from."""
         return self.auto or self.reconstruct
 

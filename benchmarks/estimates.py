@@ -1,4 +1,4 @@
-"""What large models are expected to take, by `barber.estimate` and the rates that are given; nothing is run."""
+"""What large models are expected to take, by `barber.jobs.estimate` and the rates that are given; nothing is run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import product
 import pandas as pd
 
 from barber.config import Order, PruneConfig, Sparsity
-from barber.estimate import Model, estimate, passes
-from barber.execution import BATCH_TOKENS
+from barber.jobs.estimate import Model, estimate, passes
+from barber.pruning.context import CALIBRATION_BATCH_TOKENS
 from benchmarks import synthetic
 from benchmarks.measure import GIB, table, told
 
@@ -24,7 +24,7 @@ TITLES = [
 
 
 def model(shape: str) -> Model:
-    """The sizes of a shape, as barber.means.sizes tells those of a loaded model."""
+    """The sizes of a shape, as barber.jobs.setup.sizes tells those of a loaded model."""
     if shape not in synthetic.SHAPES:
         synthetic.config(shape)  # raises UserError
     sizes = synthetic.SHAPES[shape]
@@ -49,7 +49,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
     shapes, devices = options.estimate.split(","), [int(ranks) for ranks in options.devices.split(",")]
     for shape, ranks, order in product(shapes, devices, (Order.ONE_PASS, Order.PAPER)):
         sizes, config = model(shape), PruneConfig(Sparsity(0.5), "wanda", order=order)
-        prunable, batch = sizes.layers * sizes.layer_parameters, max(1, BATCH_TOKENS // SEQLEN)
+        prunable, batch = sizes.layers * sizes.layer_parameters, max(1, CALIBRATION_BATCH_TOKENS // SEQLEN)
         rate = options.tflops * 1e12
         whole, streamed = (estimate(sizes, config, SAMPLES, SEQLEN, batch, rate, w, ranks) for w in (True, False))
         model_bytes = prunable * ELEMENT

@@ -25,10 +25,10 @@ import pandas as pd
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
+from barber.bundled import MODEL_DIR, STORYTELLER
 from barber.errors import UserError, first_line
-from barber.load import BUNDLED, DTYPES, pick_device
-from barber.model import DecoderView
-from barber.storyteller import MODEL_DIR
+from barber.models.decoder import DecoderView
+from barber.models.loading import DTYPES, pick_device
 from benchmarks import two_four
 
 ALL_DTYPES = {**DTYPES, "int8": torch.int8}
@@ -68,16 +68,16 @@ def config_shapes(config: PreTrainedConfig) -> list[Shape]:
 
 
 def model_shapes(name: str) -> list[Shape]:
-    """The shapes of a model, named as for barber.load.load."""
+    """The shapes of a model, named as for barber.models.loading.load."""
     try:
-        source = str(MODEL_DIR) if name == BUNDLED else name
+        source = str(MODEL_DIR) if name == STORYTELLER else name
         return config_shapes(AutoConfig.from_pretrained(source, trust_remote_code=False))
     except UserError:
         raise
     except Exception as error:  # a damaged folder can break transformers anywhere, the network the hub client
         raise UserError(
-            f"The shapes of model {name!r} cannot be read ({first_line(error)}): give '{BUNDLED}', an intact Hugging "
-            "Face folder or hub id of a decoder model, or --shape instead."
+            f"The shapes of model {name!r} cannot be read ({first_line(error)}): give '{STORYTELLER}', an intact "
+            "Hugging Face folder or hub id of a decoder model, or --shape instead."
         ) from error
 
 

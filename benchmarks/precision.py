@@ -21,9 +21,9 @@ import torch
 from barber.config import AUTO, PruneConfig, Sparsity
 from barber.errors import UserError
 from barber.events import LayerInitialised, PerplexityMeasured, SubBlockRebuilt
-from barber.job import run_job
-from barber.presets import STORYTELLER
-from barber.spec import JobSpec
+from barber.job_spec import JobSpec
+from barber.jobs.job import run_job
+from barber.jobs.presets import FIRST_LOOK
 from benchmarks.measure import machine, told, write
 
 RUNS = {  # title -> dtype, compute
@@ -68,7 +68,7 @@ def table(results: dict[str, dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=STORYTELLER.model, help="hub id or folder (default: the bundled one)")
+    parser.add_argument("--model", default=FIRST_LOOK.model, help="hub id or folder (default: the bundled one)")
     parser.add_argument("--data", default="storyteller", help="text for both; a file is halved")
     parser.add_argument("--method", default="wanda")
     parser.add_argument("--pattern", default="50%")
@@ -81,7 +81,7 @@ def main() -> None:
         threshold = AUTO if options.threshold == AUTO else float(options.threshold)
         config = PruneConfig(Sparsity.parse(options.pattern), options.method, granularity="block", threshold=threshold)
         data = {"calibration": options.data, "evaluation": (options.data,), "nsamples": options.sequences}
-        spec = replace(STORYTELLER, model=options.model, prune=config, device=options.device, prompts=(), **data)
+        spec = replace(FIRST_LOOK, model=options.model, prune=config, device=options.device, prompts=(), **data)
         runs = RUNS | (TF32 if torch.cuda.is_available() and options.device != "cpu" else {})
         results = {t: measure(replace(spec, dtype=dtype, compute=compute)) for t, (dtype, compute) in runs.items()}
     except (UserError, ValueError) as error:

@@ -20,17 +20,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pandas as pd
 
-from barber.calibration import CalibrationSet, EvaluationSet
 from barber.config import AUTO, METHODS, Allocation, Order, PruneConfig, Refiner, Sparsity, Target
+from barber.data.token_sets import CalibrationSet, EvaluationSet
 from barber.errors import UserError
-from barber.evaluate import perplexity
+from barber.evaluation.perplexity import perplexity
 from barber.events import LayerInitialised
-from barber.inputs import choose_seqlen, load_data
-from barber.load import LoadedModel, load
-from barber.model import DecoderView, DenseWeights
-from barber.presets import STORYTELLER
-from barber.prune import prune
-from barber.summary import gap_recovered
+from barber.jobs.data import choose_seqlen, load_data
+from barber.jobs.presets import FIRST_LOOK
+from barber.jobs.report import gap_recovered
+from barber.models.decoder import DecoderView, DenseWeights
+from barber.models.loading import LoadedModel, load
+from barber.pruning.prune import prune
 from benchmarks.tables import INITIAL, INPUTS, PUBLISHED, RUN, markdown
 
 
@@ -152,7 +152,7 @@ def rows(options: argparse.Namespace, known: list[dict]) -> Iterator[dict]:
         DecoderView(loaded.model).check_width(Sparsity.parse(pattern).m)
     seqlen, _ = choose_seqlen(options.seqlen, loaded)
     spec = replace(
-        STORYTELLER,
+        FIRST_LOOK,
         calibration=options.calibration or options.data,
         evaluation=(options.evaluation or options.data,),
         nsamples=options.sequences,
@@ -205,7 +205,7 @@ def named(text: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=STORYTELLER.model, help="hub id or folder (default: the bundled one)")
+    parser.add_argument("--model", default=FIRST_LOOK.model, help="hub id or folder (default: the bundled one)")
     parser.add_argument("--data", default="storyteller", help="text for both; a file is halved")
     parser.add_argument("--calibration", help="text for calibration, instead of --data")
     parser.add_argument("--evaluation", help="text for evaluation, instead of --data")

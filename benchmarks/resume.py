@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from barber.events import Stage
-from barber.runs import RunDirectory
+from barber.runs.directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 

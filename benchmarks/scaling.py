@@ -6,7 +6,7 @@ python benchmarks/scaling.py --estimate 7b,70b,405b --tflops 400
 Each series varies one number and keeps the others; each point is a process of its own (with torchrun where there are
 several ranks), so that its peak memory is its own. Ratios are to the first point of the series. F is a forward pass of
 the rank's sequences, in processor seconds, which other programs on the machine disturb less than wall seconds. The
-model is a Llama of random weights. Estimates are of `barber.estimate`, for given rates: nothing is run for them. See
+model is a Llama of random weights. Estimates are of `barber.jobs.estimate`, for given rates: nothing is run for them. See
 docs/scaling.md.
 """
 
@@ -29,8 +29,8 @@ import torch
 
 from barber.config import PruneConfig, Sparsity
 from barber.errors import UserError
-from barber.load import DTYPES
-from barber.ranks import join, leave
+from barber.models.loading import DTYPES
+from barber.pruning.distributed import join, leave
 from benchmarks import estimates, speed, synthetic
 from benchmarks.measure import gib, machine, measured, table, told, write
 
@@ -52,10 +52,10 @@ def point(options: argparse.Namespace, where: dict) -> None:
     given = {"device": "cpu", "host": False, "layerwise": False, "batch": None}
     settings = argparse.Namespace(**{**vars(options), **given, **where})
     try:
-        execution = replace(speed.build(settings), ranks=ranks)
-        calibration = speed.sequences(settings, execution.view.model.config.vocab_size)
-        forward = min(processor(speed.forward_seconds, execution, calibration, config(options))[0] for _ in range(3))
-        own, result = processor(speed.run, execution, calibration, config(options))
+        context = replace(speed.build(settings), ranks=ranks)
+        calibration = speed.sequences(settings, context.view.model.config.vocab_size)
+        forward = min(processor(speed.forward_seconds, context, calibration, config(options))[0] for _ in range(3))
+        own, result = processor(speed.run, context, calibration, config(options))
         every = torch.tensor([own], dtype=torch.float64)
         ranks.sum([every])
     finally:

@@ -24,16 +24,16 @@ import pandas as pd
 import torch
 from transformers import LlamaForCausalLM
 
-from barber.calibration import CalibrationSet
 from barber.config import PruneConfig, Sparsity
+from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.events import LayerInitialised, SubBlockRebuilt
-from barber.execution import Execution
-from barber.home import Resident
-from barber.load import DTYPES, pick_device
-from barber.model import DecoderView
-from barber.place import Place
-from barber.prune import prune
+from barber.models.decoder import DecoderView
+from barber.models.loading import DTYPES, pick_device
+from barber.models.providers import ResidentProvider
+from barber.pruning.activation_store import ActivationStore
+from barber.pruning.context import PruningContext
+from barber.pruning.prune import prune
 from benchmarks import synthetic
 from benchmarks.measure import gib, machine, told, write
 
@@ -42,18 +42,18 @@ CASES = [(method, order, granularity) for method, order, granularity in product(
 )]  # fmt: skip
 
 
-def build(options: argparse.Namespace) -> Execution:
+def build(options: argparse.Namespace) -> PruningContext:
     """The model of the shape, whole or layer by layer, and how it is run."""
     device, dtype = torch.device(pick_device(options.device)), DTYPES[options.dtype]
     if options.layerwise:
-        home = synthetic.streamed(options.shape, device, dtype, options.layers)
-        view = home.shelf.view
+        provider = synthetic.streamed(options.shape, device, dtype, options.layers)
+        view = provider.reader.view
     else:
         torch.manual_seed(0)
         model = LlamaForCausalLM(synthetic.config(options.shape, options.layers)).to(device, dtype)
         view = DecoderView(model.eval().requires_grad_(False))
-        home = Resident(view)
-    return Execution(view, home, Place(device, host=options.host), batch=options.batch)
+        provider = ResidentProvider(view)
+    return PruningContext(view, provider, ActivationStore(device, host=options.host), batch=options.batch)
 
 
 def sequences(options: argparse.Namespace, vocabulary: int) -> CalibrationSet:
@@ -62,39 +62,39 @@ def sequences(options: argparse.Namespace, vocabulary: int) -> CalibrationSet:
     return CalibrationSet(tokens, "random tokens", 0)
 
 
-def forward_seconds(execution: Execution, calibration: CalibrationSet, config: PruneConfig) -> float:
+def forward_seconds(context: PruningContext, calibration: CalibrationSet, config: PruneConfig) -> float:
     """F: wall seconds of the layers alone, without the time in which they are made."""
-    stream, seconds = execution.feed(calibration, config), 0.0
-    for layer in execution.view.layers:
-        execution.home.open(layer.index)
-        started = now(execution)
+    stream, seconds = context.feed(calibration, config), 0.0
+    for layer in context.view.layers:
+        context.provider.open(layer.index)
+        started = now(context)
         for batch in range(len(stream)):
             stream.advance(layer, batch)
-        seconds += now(execution) - started
-        execution.home.close(layer.index)
+        seconds += now(context) - started
+        context.provider.close(layer.index)
     return seconds
 
 
-def now(execution: Execution) -> float:
-    if execution.home.device.type == "cuda":
+def now(context: PruningContext) -> float:
+    if context.provider.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def run(execution: Execution, calibration: CalibrationSet, config: PruneConfig) -> dict:
+def run(context: PruningContext, calibration: CalibrationSet, config: PruneConfig) -> dict:
     """Wall seconds of a whole run and of its phases, and peak memory."""
-    device = execution.home.device
+    device = context.provider.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     phases = {"initial": 0.0, "rebuild": 0.0}
-    started = now(execution)
-    for event in prune(execution.view.model, calibration, config, execution=execution):
+    started = now(context)
+    for event in prune(context.view.model, calibration, config, context=context):
         if isinstance(event, LayerInitialised):
             phases["initial"] += event.seconds
         if isinstance(event, SubBlockRebuilt):
             phases["rebuild"] += event.seconds
-    seconds = now(execution) - started
-    execution.home.restore()
+    seconds = now(context) - started
+    context.provider.restore()
     return {
         "seconds": seconds,
         **phases,
@@ -105,16 +105,16 @@ def run(execution: Execution, calibration: CalibrationSet, config: PruneConfig) 
 
 def rows(options: argparse.Namespace) -> Iterator[dict]:
     """A row for each case and repetition, the cases in turn within each repetition."""
-    execution = build(options)
-    calibration = sequences(options, execution.view.model.config.vocab_size)
-    forward_seconds(execution, calibration, PruneConfig(Sparsity(0.5)))  # once to warm up
+    context = build(options)
+    calibration = sequences(options, context.view.model.config.vocab_size)
+    forward_seconds(context, calibration, PruneConfig(Sparsity(0.5)))  # once to warm up
     for repetition, (method, order, granularity) in product(range(options.repeat), CASES):
         if method not in options.methods or order not in options.orders or granularity not in options.granularities:
             continue
         config = PruneConfig(Sparsity(0.5), method, granularity=granularity, threshold=options.threshold, order=order)
-        before = forward_seconds(execution, calibration, config)
-        result = run(execution, calibration, config)
-        forward = (before + forward_seconds(execution, calibration, config)) / 2
+        before = forward_seconds(context, calibration, config)
+        result = run(context, calibration, config)
+        forward = (before + forward_seconds(context, calibration, config)) / 2
         row = {"method": method, "order": order, "granularity": granularity, "repetition": repetition, "F": forward}
         yield (
             row

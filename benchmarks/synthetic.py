@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from barber.errors import UserError
-from barber.home import LayerByLayer
-from barber.model import DecoderView
+from barber.models.decoder import DecoderView
+from barber.models.providers import LayerwiseProvider
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def config(shape: str, layers: int | None = None, positions: int = 4096) -> Llam
 
 
 class Made:
-    """A shelf of layers whose random weights are made whenever they are opened, the same each time."""
+    """A reader of layers whose random weights are made whenever they are opened, the same each time."""
 
     def __init__(self, model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.device, self.dtype, self.view = model, device, dtype, DecoderView(model)
@@ -85,7 +85,7 @@ class Made:
         return found
 
 
-def streamed(shape: str, device: torch.device, dtype: torch.dtype, layers: int | None = None) -> LayerByLayer:
+def streamed(shape: str, device: torch.device, dtype: torch.dtype, layers: int | None = None) -> LayerwiseProvider:
     """The home of a model of a shape, its decoder layers on the meta device."""
     with init_empty_weights(include_buffers=False):
         model = LlamaForCausalLM(config(shape, layers)).eval().requires_grad_(False)
@@ -94,7 +94,7 @@ def streamed(shape: str, device: torch.device, dtype: torch.dtype, layers: int |
         part.to_empty(device=device).to(dtype)
         torch.nn.init.normal_(part.weight, std=1.0) if part is decoder.embed_tokens else part.weight.data.fill_(1)
     decoder.rotary_emb.to(device)
-    return LayerByLayer(Made(model, device, dtype), device)
+    return LayerwiseProvider(Made(model, device, dtype), device)
 
 
 def write_checkpoint(folder: Path, sizes: LlamaConfig) -> int:

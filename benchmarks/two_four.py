@@ -21,8 +21,8 @@ from torch.utils.benchmark import Timer
 
 from barber.config import Granularity, Sparsity
 from barber.errors import UserError, first_line
-from barber.masks import check_pattern, initial_mask
-from barber.scores import magnitude
+from barber.kernels.masks import check_pattern, initial_mask
+from barber.kernels.scores import magnitude
 
 PATTERN = Sparsity.parse("2:4")
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.int8)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from barber.bundled import MODEL_DIR
 from barber.errors import UserError
-from barber.storyteller import MODEL_DIR, card
+from barber.storyteller import card
 from barber.storyteller.task import write_items
 from barber.storyteller.tokens import build_tokenizer
 from barber.storyteller.train import Recipe, build_model, train, training_tokens

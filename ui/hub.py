@@ -13,17 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from barber.errors import UserError
-from barber.evaluate import generate
+from barber.evaluation.generation import generate
 from barber.events import Event, Progress, Stage, StageReached
-from barber.job import run_job
-from barber.load import LoadedModel
-from barber.means import gather_means
-from barber.model import DecoderView
-from barber.presets import STORYTELLER as PRESET
-from barber.ranks import Ranks
-from barber.runs import RunDirectory
-from barber.spec import JobSpec
-from barber.stages import at_stage
+from barber.job_spec import JobSpec
+from barber.jobs.job import run_job
+from barber.jobs.presets import FIRST_LOOK as PRESET
+from barber.jobs.setup import set_up_job
+from barber.models.decoder import DecoderView
+from barber.models.loading import LoadedModel
+from barber.pruning.distributed import Ranks
+from barber.runs.apply import at_stage
+from barber.runs.directory import RunDirectory
 
 Job = Callable[[LoadedModel | None], Iterator[Event]]
 KEPT_SECONDS = 24 * 3600
@@ -159,7 +159,7 @@ class Hub:
         if not held or spec.stream or spec.max_memory:
             self._loaded = None
             with ExitStack() as stack:
-                means = gather_means(spec, None, Ranks(), stack, resumed=False)
+                means = set_up_job(spec, None, Ranks(), stack, resumed=False)
             self._loaded = None if means.streamed else means.loaded
         return self._loaded
 

@@ -22,8 +22,8 @@ from barber.events import (
     Stage,
     SubBlockRebuilt,
 )
+from barber.jobs.report import told as expected
 from barber.progress import Eta
-from barber.summary import told as expected
 
 IDLE = """
 <div class="bb-card bb-idle">

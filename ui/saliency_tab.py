@@ -7,7 +7,7 @@ import gradio as gr
 from analysis import figures, frames
 from barber.config import PruneConfig, Refiner
 from barber.events import Event, RunStarted
-from barber.runs import RunDirectory
+from barber.runs.directory import RunDirectory
 from ui.hub import Hub
 from ui.plots import plot
 from ui.views import CALM, empty, intro, nothing_yet, results_there

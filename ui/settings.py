@@ -11,9 +11,9 @@ from pathlib import Path
 
 from barber.config import AUTO, Order, PruneConfig, Sparsity
 from barber.errors import UserError
-from barber.presets import STORYTELLER as PRESET
-from barber.problem import hold_out
-from barber.spec import JobSpec
+from barber.job_spec import JobSpec
+from barber.jobs.presets import FIRST_LOOK as PRESET
+from barber.pruning.problem import split_sequences
 from barber.storyteller import documents
 from ui.titles import CHOICES, DATASETS, FIXED, LABELS
 
@@ -85,7 +85,7 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
     )
     nsamples = _whole(values, "nsamples", 1)
     if prune.refined:
-        hold_out(nsamples, prune)  # raises where too few samples are left to judge
+        split_sequences(nsamples, prune)  # raises where too few samples are left to judge
     return replace(
         PRESET,
         model=model,

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import gradio as gr
 
 from analysis import frames, stories
+from barber.bundled import STORYTELLER
 from barber.config import PruneConfig
 from barber.errors import UserError
 from barber.events import LayerInitialised, Progress, RunStarted, Stage, SubBlockRebuilt, TextGenerated
-from barber.load import BUNDLED
 from ui.gpu import SHARED, on_gpu
 from ui.hub import Hub, reached
 from ui.settings import sample_prompts
@@ -55,7 +55,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         first = prompts[0]
         return (
             *results_there(),
-            f'<p class="bb-intro">{LEGEND}{LEGEND_BUNDLED if run.model == BUNDLED else ""}</p>',
+            f'<p class="bb-intro">{LEGEND}{LEGEND_BUNDLED if run.model == STORYTELLER else ""}</p>',
             first,
             gr.update(choices=prompts, value=first),
             *_columns(run, first, written[first]),
@@ -162,7 +162,7 @@ def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str, waiting
         "This run has no rebuild." if stage == Stage.REBUILT and not run.rebuilds else "The run did not come this far."
     )
     reading = stories.Reading(text, "", "", waiting if stage in run.stages else absent)
-    if text and run.model == BUNDLED:
+    if text and run.model == STORYTELLER:
         reading = stories.read(prompt, text)
     same = 0 if stage is Stage.DENSE else frames.agreement(text, dense)
     body = _marked(reading.good, same)

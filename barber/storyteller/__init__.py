@@ -9,12 +9,10 @@ card.py     the model's folder and card
 """
 
 import random
-from pathlib import Path
 
 from barber.errors import UserError
 from barber.storyteller.stories import Story, tell
 
-MODEL_DIR = Path(__file__).resolve().parents[2] / "assets" / "storyteller"
 SPLITS = ("train", "calibration", "evaluation", "prompts")
 OPENING = 2  # sentences of a prompt
 

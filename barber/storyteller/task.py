@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from barber.bundled import TASKS_DIR
 from barber.storyteller import tales
 from barber.storyteller.check import check, domain, shape
 from barber.storyteller.stories import Slot, Story, parts
 
-TASKS_DIR = Path(__file__).resolve().parents[2] / "assets" / "tasks"
 ITEMS = TASKS_DIR / "story_ending.jsonl"
 TASK = "story_ending"
 ENDINGS = 4

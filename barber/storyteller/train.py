@@ -22,7 +22,7 @@ CHUNK = 5000  # stories told under one seed
 
 
 @dataclass(frozen=True)
-class Stage:
+class CurriculumStage:
     """A stretch of the run, up to the share `until` of it.
 
     Its windows of `seqlen` tokens begin where stories do if `whole`: carrying facts is learned far sooner without
@@ -54,15 +54,15 @@ class Recipe:
     positions: int = 512
     spread: float = 0.2  # standard deviation of the first embeddings
     stories: int = 200_000  # told beforehand; training passes over them again and again
-    curriculum: tuple[Stage, ...] = (
-        Stage(until=0.20, seqlen=128, whole=True),
-        Stage(until=0.28, seqlen=256, whole=False),
-        Stage(until=0.36, seqlen=192, whole=True),
-        Stage(until=0.47, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3),
-        Stage(until=0.59, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0),
-        Stage(until=0.85, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3, emphasis=1.0),
-        Stage(until=0.93, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0, apart=True),
-        Stage(until=1.0, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3, emphasis=1.0),
+    curriculum: tuple[CurriculumStage, ...] = (
+        CurriculumStage(until=0.20, seqlen=128, whole=True),
+        CurriculumStage(until=0.28, seqlen=256, whole=False),
+        CurriculumStage(until=0.36, seqlen=192, whole=True),
+        CurriculumStage(until=0.47, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3),
+        CurriculumStage(until=0.59, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0),
+        CurriculumStage(until=0.85, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3, emphasis=1.0),
+        CurriculumStage(until=0.93, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0, apart=True),
+        CurriculumStage(until=1.0, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3, emphasis=1.0),
     )
     batch_tokens: int = 4096  # tokens of a step
     warmup: int = 100  # steps

@@ -1,0 +1,11 @@
+"""What ships with Barber: where the bundled model and its zero-shot task lie, in a checkout or an installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+STORYTELLER = "storyteller"  # the bundled model, and the data set of its stories
+_PACKAGE = Path(__file__).resolve().parent
+ASSETS = next(folder for folder in (_PACKAGE / "assets", _PACKAGE.parent / "assets") if (folder / STORYTELLER).is_dir())
+MODEL_DIR = ASSETS / STORYTELLER
+TASKS_DIR = ASSETS / "tasks"

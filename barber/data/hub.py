@@ -1,0 +1,102 @@
+"""Published data sets of the Hugging Face hub: their texts, quick and clear offline, and a cache of their tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from huggingface_hub import constants, get_session
+from safetensors import SafetensorError
+
+from barber.errors import UserError, first_line
+from barber.registry import DATA_SOURCES, Split
+
+REACH_SECONDS = 5  # a hub that does not answer within this is taken as out of reach
+
+
+def reachable() -> bool:
+    """Whether the hub answers at all: one short request."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+    except Exception:  # no route, no name, a timeout, offline mode: the client's own classes change between versions
+        return False
+    return True
+
+
+@contextmanager
+def quick_offline() -> Iterator[None]:
+    """Let `datasets` go to its local cache at once when the hub is out of reach.
+
+    Left to itself it retries every request five times, some 23 seconds a data set.
+    """
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not reachable()
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def hub_texts(spec: str, split: Split, cache_dir: str | None = None):
+    """The texts of a split, a sequence of str. UserError when they cannot be had."""
+    import datasets
+
+    data = DATA_SOURCES[spec].hub
+    options = dict(data.options)
+    if split.files:
+        # A part of the data set is wanted, so its own count of all parts must not be checked.
+        options |= {"data_files": {split.name: split.files}, "verification_mode": "no_checks"}
+    try:
+        with quick_offline():
+            loaded = datasets.load_dataset(data.path, split=split.name, cache_dir=cache_dir, **options)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"Data set {spec} ({data.path}) cannot be loaded because {_reason(error)}, or give storyteller or a "
+            ".txt, .jsonl or .npy file instead."
+        ) from error
+    texts = loaded[data.column]  # read from disk as it is indexed: C4's shard would not fit in memory
+    return texts if split.first is None else texts[: split.first]
+
+
+def _reason(error: Exception) -> str:
+    if "gated" in str(error).lower():
+        return "it is gated: ask for access on its hub page and log in with `hf auth login`"
+    if isinstance(error, ConnectionError):
+        return "the hub cannot be reached and the local cache lacks it: connect to the network"
+    return f"the hub or the download failed ({first_line(error)}): check its name and your disk"
+
+
+def tokenizer_fingerprint(tokenizer) -> str:
+    """A hash that changes when the tokenizer would give other tokens."""
+    if getattr(tokenizer, "is_fast", False):
+        state = tokenizer.backend_tokenizer.to_str()
+    else:
+        state = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def cached_tokens(key: dict, cache_dir: str | None, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The tokens that `make` gives, from the cache if they were made before from the same JSON-able key.
+
+    The cache is the folder `barber` under `cache_dir`, by default under the hub's home (HF_HOME). It is a convenience:
+    a damaged file is made anew, and a folder that cannot be written is left alone.
+    """
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    path = Path(cache_dir or constants.HF_HOME) / "barber" / f"{name}.safetensors"
+    with suppress(OSError, SafetensorError, KeyError):
+        return safetensors.torch.load_file(path)["tokens"]
+    tokens = make()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.part")
+        unfinished.write_bytes(safetensors.torch.save({"tokens": tokens.contiguous()}, {"key": json.dumps(key)}))
+        unfinished.replace(path)
+    return tokens

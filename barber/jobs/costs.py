@@ -1,0 +1,44 @@
+"""What the phases of a job cost, for its ETA."""
+
+from __future__ import annotations
+
+from barber.config import Order
+from barber.data.token_sets import EvaluationSet
+from barber.events import Stage
+from barber.job_spec import JobSpec
+from barber.pruning.allocation import COSTS
+from barber.pruning.initial_masks import METHODS
+from barber.pruning.problem import split_sequences
+from barber.pruning.sub_block import steps
+
+REBUILD_COST = 1.5  # forward passes of one sequence through a layer, in a step of the rebuild of its sub-blocks
+
+ZERO_SHOT_SAMPLES = 500  # a guess at a task's size
+
+
+def costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict[str, float]:
+    """Phases and their cost in sequence-layers, for the ETA."""
+    stages = [Stage.DENSE]
+    found: dict[str, float] = {}
+    if spec.prune:
+        stages += [Stage.INITIAL, Stage.REBUILT] if spec.prune.refined else [Stage.INITIAL]
+    windows = sum(len(data.tokens) for data in evaluations)
+    for stage in stages:
+        if stage == Stage.INITIAL:
+            found["allocation"] = layers * spec.nsamples * COSTS.get(spec.prune.allocation, 0)
+            calibrated = spec.prune.method in METHODS and METHODS[spec.prune.method].statistic is not None
+            if spec.prune.order is Order.PAPER:
+                found["initial mask"] = layers * (2 * spec.nsamples if calibrated else 1)
+            else:  # everything is done before any stage is there to be looked at
+                found["rebuild"] = _rebuild_cost(spec, layers)
+        if stage == Stage.REBUILT and spec.prune.order is Order.PAPER:
+            found["rebuild"] = _rebuild_cost(spec, layers)
+        found[f"perplexity {stage}"] = layers * windows
+        found[f"text {stage}"] = layers * len(spec.prompts)
+        found[f"zero-shot {stage}"] = layers * len(spec.zeroshot_tasks) * (spec.zeroshot_limit or ZERO_SHOT_SAMPLES)
+    return {phase: cost for phase, cost in found.items() if cost}
+
+
+def _rebuild_cost(spec: JobSpec, layers: int) -> float:
+    fit, held = split_sequences(spec.nsamples, spec.prune)
+    return layers * REBUILD_COST * steps(len(fit), len(held), spec.prune)

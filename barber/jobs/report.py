@@ -1,0 +1,178 @@
+"""The plain-text summary of a job, folded from its events."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from barber.atomic_files import write_json
+from barber.config import Refiner
+from barber.events import (
+    Estimated,
+    Event,
+    Notice,
+    PerplexityMeasured,
+    RunFinished,
+    Saved,
+    SubBlockRebuilt,
+    TextGenerated,
+    ZeroShotMeasured,
+    ZeroShotSkipped,
+)
+
+if TYPE_CHECKING:
+    from barber.job_spec import JobSpec
+
+
+def gap_recovered(dense: float, initial: float, rebuilt: float) -> float | None:
+    """Share of the log-perplexity gap between dense and initial that the rebuild closed; None where there is no gap."""
+    gap = math.log(initial) - math.log(dense)
+    return (math.log(initial) - math.log(rebuilt)) / gap if gap > 0 else None
+
+
+def told(event: Estimated) -> str:
+    """What a run is expected to take, in a line."""
+    sizes = {"on the device": event.device_bytes, "in the host's memory": event.host_bytes, "on disk": event.disk_bytes}
+    places = [f"{max(size / 2**30, 0.01):.2f} GiB {where}" for where, size in sizes.items() if size]
+    how = ", the model layer by layer" if event.streamed else ""
+    return f"Expected on {event.device}: about {duration(max(event.seconds, 1))} of pruning, {', '.join(places)}{how}."
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says it."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+class Report:
+    """Takes a job's events one by one; `text` is the report for a terminal."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        self.events: list[Event] = []
+        self.model_path: Path | None = None
+
+    def add(self, event: Event) -> None:
+        kept = (Notice, PerplexityMeasured, ZeroShotMeasured, ZeroShotSkipped, RunFinished, Saved)
+        if isinstance(event, SubBlockRebuilt):  # without histograms: of hundreds of layers they are many numbers
+            self.events.append(replace(event.bare(), modules={}, rounds=[]))
+        elif isinstance(event, kept) or (isinstance(event, TextGenerated) and event.done):
+            self.events.append(event.bare())
+        if isinstance(event, Saved) and event.what == "model":
+            self.model_path = Path(event.path)
+
+    def of(self, kind: type[Event]) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def text(self) -> str:
+        parts = (self.run(), self.sub_blocks(), self.perplexities(), self.texts(), self.zero_shot(), self.saved())
+        return "\n".join(part for part in parts if part)
+
+    def run(self) -> str:
+        """What was done to which model, and the exact count of zeros."""
+        config = self.spec.prune
+        if config is None:
+            return f"{self.spec.model}: dense, nothing pruned (no pruning flag was given)\n"
+        lines = [f"{self.spec.model}: {config}"]
+        for event in self.of(RunFinished):
+            lines.append(
+                f"{event.zeros} of {event.weights} prunable weights are zero ({event.zeros / event.weights:.4%}), "
+                f"{event.swaps} changed places, {event.seconds:.1f} s"
+            )
+        return "\n".join([*lines, *(f"Note: {event.message}" for event in self.of(Notice))]) + "\n"
+
+    def sub_blocks(self) -> str:
+        rows = [
+            [
+                f"{event.layer}", event.sub_block, f"{event.error_before:.3e}", f"{event.error_after:.3e}",
+                f"{event.candidates}", f"{event.swaps}", f"{event.seconds:.1f}", f"{event.peak_memory / 2**20:.0f}",
+            ]
+            for event in self.of(SubBlockRebuilt)
+        ]  # fmt: skip
+        head = ["layer", "sub-block", "error before", "after", "candidates", "swaps", "seconds", "peak MiB"]
+        return table(head, rows)
+
+    def perplexities(self) -> str:
+        rows: dict[str, dict[str, PerplexityMeasured]] = {}
+        for event in self.of(PerplexityMeasured):
+            rows.setdefault(event.dataset, {})[event.stage] = event
+        return table(
+            ["perplexity", "seqlen", "tokens", "dense", "initial", "rebuilt", "gap recovered"],
+            [self._perplexity_row(dataset, stages) for dataset, stages in rows.items()],
+        )
+
+    @staticmethod
+    def _perplexity_row(dataset: str, stages: dict[str, PerplexityMeasured]) -> list[str]:
+        value = {stage: event.perplexity for stage, event in stages.items()}
+        share = gap_recovered(**value) if len(value) == 3 and all(map(math.isfinite, value.values())) else None
+        first = next(iter(stages.values()))
+        shown = [f"{value[stage]:.3f}" if stage in value else "-" for stage in ("dense", "initial", "rebuilt")]
+        return [dataset, f"{first.seqlen}", f"{first.tokens}", *shown, "-" if share is None else f"{share:.1%}"]
+
+    def texts(self) -> str:
+        lines: dict[str, list[str]] = {}
+        for event in self.of(TextGenerated):
+            lines.setdefault(event.prompt, []).append(f"  {event.stage + ':':9}{event.text.strip()}")
+        return "\n".join("\n".join([f"Prompt: {prompt}", *texts, ""]) for prompt, texts in lines.items())
+
+    def zero_shot(self) -> str:
+        rows = [
+            [
+                e.task,
+                e.stage,
+                metric,
+                f"{value:.4f}",
+                f"{e.stderr[metric]:.4f}" if e.stderr.get(metric) else "-",
+                f"{e.samples}",
+            ]
+            for e in self.of(ZeroShotMeasured)
+            for metric, value in e.metrics.items()
+        ]
+        reasons = {event.task: event.reason for event in self.of(ZeroShotSkipped)}
+        skipped = "".join(f"{task}: skipped. {reason}\n" for task, reason in reasons.items())
+        return table(["task", "model", "metric", "value", "stderr", "items"], rows) + skipped
+
+    def saved(self) -> str:
+        return "".join(f"Saved the {event.what} to {event.path}.\n" for event in self.of(Saved))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell, numbers to the right; empty without rows."""
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 or not _numeric(row[i]) else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line, row in [(head, rows[0]), *((row, row) for row in rows)]
+    ]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _numeric(cell: str) -> bool:
+    return cell[:1].isdigit() or cell[:1] == "-"
+
+
+def write_results(summary: Report, ppl: Path | None, zeroshot: Path | None) -> None:
+    """Write perplexities and zero-shot results: a table under the published name, and JSON."""
+    config = summary.spec.prune
+    after = config and (config.threshold if config.refiner is Refiner.BARBER else config.refiner)
+    name = f"log_{config.method}_{after}.txt" if config else "log_dense.txt"
+    for folder, text, kinds, json_name in (
+        (ppl, summary.perplexities(), (PerplexityMeasured,), "perplexity.json"),
+        (zeroshot, summary.zero_shot(), (ZeroShotMeasured, ZeroShotSkipped), "zeroshot.json"),
+    ):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(summary.run() + "\n" + text, encoding="utf-8")
+            write_json(folder / json_name, [event.to_dict() for kind in kinds for event in summary.of(kind)])

@@ -1,0 +1,60 @@
+"""Saliency scores of weights: pure functions on (out, in) tensors, all in fp32."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+
+from barber.config import Metric
+
+RIA_POWER = 0.5  # of the input's norm, as published
+
+
+def magnitude(weight: Tensor) -> Tensor:
+    """|W|, (out, in)."""
+    return weight.float().abs()
+
+
+def wanda(weight: Tensor, squares: Tensor) -> Tensor:
+    """|W| * ||x||, (out, in) (Wanda, arXiv 2306.11695, eq. 1).
+
+    squares: (in,) sums of squared inputs over all calibration tokens.
+    """
+    return weight.float().abs() * squares.sqrt()
+
+
+def wandd(weight: Tensor, squares: Tensor) -> Tensor:
+    """Wanda in derivative form, (out, in): |W| times the square root of half the second derivative of ||W x||^2 by W.
+
+    That derivative is 2 * sum x^2 for every row, so the score is Wanda's; the published code gets there by another way.
+    """
+    return wanda(weight, squares)
+
+
+def ria(weight: Tensor, squares: Tensor) -> Tensor:
+    """(|W| / row sum of |W| + |W| / column sum of |W|) * ||x||^0.5, (out, in) (RIA, Zhang et al., ICLR 2024).
+
+    squares: (in,) sums of squared inputs over all calibration tokens. In a row or column of zeros alone the share is 0.
+    """
+    size, tiny = weight.float().abs(), torch.finfo(torch.float32).tiny
+    shares = size / size.sum(1, keepdim=True).clamp_min(tiny) + size / size.sum(0).clamp_min(tiny)
+    return shares * squares.sqrt().pow(RIA_POWER)
+
+
+def random(weight: Tensor, name: str) -> Tensor:
+    """Uniform in [0, 1), (out, in), whatever the weight holds: the control. The name is the seed, on every device."""
+    generator = torch.Generator().manual_seed(int.from_bytes(sha256(name.encode()).digest()[:4]))
+    return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+def saliency(metric: Metric, weight: Tensor, squared_gradient: Tensor) -> Tensor:
+    """Saliency of the rebuild, (out, in) (LLM-Barber, arXiv 2408.10631).
+
+    squared_gradient: (out, in), mean over the calibration sequences of the squared gradient of the sub-block's error.
+    """
+    if metric is Metric.W:
+        return weight.float().abs()
+    gradient = squared_gradient.float().sqrt()
+    return gradient if metric is Metric.D else weight.float().abs() * gradient

@@ -1,0 +1,90 @@
+"""SparseGPT (arXiv 2301.00774): the one initialiser that also updates the weights it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from barber.config import Sparsity
+from barber.errors import UserError
+from barber.kernels.masks import prune_smallest
+
+BLOCK_COLUMNS = 128  # as published
+
+DAMPING = 0.01  # share of the mean diagonal, as published
+
+
+def inverse_factor(hessian: Tensor, name: str) -> Tensor:
+    """Upper Cholesky factor (in, in) of the inverse of the damped Hessian, fp32, as published.
+
+    A Hessian that is not positive definite in fp32 is damped ten times more until it is.
+    """
+    damping = DAMPING * hessian.diagonal().mean()
+    for _ in range(6):
+        factor, failed = torch.linalg.cholesky_ex(hessian + damping * torch.eye(len(hessian), device=hessian.device))
+        if not failed:
+            inverse, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+            if not failed:
+                return inverse
+        damping = 10 * damping
+    raise UserError(f"The Hessian of {name} cannot be inverted: its inputs hardly vary, so give more calibration data.")
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What SparseGPT needs to know of the inputs of a weight.
+
+    factor: see inverse_factor, (in, in). dead: bool (in,), inputs that are always zero.
+    """
+
+    factor: Tensor
+    dead: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor, name: str = "weight") -> Curvature:
+        """hessian: (in, in), sum of x x^T over the calibration tokens, any positive scale; name: for the message."""
+        hessian = hessian.float().clone()
+        dead = hessian.diagonal() == 0
+        hessian[dead, dead] = 1
+        return cls(inverse_factor(hessian, name), dead)
+
+
+def sparsegpt(
+    weight: Tensor, curvature: Curvature, sparsity: Sparsity, zeros: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Prune and update one weight.
+
+    weight: (out, in). Unstructured sparsity prunes exactly `sparsity.count` of every 128 columns; n:m as usual. An
+    input that is always zero counts as the least important, and its weights are left as they are where they are kept.
+    zeros: of the whole weight, with unstructured sparsity, shared out evenly over the columns; None: as above.
+    Returns the updated weight in fp32, zero where pruned, and its mask, True = pruned.
+    """
+    original = weight.float().contiguous()
+    updated, factor, dead = original.clone(), curvature.factor, curvature.dead
+    updated[:, dead] = 0
+    width = max(BLOCK_COLUMNS // sparsity.m, 1) * sparsity.m if sparsity.m else BLOCK_COLUMNS
+    mask = torch.zeros_like(updated, dtype=torch.bool)
+    for start in range(0, updated.shape[1], width):
+        columns = slice(start, min(start + width, updated.shape[1]))
+        block, inverse = updated[:, columns].clone(), factor[columns, columns]
+        pruned = mask[:, columns]
+        if not sparsity.m:
+            scores = (block / inverse.diagonal()).square().view(1, -1)
+            count = sparsity.count(block.numel())
+            if zeros is not None:
+                count = zeros * columns.stop // updated.shape[1] - zeros * start // updated.shape[1]
+            pruned |= prune_smallest(scores, count).view_as(block)
+        errors = torch.zeros_like(block)
+        for i in range(block.shape[1]):
+            if sparsity.m and i % sparsity.m == 0:
+                group = slice(i, i + sparsity.m)
+                scores = (block[:, group] / inverse.diagonal()[group]).square()
+                pruned[:, group] = prune_smallest(scores, sparsity.n)
+            errors[:, i] = torch.where(pruned[:, i], block[:, i], 0) / inverse[i, i]
+            block[:, i:] -= errors[:, i : i + 1] * inverse[i, i:]
+        updated[:, columns] = block
+        updated[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
+    updated[:, dead] = original[:, dead]
+    return updated.masked_fill(mask, 0), mask

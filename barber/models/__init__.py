@@ -1,0 +1,1 @@
+"""Decoder models: their structure, replayed calls, loading whole or layer by layer, saving."""

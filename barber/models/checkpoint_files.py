@@ -1,0 +1,127 @@
+"""The tensors of a checkpoint on disk, read part by part under the names that the model gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_module_tensor_to_device
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from barber.models.loading import Source
+from barber.models.safetensors_file import StoredTensor, read_header
+
+META = torch.device("meta")
+
+
+def tensor_files(source: Source) -> dict[str, StoredTensor]:
+    """Name in the checkpoint -> tensor, for one file or an index with shards; downloads what is not here.
+
+    Raises OSError where there is neither.
+    """
+    cache = {"cache_dir": source.options["cache_dir"]}
+    single = cached_file(source.path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **cache)
+    if single:
+        files = [single]
+    else:
+        index = cached_file(source.path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **cache)
+        if not index:
+            raise OSError(f"no file named {SAFE_WEIGHTS_NAME}")
+        files, _ = get_checkpoint_shard_files(source.path, index, **cache)
+    return {key: tensor for file in files for key, tensor in read_header(Path(file)).items()}
+
+
+def empty_model(source: Source) -> PreTrainedModel:
+    """The model on the meta device: names, shapes and dtypes, built as `from_pretrained` builds it."""
+    with META:
+        options = {"trust_remote_code": source.options["trust_remote_code"]}
+        model = AutoModelForCausalLM.from_config(source.config, dtype=source.dtype, **options)
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar of transformers: for a part of a model there would be one per layer."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+class Checkpoint:
+    """The tensors of a checkpoint, under the names of the model's parameters and persistent buffers.
+
+    How tensors are renamed, cast, split or merged is transformers' own code, run on the part that is read. It puts
+    tensors into a model, so this has one of its own on the meta device, which holds values only while `read` runs.
+
+    info: transformers' report on the whole checkpoint, from a rehearsal with meta tensors that reads no weights.
+    names: tensor name in the checkpoint -> name in the model (the first, where one tensor becomes several).
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.device = source.device
+        self.tensors = tensor_files(source)
+        self.skeleton = empty_model(source)
+        self.conversions = get_model_conversion_mapping(self.skeleton)
+        rehearsal = {key: torch.empty(tensor.shape, device=META) for key, tensor in self.tensors.items()}
+        self.info = self._load(rehearsal, META)
+        if wrong := sorted(self.info.mismatched_keys):
+            name, found, expected = wrong[0]
+            raise ValueError(f"{name} is {tuple(found)} in the checkpoint and {tuple(expected)} by its config")
+        state = self.skeleton.state_dict()
+        self.names = {key: name for key in self.tensors if (name := self._name(key, state)) in state}
+
+    def _load(self, tensors: Mapping, device: torch.device):
+        """Let transformers put tensors (name in the checkpoint -> tensor or lazy slice) into the skeleton.
+
+        It is told that others stay on disk, for then it loads one tensor after another: its threads would each keep
+        freed memory.
+        """
+        dtype = self.skeleton.config.dtype
+        options = LoadStateDictConfig(
+            dtype=dtype,
+            dtype_plan=self.skeleton._get_dtype_plan(dtype),
+            device_map={"": device, "others": "disk"},
+            weight_mapping=self.conversions,
+        )
+        with quiet():
+            info, _ = convert_and_load_state_dict_in_model(self.skeleton, tensors, options)
+        if info.conversion_errors:
+            raise ValueError(f"{min(info.conversion_errors)} cannot be made from the checkpoint's tensors")
+        return info
+
+    def _name(self, key: str, state: Mapping[str, Tensor]) -> str:
+        """The name in the model, by the rule of transformers' loading: without conversions if they lead nowhere."""
+        renamings = [entry for entry in self.conversions if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self.conversions if isinstance(entry, WeightConverter)]
+        prefix = self.skeleton.base_model_prefix
+        name, _ = rename_source_key(key, renamings, converters, prefix, state)
+        return name if name in state else rename_source_key(key, [], [], prefix, state)[0]
+
+    def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Name in the model -> tensor on the device, in the model's dtype, for tensors named as in the checkpoint."""
+        try:
+            self._load({key: self.tensors[key] for key in keys}, self.device)
+            return self._real()
+        finally:
+            for name in self._real():
+                set_module_tensor_to_device(self.skeleton, name, META, clear_cache=False)
+
+    def _real(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.skeleton.state_dict().items() if not tensor.is_meta}

@@ -1,0 +1,173 @@
+"""Streamed models: one decoder layer at a time has its weights, the others stay on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_module_tensor_to_device
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from barber.bundled import STORYTELLER
+from barber.models.checkpoint_files import META, Checkpoint, empty_model, quiet
+from barber.models.decoder import DecoderView
+from barber.models.loading import LoadedModel, Source, check_complete, explained, find_source, finish
+from barber.models.safetensors_file import read_header
+from barber.models.saving import draft_folder
+
+UNLIMITED = 2**62  # bytes of a shard: the parts are the shards
+
+
+@dataclass(frozen=True)
+class LayerwiseModel:
+    """A model whose decoder layers are on the meta device until they are opened.
+
+    loaded: the model without gradients, with all that lies outside the layers on the device, in the dtype of the run.
+    view: its structure; the modules stay the same when layers are opened and closed, their parameters do not.
+    checkpoint: its files. prefixes: how names in each layer begin, like "model.layers.0.".
+    other_bytes: what is on the device while all layers are closed.
+    Each call that reads raises UserError if the files cannot be read any more.
+    """
+
+    loaded: LoadedModel
+    view: DecoderView
+    checkpoint: Checkpoint
+    prefixes: tuple[str, ...]
+    other_bytes: int
+
+    def open(self, index: int) -> None:
+        """Put the dense weights and persistent buffers of a layer onto the device, unless they are there."""
+        if any(parameter.is_meta for parameter in self.view.layers[index].module.parameters()):
+            _place(self.loaded.model, self._read(index))
+
+    def close(self, index: int) -> None:
+        """Free the parameters of a layer; what was written into them is lost. Buffers stay."""
+        module = self.view.layers[index].module
+        for name, parameter in list(module.named_parameters()):
+            if not parameter.is_meta:
+                set_module_tensor_to_device(module, name, META, clear_cache=False)
+
+    def dense(self, index: int) -> dict[str, Tensor]:
+        """Name within the layer -> dense weight (out, in) on the device, read from disk, not shared with the model."""
+        values = self._read(index)
+        return {w.name: w.oriented(values[self._full(index, w.name)]) for w in self.view.layers[index].weights}
+
+    def layer_bytes(self, index: int) -> int:
+        """What `open` puts onto the device."""
+        state = self.checkpoint.skeleton.state_dict()
+        return sum(tensor.nbytes for name, tensor in state.items() if name.startswith(self.prefixes[index]))
+
+    def save(self, path: Path, final: Callable[[int], Mapping[str, Tensor]]) -> None:
+        """Write a Hugging Face folder, one shard per layer, which `from_pretrained` loads with exactly these weights.
+
+        final: layer index -> final prunable weights (out, in) by name within the layer, in any dtype, on any device.
+        It is asked once per layer, in order, and only one layer is held; open layers stay as they are. All other
+        tensors are as loaded. Names in the files are those that `save_pretrained` gives, dtypes those of the run.
+        Raises UserError, and leaves nothing behind, where the folder cannot be written.
+        """
+        parts = len(self.prefixes) + 1
+        with draft_folder(path) as draft:
+            folder, weight_map, size = draft / "part", {}, 0
+            for number, index in enumerate((None, *range(len(self.prefixes))), 1):
+                file = draft / f"model-{number:05d}-of-{parts:05d}.safetensors"
+                state = self._outside() if index is None else self._final(index, final)
+                with quiet():
+                    self.loaded.model.save_pretrained(folder, state_dict=state, max_shard_size=UNLIMITED)
+                os.replace(folder / SAFE_WEIGHTS_NAME, file)
+                tensors = read_header(file)
+                weight_map |= dict.fromkeys(tensors, file.name)
+                size += sum(tensor.nbytes for tensor in tensors.values())
+            for written in folder.iterdir():  # the configs, the same for every part
+                os.replace(written, draft / written.name)
+            folder.rmdir()
+            index_text = json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2)
+            (draft / SAFE_WEIGHTS_INDEX_NAME).write_text(index_text + "\n", encoding="utf-8")
+            if self.loaded.tokenizer is not None:
+                self.loaded.tokenizer.save_pretrained(draft)
+
+    def _full(self, index: int, name: str) -> str:
+        return f"{self.prefixes[index]}{name}.weight"
+
+    def _read(self, index: int) -> dict[str, Tensor]:
+        keys = [key for key, name in self.checkpoint.names.items() if name.startswith(self.prefixes[index])]
+        with explained(self.loaded.name):
+            return self.checkpoint.read(keys)
+
+    def _outside(self) -> dict[str, Tensor]:
+        state = self.loaded.model.state_dict()
+        return {name: tensor for name, tensor in state.items() if not name.startswith(self.prefixes)}
+
+    def _final(self, index: int, final: Callable[[int], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The state of a layer with its final weights. The dense ones are dropped before these are asked for."""
+        weights = {self._full(index, weight.name): weight for weight in self.view.layers[index].weights}
+        state = {name: tensor for name, tensor in self._read(index).items() if name not in weights}
+        given = final(index)
+        return state | {name: w.oriented(given[w.name]).to(w.parameter.dtype) for name, w in weights.items()}
+
+
+def load_layerwise(
+    name: str = STORYTELLER,
+    device: str = "auto",
+    dtype: str = "auto",
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+) -> LayerwiseModel:
+    """Load a model without its decoder layers. Arguments and errors as in `barber.models.loading.load`.
+
+    No more than what lies outside the layers is read, and no file is mapped.
+    """
+    source = find_source(name, device, dtype, cache_dir, trust_remote_code)
+    with explained(name):
+        checkpoint = Checkpoint(source)
+        model = empty_model(source)
+        _fill_buffers(model, source)
+        model.generation_config = _generation_config(source)
+        view = DecoderView(model)
+        places = {module: place for place, module in model.named_modules()}
+        prefixes = tuple(f"{places[layer.module]}." for layer in view.layers)
+        outside = [key for key, target in checkpoint.names.items() if not target.startswith(prefixes)]
+        _place(model, checkpoint.read(outside))
+        info = checkpoint.info
+        model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+        model._adjust_missing_and_unexpected_keys(info)
+        model._weight_conversions = checkpoint.skeleton._weight_conversions  # by which save_pretrained names tensors
+    empty = {key for key, p in model.named_parameters() if p.is_meta and not key.startswith(prefixes)}
+    check_complete(name, info.missing_keys | empty)
+    here = [tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta]
+    return LayerwiseModel(finish(source, model), view, checkpoint, prefixes, sum(here))
+
+
+def _place(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
+    """Put tensors into a model by name, as they are."""
+    for name, value in values.items():
+        set_module_tensor_to_device(model, name, value.device, value=value, clear_cache=False)
+
+
+def _fill_buffers(model: PreTrainedModel, source: Source) -> None:
+    """Compute the buffers that no checkpoint holds, by the model's own rule, as `from_pretrained` does.
+
+    On the CPU first, as there, so that rotary frequencies are the same bits on every device.
+    """
+    names = [name for name, _ in model.named_non_persistent_buffers()]
+    for name in names:
+        empty = torch.empty_like(model.get_buffer(name), device="cpu")
+        set_module_tensor_to_device(model, name, "cpu", value=empty)
+    model.initialize_weights()  # the buffers; parameters are on meta, where it does nothing
+    for name in names:
+        set_module_tensor_to_device(model, name, source.device)
+
+
+def _generation_config(source: Source) -> GenerationConfig:
+    """The generation config, from the model's config where it has no file of its own."""
+    cache = {"cache_dir": source.options["cache_dir"]}
+    try:
+        return GenerationConfig.from_pretrained(source.path, **cache)
+    except OSError:
+        made = {"config_file_name": "config.json", "_from_model_config": True}
+        return GenerationConfig.from_pretrained(source.path, **made, **cache)

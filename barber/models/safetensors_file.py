@@ -1,0 +1,64 @@
+"""Tensors in safetensors files: where each lies, by the file's header, and how one is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import str_to_torch_dtype
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file. `stored[...]` reads it, as transformers' loading asks of a lazy tensor.
+
+    It is read, not mapped as by `safe_open` (which maps the file for a moment even where it reads): a map takes address
+    space for the whole file, its pages count as memory of the process, and a file may be larger than both.
+
+    start: its first byte in the file. Raises OSError or ValueError where the file is not what its header said.
+    """
+
+    file: Path
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, _whole: object) -> Tensor:
+        data = torch.empty(self.nbytes, dtype=torch.uint8)
+        with open(self.file, "rb") as file:
+            file.seek(self.start)
+            if file.readinto(data.numpy()) != self.nbytes:
+                raise ValueError(f"{self.file.name} is cut off")
+        return data.view(self.dtype).view(self.shape)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Name -> tensor of a safetensors file: 8 bytes with the length of a JSON header, the header, the data.
+
+    Source: the format's description, https://github.com/huggingface/safetensors#format.
+    Raises OSError, ValueError or KeyError where it is not one.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        if begin > size:
+            raise ValueError(f"{path.name} is cut off")
+        header = json.loads(file.read(begin - 8))
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, end = entry["data_offsets"]
+        tensor = StoredTensor(path, begin + start, str_to_torch_dtype[entry["dtype"]], tuple(entry["shape"]))
+        if start < 0 or end - start != tensor.nbytes or begin + end > size:
+            raise ValueError(f"{name} does not lie in {path.name} as its header says")
+        found[name] = tensor
+    return found

@@ -1,0 +1,205 @@
+"""The sparse stream: the calibration activations that the model at work really produces, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from barber.events import Event, Notice
+from barber.memory import is_out_of_memory
+from barber.models.decoder import Layer, Outputs
+from barber.models.replay import Call, replacing
+from barber.pruning.activation_store import ActivationStore
+from barber.pruning.distributed import Ranks
+
+
+def _share(value: Any, known: Any) -> Any:
+    """`known` where it equals `value`, so that what repeats from batch to batch is stored once."""
+    if isinstance(value, Tensor) and isinstance(known, Tensor):
+        alike = value.shape == known.shape and value.dtype == known.dtype
+        return known if value is known or (alike and torch.equal(value, known)) else value
+    if isinstance(value, tuple) and isinstance(known, tuple) and len(value) == len(known):
+        return tuple(_share(v, k) for v, k in zip(value, known, strict=True))
+    if isinstance(value, dict) and isinstance(known, dict):
+        return {key: _share(v, known.get(key)) for key, v in value.items()}
+    return value
+
+
+class ActivationStream:
+    """Hidden states of every calibration sequence in front of one layer, and how the model calls its layers.
+
+    The sequences lie in batches. `hidden[i]` is (batch, seqlen, hidden) in the model's dtype, as its place keeps it. It
+    moves on by `advance`, which runs a layer with the weights it has at that moment.
+
+    halved: whether memory has run out on the way.
+    beside: other tensors of the same batches, name -> one (batch, ...) each, that are split when the batches are.
+    open: makes a layer's weights be there, called with its number before a layer has to run while batches are fed.
+    compute: see Call.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[nn.Module],
+        place: ActivationStore,
+        open: Callable[[int], None] | None = None,
+        compute: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.layers, self.place, self.open, self.compute = model, layers, place, open, compute
+        self.hidden: list[Tensor] = []
+        self.halved = False
+        self.beside: dict[Any, list[Tensor]] = {}
+        self._tokens: list[Tensor] = []
+        self._judges: list[bool] = []
+        self._calls: list[list[Call]] = []  # [batch][layer], without hidden states
+        self._tuples: dict[type, bool] = {}  # whether layers of a class return a tuple
+
+    def feed(self, tokens: Tensor, judges: bool = False) -> None:
+        """Add tokens (batch, seqlen) as one batch, or as several where memory does not suffice for one.
+
+        judges: whether it is held out from what the others teach.
+        """
+        if not self._tuples:
+            self._call_layers(tokens[:1, :2])
+        try:
+            hidden, calls = self._call_layers(tokens)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(tokens) == 1:
+                raise
+            hidden = None
+        if hidden is None:  # outside the handler, whose traceback holds the tensors of what failed
+            for part in tokens.split((len(tokens) + 1) // 2):
+                self.feed(part, judges)
+            return
+        self._tokens.append(tokens)
+        self._judges.append(judges)
+        self.hidden.append(self.place.keep(hidden))
+        self._calls.append(calls)
+
+    @torch.no_grad()
+    def _call_layers(self, tokens: Tensor) -> tuple[Tensor, list[Call]]:
+        """What the first layer gets, and the calls of all layers without hidden states.
+
+        The layers are skipped; what they would be called with beside the hidden state is recorded for each of them,
+        since families differ between layers (sliding and global attention). Only the first of a class runs, at the very
+        first call, which tells whether such layers return a tuple.
+        """
+        calls: list[Call] = []
+
+        def skipping(index: int, layer: nn.Module):
+            kind, forward = type(layer), layer.forward
+
+            def skip(*args, **kwargs):
+                calls.append(Call(args, kwargs, self.compute))
+                if kind not in self._tuples:
+                    if self.open:
+                        self.open(index)
+                    hidden = calls[-1].hidden.clone()
+                    call = calls[-1].with_hidden(hidden)
+                    self._tuples[kind] = isinstance(forward(*call.args, **call.kwargs), tuple)
+                return (calls[-1].hidden, None) if self._tuples[kind] else calls[-1].hidden
+
+            return skip
+
+        with replacing({layer: skipping(index, layer) for index, layer in enumerate(self.layers)}):
+            # The base model: what comes after the layers is not wanted, and its logits are large.
+            self.model.base_model(tokens.to(self.place.device), use_cache=False)
+        hidden = calls[0].hidden.clone()
+        known = self._calls[0] if self._calls else calls
+        bare = [call.with_hidden(None) for call in calls]
+        shared = [
+            Call(_share(call.args, k.args), _share(call.kwargs, k.kwargs), self.compute)
+            for call, k in zip(bare, known, strict=True)
+        ]
+        return hidden, shared
+
+    def fork(self) -> ActivationStream:
+        """Another stream that stands where this one does and moves on by itself."""
+        twin = copy(self)
+        twin.hidden, twin.beside = list(self.hidden), {}
+        twin._tokens, twin._judges, twin._calls = list(self._tokens), list(self._judges), list(self._calls)
+        return twin
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return len(self.hidden)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sequences of each batch."""
+        return [len(tokens) for tokens in self._tokens]
+
+    @property
+    def fit(self) -> list[int]:
+        """The batches that teach."""
+        return [batch for batch, judges in enumerate(self._judges) if not judges]
+
+    @property
+    def held(self) -> list[int]:
+        """The batches that judge: all of them where none is held out."""
+        return [batch for batch, judges in enumerate(self._judges) if judges] or self.fit
+
+    def call(self, layer: int, batch: int) -> Call:
+        """The call of a layer for one batch, with the stream's hidden state as it stands."""
+        return self._calls[batch][layer].with_hidden(self.place.take(self.hidden[batch]))
+
+    def keep(self, key: Any, batch: int, tensor: Tensor) -> None:
+        """Put a tensor (batch, ...) beside the batch, after those of the batches before."""
+        kept = self.beside.setdefault(key, [])
+        assert len(kept) == batch, f"batch {batch} after {len(kept)}"
+        kept.append(self.place.keep(tensor))
+
+    def advance(self, layer: Layer, batch: int, outputs: Outputs | None = None) -> None:
+        """Replace the hidden state of one batch by the layer's output; `outputs` as in Layer.replay."""
+        self.hidden[batch] = self.place.keep(layer.replay(self.call(layer.index, batch), outputs))
+
+    @torch.no_grad()
+    def logits(self, batch: int) -> Tensor:
+        """What the model makes of one batch, (batch, seqlen, vocabulary), once the stream is behind the last layer."""
+        hidden = self.place.take(self.hidden[batch])
+        kinds = [(layer, self._tuples[type(layer)]) for layer in self.layers]
+        passing = {layer: lambda *_a, pair=pair, **_k: (hidden, None) if pair else hidden for layer, pair in kinds}
+        with replacing(passing):
+            return self.model(self._tokens[batch].to(self.place.device), use_cache=False).logits
+
+    def halve(self) -> None:
+        """Split every batch of two sequences or more in two."""
+        self.halved = True
+        tokens, judges, hidden, calls = self._tokens, self._judges, self.hidden, self._calls
+        beside, self.beside = self.beside, {key: [] for key in self.beside}
+        self._tokens, self._judges, self.hidden, self._calls = [], [], [], []
+        for batch, rows in enumerate(tokens):
+            size = max(1, (len(rows) + 1) // 2)
+            for part, state in zip(rows.split(size), hidden[batch].split(size), strict=True):
+                self._calls.append(calls[batch] if len(rows) == 1 else self._call_layers(part)[1])
+                self._tokens.append(part)
+                self._judges.append(judges[batch])
+                self.hidden.append(state)
+            for key, tensors in beside.items():
+                self.beside[key] += tensors[batch].split(size) if batch < len(tensors) else ()
+
+
+def halving(
+    streams: Sequence[ActivationStream], ranks: Ranks, attempt: Callable[[], Generator[Event, None, Any]]
+) -> Generator[Event, None, Any]:
+    """A stretch of work on the streams, begun anew with batches of half the size whenever memory runs out.
+
+    attempt: the work from its beginning, as often as it is called. A single sequence that does not fit raises, and so
+    does one of several processes: the others would wait for sums that it begins anew.
+    """
+    while True:
+        try:
+            return (yield from attempt())
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or max(streams[0].sizes) == 1 or ranks.world > 1:
+                raise
+        # Outside the handler, whose traceback holds the tensors of what failed.
+        for stream in streams:
+            stream.halve()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        yield Notice(f"Memory ran out, so batches were halved; the largest now has {max(streams[0].sizes)} sequences.")

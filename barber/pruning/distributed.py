@@ -1,0 +1,113 @@
+"""The processes that share one run: each has its own calibration sequences, and sums go over all of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+from barber.errors import UserError
+
+GONE = (
+    "Another process of this run has ended or cannot be reached: start the run again, with --resume if it has a run "
+    "directory."
+)
+
+PATIENCE = timedelta(hours=12)  # how long a rank waits for the others, while the first alone evaluates
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number among `world` processes. A run of one process has nobody to talk to."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes what the run leaves behind, and speaks."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[int]) -> list[int]:
+        """This rank's part of the calibration sequences: as many as every other rank has."""
+        if len(items) % self.world:
+            raise UserError(
+                f"{len(items)} calibration sequences cannot be shared evenly by {self.world} processes: give a number "
+                f"of sequences that {self.world} divides, also after every fourth is held out where some are."
+            )
+        return list(items[self.rank :: self.world])
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Add up each tensor over all ranks, in place; every rank ends with the same bits."""
+        if self.world == 1:
+            return
+        with talking():
+            for tensor in {id(tensor): tensor for tensor in tensors}.values():
+                distributed.all_reduce(tensor)
+
+    def same(self, text: str, device: torch.device) -> None:
+        """UserError unless every rank gives the same text."""
+        if self.world == 1:
+            return
+        number = int.from_bytes(sha256(text.encode()).digest()[:7])
+        least = torch.tensor([number, -number], device=device)
+        with talking():
+            distributed.all_reduce(least, distributed.ReduceOp.MIN)
+        if least[0] != -least[1]:
+            raise UserError(
+                "The processes of this run do not have the same model, data and settings: start all of them with the "
+                "same command and the same files."
+            )
+
+    def wait(self) -> None:
+        """Go on when every rank is here."""
+        if self.world > 1:
+            with talking():
+                distributed.barrier()
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Say in one sentence that another process of the run is gone."""
+    try:
+        yield
+    except (RuntimeError, distributed.DistBackendError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UserError(GONE) from error
+
+
+def join() -> Ranks:
+    """The ranks that torchrun started, or this process alone. Each rank of a CUDA machine takes the device of its own.
+
+    Raises UserError where the processes cannot find each other.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks()
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    signal.signal(signal.SIGTERM, _told_to_end)
+    with talking():
+        distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    return Ranks(distributed.get_rank(), world)
+
+
+def _told_to_end(number: int, frame: object) -> None:
+    """What torchrun asks of all processes where one has ended."""
+    raise UserError(GONE)
+
+
+def leave() -> None:
+    """End the talk with the other ranks, if there was any."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,78 @@
+"""The dense forward pass of a sub-block, kept until its error is known, and the squared gradients it then gives.
+
+The backward pass only makes the gradients D of the outputs of linear layers. Those of a weight W are D^T X, one for
+each sequence, so a batch gives the sum of their squares without a backward pass of its own for each sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from barber.models.decoder import Outputs, SubBlock
+from barber.models.replay import Call, Taps, tapping
+
+ELEMENTS = 2**18  # of gradients that are made at a time: small enough for a cache, and small matrices go together
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardRecord:
+    """A dense forward pass of a sub-block on one batch: its output (batch, seqlen, hidden), and its linears' calls."""
+
+    output: Tensor
+    taps: Taps
+
+    @classmethod
+    def record(cls, block: SubBlock, call: Call, others: Outputs | None = None) -> ForwardRecord:
+        """Run the sub-block, which must hold its dense weights. others: as in SubBlock.replay."""
+        with torch.enable_grad(), tapping({w.name: w.module for w in block.weights}, leaves=True) as taps:
+            return cls(block.replay(call, others), taps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the linears' inputs and outputs, about half of what the record holds."""
+        tensors = [tensor for calls in self.taps.values() for tap in calls for tensor in (tap.x, tap.y)]
+        return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
+
+    def add_squared_gradients(self, block: SubBlock, difference: Tensor, total: Mapping[str, Tensor]) -> None:
+        """Add the squared gradient of each sequence's error by the dense weights to `total`, name -> fp32 (out, in).
+
+        difference: fp32 (batch, seqlen, hidden), the wanted output less the one that is had; a sequence's error is the
+        mean of its square. Half-precision gradients would underflow, so the difference is multiplied by a power of two,
+        which is divided out exactly.
+        """
+        numel = difference[0].numel()
+        scale = 2.0 ** round(math.log2(numel))
+        taps = [(name, tap) for name, calls in self.taps.items() for tap in calls]
+        gradients = torch.autograd.grad(
+            self.output,
+            [tap.y for _, tap in taps],
+            (difference * (2 * scale / numel)).to(self.output.dtype),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for (name, tap), gradient in zip(taps, gradients, strict=True):
+            seen.setdefault(name, []).append((tap.x.detach(), gradient))
+        for weight in block.weights:
+            _add_squares(total[weight.name], seen.get(weight.name, []), len(difference), scale)
+
+
+def _add_squares(total: Tensor, calls: list[tuple[Tensor, Tensor]], batch: int, scale: float) -> None:
+    """Add the sum over sequences of the squared sum over calls of D^T X to `total`, fp32 (out, in)."""
+    split = [(x.reshape(batch, -1, total.shape[1]).to(d.dtype), d.reshape(batch, -1, total.shape[0])) for x, d in calls]
+    step = max(1, ELEMENTS // total.numel())
+    for start in range(0, batch if split else 0, step):
+        part = slice(start, start + step)
+        if step == 1:
+            each = reduce(torch.add, (d[start].T @ x[start] for x, d in split)).float()
+            total.addcmul_(each, each, value=1 / scale**2)
+        else:
+            each = reduce(torch.add, (torch.bmm(d[part].transpose(1, 2), x[part]) for x, d in split)).float()
+            total.add_(each.square_().sum(0), alpha=1 / scale**2)
+        del each  # before the next one is made

@@ -1,0 +1,1 @@
+"""Run directories: how a run is recorded, read, resumed and applied to a model."""

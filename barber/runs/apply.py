@@ -1,0 +1,42 @@
+"""Put a model into the state that a recorded run gave it, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from barber.errors import UserError
+from barber.events import Stage
+from barber.models.decoder import DecoderView, DenseWeights
+from barber.models.loading import LoadedModel
+from barber.runs.directory import RunDirectory
+
+
+@contextmanager
+def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[LoadedModel]:
+    """The model with the weights of `stage` ("dense", "initial", "rebuilt") of a run inside, its dense weights after.
+
+    Raises UserError if the run has no such stage or was made of another model.
+    """
+    if stage == Stage.DENSE:
+        yield loaded
+        return
+    view = DecoderView(loaded.model)
+    if loaded.name != run.config["model"] or view.describe() != run.config["modules"]:
+        raise UserError(f"The run in {run.path} was made of another model ({run.config['model']}): load that model.")
+    dense = DenseWeights(view)
+    try:
+        _apply(view, dense, run, stage)
+        yield loaded
+    finally:
+        dense.restore()
+
+
+def _apply(view: DecoderView, dense: DenseWeights, run: RunDirectory, stage: str) -> None:
+    for layer in view.layers:
+        masks = run.masks(layer.index, stage)
+        if len(masks) < len(layer.weights):
+            raise UserError(f"The run in {run.path} has no stage {stage!r}: it had no rebuild, or was stopped before.")
+        layer.assign(
+            {w.name: dense[layer.index, w.name] for w in layer.weights}, masks, run.weights(layer.index, stage)
+        )

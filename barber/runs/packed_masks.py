@@ -1,0 +1,37 @@
+"""Boolean masks as packed bits in safetensors files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from barber.atomic_files import draft_of
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A boolean mask (out, in) as uint8 bits in C order, eight weights a byte."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+
+
+def unpack(bits: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The inverse of `pack`: boolean (out, in)."""
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=shape[0] * shape[1]).astype(bool).reshape(shape))
+
+
+def read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """The tensors of a safetensors file and the shapes in its header, by key."""
+    with safe_open(path, "pt") as file:
+        shapes = {key: json.loads(shape) for key, shape in (file.metadata() or {}).items()}
+        return {key: file.get_tensor(key) for key in file.keys()}, shapes  # noqa: SIM118 (no mapping)
+
+
+def draft_tensors(path: Path, tensors: dict[str, Tensor], shapes: dict[str, list[int]] | None = None) -> None:
+    """Write the draft of a safetensors file; `shapes` go into the header."""
+    held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(held, draft_of(path), metadata={key: json.dumps(shape) for key, shape in (shapes or {}).items()})

@@ -1,0 +1,203 @@
+"""What an interrupted run has left: its job, the events and files that can be trusted, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from barber.atomic_files import draft_json, write_lines
+from barber.errors import UserError, first_line
+from barber.events import Event, LayerInitialised, RunStarted, Stage, StageReached, SubBlockRebuilt
+from barber.job_spec import JobSpec
+from barber.runs.checksums import CHECKSUMS, EVENTS, JOB, checksum_line, commit, digest, hasher, read_checksums
+from barber.runs.packed_masks import draft_tensors, read_packed
+from barber.runs.recorder import follow
+
+FOLDERS = ("masks", "weights", "saliency")
+
+FOLLOWING = ("perplexity.json", "zeroshot.json", "generations.jsonl")  # grow with the events, see record.follow
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What an interrupted run has left that can be trusted.
+
+    events: the events to be kept, without tensors, in order, from RunStarted on; empty if the run had not begun.
+    initial: layers 0..initial-1 have all their initial masks. rebuilt: layers 0..rebuilt-1 are final.
+    before: the events to be kept that came before RunStarted (what was measured of the dense model).
+    """
+
+    events: list[Event]
+    initial: int
+    rebuilt: int
+    before: list[Event] = field(default_factory=list)
+
+    @property
+    def recorded(self) -> int:
+        """How many events the directory holds: what record.record is to skip."""
+        return len(self.before) + len(self.events)
+
+
+def read_job(path: Path) -> JobSpec:
+    """The job that a run directory was made for, with its run_dir there. Raises UserError if it cannot be told."""
+    if not (path / JOB).is_file():
+        missing = f"has no {JOB}" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {missing}, so it cannot be resumed: give the folder of a run, or begin a new one.")
+    if digest(path / JOB) not in {one["files"].get(JOB) for one in read_checksums(path)}:
+        raise UserError(f"The run in {path} is damaged ({JOB}): begin a new one.")
+    return replace(JobSpec.from_dict(json.loads((path / JOB).read_text("utf-8"))), run_dir=path)
+
+
+def difference(path: Path, spec: JobSpec) -> list[str]:
+    """What a job asks otherwise than the one recorded, like "nsamples: 64 there, 128 here"; run_dir does not count."""
+    return _differences(read_job(path).to_dict(), replace(spec, run_dir=path).to_dict())
+
+
+def reopen(path: Path, started: RunStarted) -> Finished:
+    """Bring a run directory back to where everything in it can be trusted, and tell what that is.
+
+    started: the run as it would begin now. Raises UserError if that is another run, before anything is changed.
+    A layer that was half done at a stage is taken back to where that stage of it begins. It may die at any point and
+    be called again.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give the folder of the run to be resumed.")
+    notes = read_checksums(path)
+    current = {name: digest(path / name) for name in {name for one in notes for name in one["files"]} - {EVENTS}}
+    trusted = _trusted(path, notes, current)
+    events = [Event.from_dict(json.loads(line)) for line in trusted]
+    recorded = next((event for event in events if isinstance(event, RunStarted)), None)
+    if recorded and (found := _differences(_identity(recorded), _identity(started))):
+        raise UserError(f"The run in {path} was another one ({'; '.join(found)}): resume it with what it began with.")
+    events = _whole(events, started)
+    kept = [one for one in notes if 1 <= one.get("events", 0) <= len(events)]
+    needed = {name for one in kept for name in one["files"]} - {EVENTS}
+    vouched = [checksum_line({JOB: one["files"][JOB]}) for one in notes if JOB in one["files"]]
+    vouched += [checksum_line(one["files"], one["events"]) for one in kept]
+    vouched += [checksum_line({name: current[name] for name in sorted(needed)})]
+    try:
+        write_lines(path / EVENTS, trusted[: len(events)])
+        write_lines(path / CHECKSUMS, vouched)
+        _remove(path, events, needed)
+        for name in FOLLOWING if recorded else (*FOLLOWING, "config.json"):
+            (path / name).unlink(missing_ok=True)
+        for event in events:
+            follow(path, event)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The run in {path} cannot be resumed ({first_line(error)}): make room there.") from None
+    begin = next((index for index, event in enumerate(events) if isinstance(event, RunStarted)), len(events))
+    names, done = _names(started), _done(events)
+    initial, rebuilt = (
+        next((layer for layer in names if done[stage, layer] != names[layer]), len(names))
+        for stage in (Stage.INITIAL, Stage.REBUILT)
+    )
+    return Finished(events[begin:], initial, rebuilt, events[:begin])
+
+
+def _trusted(path: Path, notes: list[dict], current: dict[str, str]) -> list[bytes]:
+    """The first lines of events.jsonl that are as they were written, as are all files that belong to them.
+
+    current: digests of the files as they are. A file may have gone on since an event, but not have gone back.
+    """
+    own = {one["events"]: one["files"] for one in notes if "events" in one}
+    reached: dict[str, float] = defaultdict(float)  # file -> the last event whose content it can be
+    for one in notes:
+        for name, value in one["files"].items():
+            if value == current.get(name):
+                reached[name] = max(reached[name], one.get("events", math.inf))
+    text = (path / EVENTS).read_bytes() if (path / EVENTS).is_file() else b""
+    lines, sofar = text.splitlines(keepends=True), hasher()
+    for number, line in enumerate(lines, 1):
+        sofar.update(line)
+        files = own.get(number, {})
+        if files.get(EVENTS) != sofar.hexdigest() or any(reached[name] < number for name in files if name != EVENTS):
+            return lines[: number - 1]
+    return lines
+
+
+def _names(started: RunStarted) -> dict[int, set[str]]:
+    """The names of the weights of each layer."""
+    names = defaultdict(set)
+    for module in started.modules:
+        names[module["layer"]].add(module["name"])
+    return names
+
+
+def _stage(event: Event) -> Stage | None:
+    """The stage that a layer's event belongs to."""
+    return {LayerInitialised: Stage.INITIAL, SubBlockRebuilt: Stage.REBUILT}.get(type(event))
+
+
+def _done(events: Iterable[Event]) -> dict[tuple[Stage, int], set[str]]:
+    """(stage, layer) -> names of the weights that have their mask of that stage."""
+    done = defaultdict(set)
+    for event in events:
+        if stage := _stage(event):
+            done[stage, event.layer] |= event.modules.keys()
+    return done
+
+
+def _whole(events: list[Event], started: RunStarted) -> list[Event]:
+    """The first events, up to where a layer is begun at a stage and not ended.
+
+    Where sub-blocks are rebuilt before the whole model is initialised, a layer is whole with both of its stages.
+    """
+    names = _names(started)
+    while True:
+        done = _done(events)
+        half = {key for key, found in done.items() if found != names[key[1]]}
+        reached = any(isinstance(event, StageReached) and event.stage == Stage.INITIAL for event in events)
+        if not reached and any(stage == Stage.REBUILT for stage, _ in done):
+            half |= {(Stage.INITIAL, layer) for _, layer in done if done.get((Stage.REBUILT, layer)) != names[layer]}
+        ends = [index for index, event in enumerate(events) if _stage(event) and (_stage(event), event.layer) in half]
+        if not ends:
+            return events
+        events = events[: ends[0]]
+
+
+def _remove(path: Path, events: list[Event], needed: set[str]) -> None:
+    """Take away drafts, files and keys that belong to no event."""
+    keys: dict[str, set[str]] = defaultdict(set)  # "layer_000" -> "initial/<name>", "rebuilt/<name>"
+    for (stage, layer), names in _done(events).items():
+        keys[f"layer_{layer:03}"] |= {f"{stage}/{name}" for name in names}
+    for draft in [*path.glob("*.part"), *path.glob("*/*.part")]:
+        draft.unlink()
+    for place in [file for folder in FOLDERS for file in sorted((path / folder).glob("*"))]:
+        name, wanted = place.relative_to(path).as_posix(), keys[place.stem]
+        if name not in needed:
+            place.unlink()
+        elif place.suffix == ".json":
+            held = json.loads(place.read_text("utf-8"))
+            if extra := {key for key in held if f"{Stage.REBUILT}/{key}" not in wanted}:
+                draft_json(place, {key: value for key, value in held.items() if key not in extra})
+                commit(path, [name])
+        else:
+            held, shapes = read_packed(place)
+            if extra := held.keys() - wanted:
+                kept = {key: value for key, value in held.items() if key not in extra}
+                draft_tensors(place, kept, {key: shape for key, shape in shapes.items() if key in kept})
+                commit(path, [name])
+
+
+def _identity(started: RunStarted) -> dict:
+    """What two runs must share for one to go on with the other; JSON-able. The index of a device does not count."""
+    return json.loads(json.dumps(started.to_dict())) | {"device": started.device.partition(":")[0]}
+
+
+def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
+    """One short text for each value that differs, at any depth."""
+    found: list[str] = []
+    for key in there | here:
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            texts = [f"{len(v)} of them" if key == "modules" else v for v in (old, new)]  # too long to be shown
+            found.append(f"{prefix}{key}: {texts[0]} there, {texts[1]} here")
+    return found

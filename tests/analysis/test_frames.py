@@ -1,0 +1,264 @@
+"""Frames and figures from real runs of tiny models."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from analysis import figures, frames
+from analysis.style import told
+from barber.config import Granularity, Order, PruneConfig, Sparsity
+from barber.data.token_sets import CalibrationSet
+from barber.events import LayerInitialised, PerplexityMeasured, Stage, SubBlockRebuilt, TextGenerated
+from barber.pruning.prune import prune
+from barber.runs.directory import RunDirectory, create, record
+from tests.support.families import WIDTH
+
+LIMIT = 300_000  # bytes of one figure's JSON
+
+
+def run(layers: int, **changes) -> list:
+    """The events of a real run of a random Llama, masks and all."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**WIDTH | {"num_hidden_layers": layers}))
+    tokens = torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(0))
+    settings = {"sparsity": Sparsity.parse("50%"), "granularity": Granularity.BLOCK, "threshold": 0.5} | changes
+    return list(prune(model, CalibrationSet(tokens, "random", 0), PruneConfig(**settings), name="tiny"))
+
+
+def masks(events: list, kind: type) -> dict:
+    """(layer, name) -> mask, of the events of one kind."""
+    return {(e.layer, name): mask for e in events if isinstance(e, kind) for name, mask in e.masks.items()}
+
+
+def measured(stage: str, value: float, dataset: str = "text") -> PerplexityMeasured:
+    return PerplexityMeasured(stage, dataset, seqlen=16, tokens=64, perplexity=value, seconds=0.1)
+
+
+@pytest.fixture(scope="module", params=Order)
+def events(request) -> list:
+    """A run in each order: in one pass, a layer is initialised in parts."""
+    return run(2, order=request.param)
+
+
+@pytest.fixture(scope="module")
+def deep() -> list:
+    return run(32)
+
+
+def test_flips_are_what_the_masks_say(events):
+    initial, rebuilt = masks(events, LayerInitialised), masks(events, SubBlockRebuilt)
+    table = frames.flips(events)
+    assert len(table) == len(rebuilt) == 14
+    for row in table.itertuples():
+        before, after = initial[row.layer, row.name], rebuilt[row.layer, row.name]
+        assert row.grown == int((before & ~after).sum())
+        assert row.cut == int((after & ~before).sum())
+        assert row.share == (row.grown + row.cut) / before.numel()
+    assert table["grown"].sum() == table["cut"].sum() > 0
+    assert set(table["module"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_short_names_stay_unique():
+    assert frames.short_names(["attn.c_proj", "mlp.c_proj", "mlp.c_fc"]) == {
+        "attn.c_proj": "attn.c_proj",
+        "mlp.c_proj": "mlp.c_proj",
+        "mlp.c_fc": "c_fc",
+    }
+
+
+def test_histograms_hold_every_weight_once(events):
+    for row in frames.flips(events).itertuples():
+        histogram = frames.saliency(events, row.layer, row.name)
+        assert not frames.without_saliency(events, row.layer, row.name)
+        assert histogram["grown"].sum() == row.grown
+        assert histogram["cut"].sum() == row.cut
+        assert histogram[list(frames.FATES)].to_numpy().sum() == row.weights
+        assert (histogram["right"] > histogram["left"]).all()
+
+
+@pytest.fixture(scope="module")
+def partly_dead() -> tuple[list, int]:
+    """The events of a run of a model that has no use for some hidden units, and the weights of these in a matrix."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**WIDTH | {"num_hidden_layers": 1}))
+    down = model.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        down[:, :5] = 0.0
+    tokens = torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(0))
+    config = PruneConfig(Sparsity.parse("50%"), granularity=Granularity.LAYER, threshold=0.5)
+    return list(prune(model, CalibrationSet(tokens, "random", 0), config)), down[:, :5].numel()
+
+
+def legend(events: list, name: str) -> dict[str, int]:
+    """Fate -> the count that the figure's legend tells."""
+    zeros = frames.without_saliency(events, 0, name)
+    shown = figures.saliency_histogram(frames.saliency(events, 0, name), zeros)
+    words = [trace.name.rstrip(")").split(" (") for trace in shown.data]
+    return {fate: int(count.replace(",", "")) for fate, count in words}
+
+
+def test_weights_without_saliency_are_counted_by_fate(partly_dead):
+    events, unused = partly_dead
+    for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+        row = frames.flips(events).set_index("name").loc[name]
+        zeros, bins = frames.without_saliency(events, 0, name), frames.saliency(events, 0, name)
+        assert sum(zeros.values()) == unused
+        assert sum(zeros.values()) + bins[list(frames.FATES)].to_numpy().sum() == row["weights"]
+        told = legend(events, name)
+        assert (told["grown"], told["cut"]) == (row["grown"], row["cut"])
+        assert told["pruned"] + told["cut"] == row["zeros"]
+    assert frames.without_saliency(events, 0, "mlp.gate_proj")["cut"] > 0
+    assert not frames.without_saliency(events, 0, "no such weight")
+
+
+def test_runs_that_did_not_tell_their_fates_apart_give_a_total(partly_dead):
+    events, unused = partly_dead
+    event = next(event for event in events if isinstance(event, SubBlockRebuilt) and "mlp.up_proj" in event.modules)
+    module = event.modules["mlp.up_proj"]
+    old = module | {"histogram": module["histogram"] | {"zeros": unused}}
+    before = replace(event, modules=event.modules | {"mlp.up_proj": old})
+    assert frames.without_saliency([before], 0, "mlp.up_proj") == {"": unused}
+    assert sum(legend([before], "mlp.up_proj").values()) == module["weights"] - unused
+
+
+def test_a_grown_weight_matters_more_than_a_cut_one(events):
+    row = next(row for row in frames.flips(events).itertuples() if row.grown and row.cut)
+    histogram = frames.saliency(events, row.layer, row.name)
+    middle = (histogram["left"] + histogram["right"]) / 2
+    assert np.average(middle, weights=histogram["grown"]) > np.average(middle, weights=histogram["cut"])
+
+
+def test_the_most_telling_module_grows_and_cuts(events):
+    flips = frames.flips(events).set_index(["layer", "name"])
+    chosen = flips.loc[frames.most_telling(flips.reset_index())]
+    both = flips[["grown", "cut"]].min(axis=1) / flips["weights"]
+    assert min(chosen["grown"], chosen["cut"]) / chosen["weights"] == both.max() > 0
+
+
+def test_sub_blocks_come_in_order_with_their_errors(events):
+    table = frames.sub_blocks(events)
+    assert list(zip(table["layer"], table["kind"], strict=True)) == [
+        (0, "attention"),
+        (0, "mlp"),
+        (1, "attention"),
+        (1, "mlp"),
+    ]
+    assert (table["swaps"] > 0).all()
+    assert np.allclose(table["change"], table["after"] / table["before"] - 1)
+
+
+@pytest.mark.parametrize(
+    ("dense", "initial", "rebuilt", "share"),
+    [(2, 8, 4, 0.5), (2, 8, 2, 1), (2, 8, 8, 0), (2, 8, 16, -0.5), (2, 2, 2, math.nan), (2, math.inf, 4, math.nan)],
+)
+def test_share_of_the_gap_is_measured_in_logarithms(dense, initial, rebuilt, share):
+    assert frames.recovered(dense, initial, rebuilt) == pytest.approx(share, nan_ok=True)
+    stages = zip(Stage, (dense, initial, rebuilt), strict=True)
+    table = frames.perplexities([measured(stage, value) for stage, value in stages])
+    assert table["recovered"].tolist() == pytest.approx([math.nan, math.nan, share], nan_ok=True)
+
+
+def test_perplexities_of_two_datasets_do_not_mix():
+    values = {"one": (2, 8, 4), "two": (3, 27, 3)}
+    table = frames.perplexities(
+        [measured(stage, v[i], name) for i, stage in enumerate(Stage) for name, v in values.items()]
+    )
+    shares = table.dropna().set_index("dataset")["recovered"]
+    assert shares.to_dict() == pytest.approx({"one": 0.5, "two": 1})
+
+
+def test_part_of_a_run_gives_part_of_the_frames(events):
+    half = events[: next(i for i, event in enumerate(events) if isinstance(event, SubBlockRebuilt)) + 1]
+    assert set(frames.flips(half)["sub_block"]) == {"self_attn"}
+    for table in (frames.flips([]), frames.sub_blocks([]), frames.perplexities([]), frames.texts([])):
+        assert table.empty
+    assert frames.saliency(half, 1, "mlp.up_proj").empty
+    assert frames.summary([])["finished"] is False
+
+
+def test_texts_keep_the_last_word():
+    grown = [TextGenerated("dense", "Once", text, done) for text, done in ((" a", False), (" a cat", True))]
+    assert frames.texts(grown).to_dict("records") == [{"prompt": "Once", "stage": "dense", "text": " a cat"}]
+    assert frames.agreement(" a cat sat", " a cat ran") == len(" a cat")
+    assert frames.agreement(" a cats", " a cat") == len(" a")
+
+
+def test_the_summary_is_plain_json(events):
+    told = [*events, *(measured(stage, value) for stage, value in zip(Stage, (2, 8, 4), strict=True))]
+    facts = json.loads(json.dumps(frames.summary(told), allow_nan=False))
+    assert facts["zeros"] == facts["weights"] // 2
+    assert facts["swaps"] == sum(row["grown"] for row in facts["flips"])
+    assert [row["recovered"] for row in facts["perplexity"]] == [None, None, pytest.approx(0.5)]
+
+
+def test_every_figure_of_a_deep_model_is_small(deep):
+    flips = frames.flips(deep)
+    assert len(flips) == 32 * 7
+    measurements = [
+        measured(stage, 10.0 ** (i + k), f"data set {k}") for i, stage in enumerate(Stage) for k in range(3)
+    ]
+    pictures = {
+        "heatmap": figures.flip_heatmap(flips),
+        "by layer": figures.flip_bars(flips, "layer"),
+        "by module": figures.flip_bars(flips, "module"),
+        "errors": figures.sub_block_errors(frames.sub_blocks(deep)),
+        "saliency": figures.saliency_histogram(frames.saliency(deep, 31, "mlp.down_proj"), {}),
+        "perplexity": figures.perplexity_bars(frames.perplexities(measurements)),
+    }
+    sizes = {name: len(picture.to_json()) for name, picture in pictures.items()}
+    assert all(1_000 < size < LIMIT for size in sizes.values()), sizes
+
+
+def test_the_heatmap_shows_the_shares(events):
+    flips = frames.flips(events)
+    trace = figures.flip_heatmap(flips).data[0]
+    shown = {(layer, name): trace.z[r][c] for r, name in enumerate(trace.y) for c, layer in enumerate(trace.x)}
+    for row in flips.itertuples():
+        assert shown[row.layer, row.module] == pytest.approx(100 * row.share, rel=1e-3)
+
+
+def test_bars_show_grown_up_and_cut_down(events):
+    flips = frames.flips(events)
+    grown, cut = figures.flip_bars(flips, "layer").data
+    assert sum(grown.y) == flips["grown"].sum() == -sum(cut.y)
+
+
+def test_large_damage_gets_a_log_axis():
+    def axis(*values: float):
+        events = [measured(stage, value) for stage, value in zip(Stage, values, strict=True)]
+        return figures.perplexity_bars(frames.perplexities(events)).layout.xaxis
+
+    assert (axis(2, 5000, 40).type, axis(2, 5000, 40).dtick) == ("log", 1)
+    assert axis(2, 1e19, 40).dtick >= 4
+    assert axis(2, 8, 4).type is None
+
+
+def test_perplexities_are_told_in_few_digits():
+    values = (1.4641, 22.65, 999.94, 20_521.3, 6.867e19, math.inf)
+    assert [told(value) for value in values] == ["1.464", "22.65", "999.9", "20,521", "6.9e+19", "inf"]
+
+
+def test_figures_have_no_background_of_their_own(events):
+    for picture in (figures.flip_heatmap(frames.flips(events)), figures.sub_block_errors(frames.sub_blocks(events))):
+        assert picture.layout.paper_bgcolor == picture.layout.plot_bgcolor == "rgba(0,0,0,0)"
+
+
+@pytest.mark.parametrize("order", Order)
+def test_the_mask_map_shows_the_masks_of_the_directory(tmp_path, order):
+    written = list(record(create(tmp_path / "run"), (event for event in run(1, order=order))))
+    directory = RunDirectory(tmp_path / "run")
+    row = max(frames.flips(written).itertuples(), key=lambda row: min(row.grown, row.cut))
+    fates = frames.fates(directory, row.layer, row.name)
+    histogram = frames.saliency(written, row.layer, row.name)
+    assert fates.size == row.weights
+    assert [int((fates == i).sum()) for i in range(4)] == histogram[list(frames.FATES)].sum().tolist()
+    assert frames.fates(directory, row.layer, row.name, rows=3, columns=5).shape == (3, 5)
+    assert frames.fates(directory, 7, row.name).size == 0
+    assert len(figures.mask_map(np.zeros((96, 192), dtype=np.uint8)).to_json()) < LIMIT

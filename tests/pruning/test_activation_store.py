@@ -1,0 +1,80 @@
+"""Activations in mapped files: what is kept is what comes back, and nothing is left in the folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from barber.errors import UserError
+from barber.pruning.activation_store import ActivationStore
+from tests.support.jobs import ROOT
+
+CPU = torch.device("cpu")
+
+FULL = """
+import resource, signal, sys, torch
+from pathlib import Path
+from barber.errors import UserError
+from barber.pruning.activation_store import ActivationStore
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+place = ActivationStore(torch.device("cpu"), folder=Path(sys.argv[1]))
+place.keep(torch.ones(1000))
+try:
+    place.keep(torch.ones(2**19))
+except UserError as error:
+    sys.stdout.write(str(error))
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 64, 33)])
+def test_mapped_activations_come_back_and_leave_no_file(shape, dtype, tmp_path):
+    place = ActivationStore(CPU, folder=tmp_path)
+    given = [torch.randn(shape).to(dtype) for _ in range(4)]
+    kept = [place.keep(tensor) for tensor in given]
+    assert not list(tmp_path.iterdir())
+    for one, other in zip(given, kept, strict=True):
+        assert (other.dtype, other.shape) == (dtype, one.shape)
+        assert torch.equal(place.take(other), one)
+        assert other.data_ptr() != one.data_ptr()
+    kept[0].zero_()
+    assert torch.equal(kept[1], given[1]), "each has a file of its own"
+    assert given[0].any()
+
+
+def test_parts_of_a_mapped_tensor_live_on_without_it(tmp_path):
+    given = torch.randn(4, 6, 8)
+    parts = ActivationStore(CPU, folder=tmp_path).keep(given).split(2)
+    assert torch.equal(torch.cat(parts), given)
+
+
+def test_a_tensor_that_is_not_contiguous(tmp_path):
+    given = torch.randn(6, 4, 8).transpose(0, 1)
+    assert torch.equal(ActivationStore(CPU, folder=tmp_path).keep(given), given)
+
+
+@pytest.mark.parametrize("place", [ActivationStore(CPU), ActivationStore(CPU, host=True)])
+def test_on_the_cpu_there_is_nothing_to_move(place):
+    given = torch.randn(3, 4)
+    assert place.take(place.keep(given)).data_ptr() == given.data_ptr()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size is Linux's")
+def test_no_room_is_one_sentence(tmp_path):
+    """A limit of the size of files stands for a full disk: the file is reserved before it is mapped."""
+    result = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"Activations of 2 MiB cannot be kept in {tmp_path} (File too large): make room")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot be kept in"):
+        ActivationStore(CPU, folder=tmp_path / "none").keep(torch.ones(3))

@@ -1,0 +1,119 @@
+"""Several processes that share a run: the same masks as one, one voice, and a word when one of them is gone."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from barber.errors import UserError
+from barber.events import RunFinished, SubBlockRebuilt
+from barber.pruning.distributed import Ranks
+from barber.runs.directory import RunDirectory
+from tests.support.jobs import equal_share, flags, recorded, run, save_world, start
+from tests.support.tiny import llama
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+BASE = ["--sparsity_ratio", "0.5", "--prune_barber"]
+FIXED = ["--prune_method", "wanda", "--prune_granularity", "block", "--threshold", "0.3"]
+WAYS = {
+    "fixed": FIXED,
+    "auto": ["--prune_method", "magnitude", "--threshold", "auto", "--rounds", "2"],
+    "sparsegpt": ["--prune_method", "sparsegpt", "--threshold", "0.3"],
+    "one-swap": ["--prune_method", "wanda", "--refiner", "one-swap"],
+    "reconstruct": [*FIXED, "--reconstruct"],
+    "streamed": [*FIXED, "--stream"],
+    "one-pass": [*FIXED, "--order", "one-pass"],
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return save_world(tmp_path_factory.mktemp("world"), llama(num_hidden_layers=2), rows=32)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_do_what_one_does(way, world, tmp_path):
+    """The re-fit takes other steps with batches of other sequences, so that only what it promises is the same."""
+    one, two = (tmp_path / name for name in ("one", "two"))
+    single = run(*flags(world, *BASE, *WAYS[way], "--run_dir", str(one)))
+    shared = run(*flags(world, *BASE, *WAYS[way], "--run_dir", str(two)), before=TWO)
+    assert (single.returncode, shared.returncode) == (0, 0), shared.stderr
+    assert shared.stdout.count("prunable weights are zero") == 1
+    assert shared.stdout.count("evaluation.npy") == single.stdout.count("evaluation.npy")
+    ends = [[e for e in RunDirectory(path).events() if isinstance(e, RunFinished)] for path in (one, two)]
+    assert [(e.weights, e.zeros) for e in ends[0]] == [(e.weights, e.zeros) for e in ends[1]]
+    assert all(math.isfinite(e.error_after) for e in RunDirectory(two).events() if isinstance(e, SubBlockRebuilt))
+    if way != "reconstruct":
+        share = equal_share(recorded(one), recorded(two))
+        assert share == 1 if way in ("fixed", "streamed") else share >= 0.9999
+    assert [row["stage"] for row in json.loads((two / "perplexity.json").read_text())] == [
+        "dense",
+        "initial",
+        "rebuilt",
+    ]
+
+
+def test_sequences_that_cannot_be_shared(world):
+    result = run(*flags(world, *BASE, *FIXED, samples=7), before=TWO)
+    assert result.returncode != 0
+    assert "error: 7 calibration sequences cannot be shared evenly by 2 processes" in result.stderr
+    assert result.stdout == ""
+
+
+def wait_for(path: Path, count: int, process: subprocess.Popen) -> None:
+    """Until so many events are recorded."""
+    while not (path / "events.jsonl").exists() or (path / "events.jsonl").read_bytes().count(b"\n") < count:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("again", [(), TWO], ids=["alone", "together"])
+def test_a_process_that_is_killed_ends_the_run(again, world, tmp_path):
+    whole, path = tmp_path / "whole", tmp_path / "run"
+    assert run(*flags(world, *BASE, *FIXED, "--run_dir", str(whole), samples=32)).returncode == 0
+    process = start(*flags(world, *BASE, *FIXED, "--run_dir", str(path), samples=32), before=TWO)
+    wait_for(path, 3, process)
+    ranks = {child.environ().get("RANK"): child for child in psutil.Process(process.pid).children(recursive=True)}
+    ranks["1"].send_signal(signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Another process of this run has ended" in said
+    result = run("--resume", str(path), before=again)
+    assert result.returncode == 0, result.stderr
+    assert equal_share(recorded(path), recorded(whole)) == 1
+
+
+def test_processes_with_different_data_are_refused():
+    """Each says what it has; both are told that it is not the same."""
+    code = (
+        "import sys, torch\n"
+        "from barber.errors import UserError\n"
+        "from barber.pruning.distributed import join, leave\n"
+        "ranks = join()\n"
+        "ranks.same('alike', torch.device('cpu'))\n"
+        "try:\n"
+        "    ranks.same(f'data {ranks.rank}', torch.device('cpu'))\n"
+        "except UserError as error:\n"
+        "    sys.stderr.write(f'{ranks.rank}: {error}\\n')\n"
+        "leave()\n"
+    )
+    command = [sys.executable, *TWO, "--no-python", sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    for rank in (0, 1):
+        assert f"{rank}: The processes of this run do not have the same model, data and settings" in result.stderr
+
+
+def test_a_share_for_everyone():
+    assert [Ranks(rank, 3).share(range(9)) for rank in range(3)] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+    assert Ranks().share([4, 5]) == [4, 5]
+    with pytest.raises(UserError, match="8 calibration sequences cannot be shared evenly by 3 processes"):
+        Ranks(0, 3).share(range(8))

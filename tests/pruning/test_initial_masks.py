@@ -1,0 +1,112 @@
+"""The initial masks that other tests do not know: RIA, the random control, and a count given for one weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from barber.config import Sparsity
+from barber.kernels.masks import check_pattern, prune_smallest, smallest_by_row
+from barber.kernels.scores import random, ria
+from barber.kernels.sparsegpt import Curvature, sparsegpt
+from barber.pruning.initial_masks import METHODS, MaskRequest
+
+
+def matrix(data, rows: int = 9, columns: int = 12) -> torch.Tensor:
+    """A random matrix (out, in), one draw in three with many equal values and zeros."""
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    made = torch.randn(data.draw(st.integers(1, rows)), data.draw(st.integers(1, columns)), generator=generator)
+    return made.round() if data.draw(st.integers(0, 2)) == 0 else made
+
+
+@given(st.data())
+def test_ria_is_what_the_paper_says(data):
+    """Against loops, with the sums by hand; a row or a column of zeros alone scores zero."""
+    weight = matrix(data)
+    squares = torch.rand(weight.shape[1]) * 9
+    if data.draw(st.booleans()):
+        weight[:, 0] = 0
+    if data.draw(st.booleans()):
+        weight[0] = 0
+    scores = ria(weight, squares)
+    size = [[abs(value) for value in row] for row in weight.tolist()]
+    for i, row in enumerate(size):
+        for j, value in enumerate(row):
+            column = sum(other[j] for other in size)
+            share = value / sum(row) + value / column if value else 0
+            assert scores[i, j].item() == pytest.approx(share * squares[j].item() ** 0.5**2, rel=1e-5)
+
+
+def test_ria_compares_the_whole_matrix():
+    """As the published code does by default: one row can lose more than another."""
+    weight, squares = torch.tensor([[1.0, 1.0, 1.0, 1.0], [9.0, 0.1, 0.1, 0.1]]), torch.ones(4)
+    mask, _ = METHODS["ria"].prune(weight, squares, MaskRequest(Sparsity(0.38), "weight"))
+    assert mask.tolist() == [[False] * 4, [False, True, True, True]]
+
+
+def test_random_masks_repeat_and_differ_between_weights():
+    weight = torch.randn(40, 50)
+    assert torch.equal(random(weight, "layers.0.a"), random(-weight, "layers.0.a"))
+    masks = [METHODS["random"].prune(weight, None, MaskRequest(Sparsity(0.5), f"layers.{i}.a"))[0] for i in (0, 1, 0)]
+    assert torch.equal(masks[0], masks[2])
+    assert 0.4 < (masks[0] == masks[1]).float().mean() < 0.6
+    state = torch.random.get_rng_state()
+    random(weight, "layers.2.a")
+    assert torch.equal(torch.random.get_rng_state(), state), "the generator of everyone else stays where it is"
+
+
+def test_the_random_seed_is_stable():
+    """Masks of an earlier day must come again: the first scores, as of today."""
+    assert random(torch.empty(1, 3), "layers.0.mlp.up_proj")[0].tolist() == pytest.approx(
+        [0.892064, 0.46626, 0.250369], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(data=st.data())
+@settings(max_examples=25)
+def test_a_count_for_one_weight_is_kept(method, data):
+    """From none to all but one, on any shape; and uniform orders prune what the method says beforehand."""
+    weight = matrix(data, 7, 160)
+    x = torch.randn(300, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    own = METHODS[method]
+    summed = own.prepare(own.statistic(x), "weight") if own.statistic else None
+    zeros = data.draw(st.integers(0, weight.numel() - 1))
+    mask, updated = METHODS[method].prune(weight, summed, MaskRequest(Sparsity(0.5), "weight", zeros))
+    assert int(mask.sum()) == zeros
+    assert updated is None or bool((updated[mask] == 0).all())
+    sparsity = Sparsity(data.draw(st.integers(1, 99)) / 100)
+    mask, _ = METHODS[method].prune(weight, summed, MaskRequest(sparsity, "weight"))
+    assert int(mask.sum()) == METHODS[method].zeros(*weight.shape, sparsity)
+
+
+@pytest.mark.parametrize("method", ["ria", "random"])
+@pytest.mark.parametrize("pattern", ["1:2", "2:4", "4:8", "2:3"])
+def test_patterns_are_kept(method, pattern):
+    sparsity = Sparsity.parse(pattern)
+    mask, _ = METHODS[method].prune(torch.randn(5, 48), torch.rand(48), MaskRequest(sparsity, "weight"))
+    check_pattern(mask, sparsity, "weight")
+
+
+@given(st.data())
+def test_rows_share_a_count_evenly(data):
+    """Rows differ by at most one, each prunes its smallest, and the extra ones are the smallest that come next."""
+    scores = matrix(data).abs()
+    zeros = data.draw(st.integers(0, scores.numel() - 1))
+    mask, (each, more) = smallest_by_row(scores, zeros), divmod(zeros, len(scores))
+    assert sorted(mask.sum(1).tolist()) == [each] * (len(scores) - more) + [each + 1] * more
+    for row, pruned in zip(scores, mask, strict=True):
+        assert torch.equal(pruned, prune_smallest(row[None], int(pruned.sum()))[0])
+    following = [sorted(row)[each] for row in scores.tolist()] if more else []
+    extra = mask.sum(1) > each
+    assert not more or max(f for f, e in zip(following, extra, strict=True) if e) <= min(
+        f for f, e in zip(following, extra, strict=True) if not e
+    )
+
+
+def test_sparsegpt_shares_a_count_evenly_over_its_blocks():
+    weight, x = torch.randn(5, 300), torch.randn(400, 300)
+    _, mask = sparsegpt(weight, Curvature.of(x.T @ x), Sparsity(0.5), zeros=1000)
+    assert [int(part.sum()) for part in mask.split(128, dim=1)] == [426, 427, 147]

@@ -1,0 +1,59 @@
+"""The real app as a process of its own, for tests that talk to it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 180
+SMALL = {"nsamples": 6, "seqlen": 64, "eval_windows": 6}  # settings of a run of a second or two
+
+
+@dataclass(frozen=True)
+class Server:
+    """url of the page, runs: where its run directories lie, log: everything it printed."""
+
+    url: str
+    runs: Path
+    log: Path
+
+
+@contextmanager
+def serving(folder: Path, **environment: str) -> Iterator[Server]:
+    """Start `python app.py` on a free port; at the end, stop it and check that it printed no traceback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = Server(f"http://127.0.0.1:{port}/", folder / "runs", folder / "log.txt")
+    command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port), "--runs", str(server.runs)]
+    with server.log.open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
+        try:
+            _wait(server, process)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(20)
+    assert "Traceback" not in server.log.read_text(), server.log.read_text()
+
+
+def _wait(server: Server, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the app ended: {server.log.read_text()}"
+        try:
+            with urllib.request.urlopen(server.url, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.3)
+    raise AssertionError(f"the app did not answer within {START_SECONDS} s: {server.log.read_text()}")

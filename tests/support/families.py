@@ -1,0 +1,65 @@
+"""Tiny random models of every family that Barber promises, built from transformers configs."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from barber.models.decoder import DecoderView
+
+WIDTH = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GEMMA = WIDTH | {"head_dim": 8}
+OPT = {"vocab_size": 96, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+       "max_position_embeddings": 64, "word_embed_proj_dim": 32, "pad_token_id": 0}  # fmt: skip
+
+# name -> (model_type, config values, prunable weights per layer)
+FAMILIES = {
+    "llama": ("llama", WIDTH, 7),
+    "mistral": ("mistral", WIDTH | {"sliding_window": 8}, 7),
+    "qwen2": ("qwen2", WIDTH, 7),
+    "qwen3": ("qwen3", WIDTH | {"head_dim": 8}, 7),
+    "gemma": ("gemma", GEMMA, 7),
+    "gemma2": ("gemma2", GEMMA | {"sliding_window": 8}, 7),
+    "gemma3": ("gemma3_text", GEMMA | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, 7),
+    "phi": ("phi", WIDTH, 6),
+    "phi3": ("phi3", WIDTH, 4),
+    "gpt_neox": ("gpt_neox", WIDTH, 4),
+    "gpt2": ("gpt2", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 64}, 4),
+    "opt": ("opt", OPT, 6),
+    "opt-350m": ("opt", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 16}, 6),
+    "falcon": ("falcon", WIDTH | {"new_decoder_architecture": False, "multi_query": True, "parallel_attn": True}, 4),
+    "falcon-alibi": ("falcon", WIDTH | {"alibi": True, "parallel_attn": False, "multi_query": False}, 4),
+    "bloom": ("bloom", {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4}, 4),
+    "gptj": (
+        "gptj",
+        {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8, "n_inner": 64},
+        6,
+    ),
+    "olmo2": ("olmo2", WIDTH, 7),
+    "stablelm": ("stablelm", WIDTH, 7),
+    "granite": ("granite", WIDTH, 7),
+}
+
+
+def build(family: str, dtype: torch.dtype = torch.float32):
+    """A random model of a family, in eval mode; the same weights at each call."""
+    kind, values, _ = FAMILIES[family]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **values)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def held(view: DecoderView) -> dict[tuple[int, str], torch.Tensor]:
+    """Copies of all prunable weights as they are now: (layer, name) -> (out, in)."""
+    return {(layer.index, weight.name): weight.view.clone() for layer in view.layers for weight in layer.weights}

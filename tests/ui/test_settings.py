@@ -1,0 +1,96 @@
+"""What the form, the API and a link say, as a job."""
+
+from __future__ import annotations
+
+import pytest
+from safetensors import safe_open
+
+from barber.bundled import MODEL_DIR
+from barber.config import METHODS, Allocation, Granularity, Metric, Order, PruneConfig, Refiner, Target
+from barber.errors import UserError
+from ui import settings, titles
+from ui.catalogue import CATALOGUE
+
+
+def test_the_defaults_are_a_job_and_survive_a_link():
+    spec = settings.to_spec(settings.DEFAULTS)
+    assert isinstance(spec.prune, PruneConfig)
+    link = {name: "" if value is None else str(value) for name, value in settings.DEFAULTS.items()}
+    assert settings.from_query(link) == settings.DEFAULTS
+    assert settings.from_query({"nsamples": "many", "__theme": "dark", "seed": "3"}) == {"seed": 3}
+    assert settings.from_query({"method": "<b>", "metric": "X", "threshold": "nan", "granularity": "layer"}) == {
+        "granularity": "layer"
+    }
+
+
+def test_the_form_splits_the_threshold_in_two():
+    assert settings.from_form(*settings.FORM.values()) == settings.to_spec(settings.DEFAULTS)
+    for threshold, switch in (("auto", "auto"), (0.25, "fixed")):
+        link = settings.from_query({"threshold": str(threshold), "rounds": "3", "reconstruct": "true"})
+        filled = settings.FORM | settings.to_form(link)
+        assert filled["swaps"] == switch
+        config = settings.from_form(*filled.values()).prune
+        assert (config.threshold, config.rounds, config.reconstruct) == (threshold, 3, True)
+    assert settings.to_form({"seed": 3}) == {"seed": 3}
+    assert settings.from_query({"refiner": "comb", "target": "moon", "allocation": "owl"}) == {"allocation": "owl"}
+
+
+def test_the_order_is_that_of_a_rebuild():
+    def order(**changes: object) -> Order:
+        return settings.to_spec(settings.DEFAULTS | {"order": "one-pass"} | changes).prune.order
+
+    assert order() == order(rebuild=False, reconstruct=True) == Order.ONE_PASS
+    assert order(rebuild=False) == Order.PAPER
+    assert settings.from_query({"order": "one-pass"}) == {"order": "one-pass"}
+    assert settings.from_query({"order": "two-pass"}) == {}
+    with pytest.raises(UserError, match="Order 'two-pass' is unknown"):
+        order(order="two-pass")
+
+
+@pytest.mark.parametrize(
+    ("given", "limit"), [("12GiB", "12GIB"), (" 1.5 gb ", "1.5GB"), ("800MB", "800MB"), ("", None), (None, None)]
+)
+def test_a_memory_limit_is_a_size(given, limit):
+    spec = settings.to_spec(settings.DEFAULTS | {"max_memory": given, "stream": True})
+    assert (spec.max_memory, spec.stream) == (limit, True)
+
+
+@pytest.mark.parametrize("given", ["much", "12", "0GB", "0.0 MB", "-3GB", "1.2.3GB", "GB"])
+def test_what_is_no_size_is_refused(given):
+    with pytest.raises(UserError, match="is not a size: give one like 12GiB"):
+        settings.to_spec(settings.DEFAULTS | {"max_memory": given})
+
+
+def test_every_choice_of_a_setting_has_a_title():
+    for options, names in (
+        (titles.METHOD_TITLES, METHODS),
+        (titles.REFINER_TITLES, Refiner),
+        (titles.TARGET_TITLES, Target),
+        (titles.ALLOCATION_TITLES, Allocation),
+        (titles.GRANULARITY_TITLES, Granularity),
+        (titles.METRIC_TITLES, Metric),
+        (titles.ORDER_TITLES, Order),
+    ):
+        assert set(map(str, options)) == set(map(str, names))
+
+
+def test_a_space_gives_no_access_to_its_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPACE_ID", "someone/barber")
+    (tmp_path / "text.txt").write_text("secret")
+    for changes in (
+        {"model": str(tmp_path)},
+        {"model": "./assets"},
+        {"model": "assets"},
+        {"calibration": str(tmp_path / "text.txt")},
+        {"evaluation": f"wikitext2,{tmp_path / 'text.txt'}"},
+    ):
+        with pytest.raises(UserError, match="cannot be used here"):
+            settings.to_spec(settings.DEFAULTS | changes)
+    assert all(settings.to_spec(settings.DEFAULTS | {"model": entry.name}) for entry in CATALOGUE)
+
+
+def test_the_catalogue_knows_the_size_of_the_bundled_model():
+    with safe_open(MODEL_DIR / "model.safetensors", "pt") as file:
+        weights = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 (no mapping)
+    assert CATALOGUE[0].name == "storyteller"
+    assert CATALOGUE[0].size == f"{weights / 1e6:.1f} M"
