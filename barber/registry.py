@@ -62,8 +62,8 @@ class Refiner:
     Attributes:
         name: on the command line and in a run's files.
         title: in the app.
-        implementation: "module:function". Row by row: (mask, dense, values, statistic, m) -> mask, all (out, in) but the
-            statistic. Otherwise see `pruning.rebuild.barber`.
+        implementation: "module:function". Row by row: (mask, dense, values, statistic, m) -> mask, all (out, in) but
+            the statistic. Otherwise see `pruning.rebuild.barber`.
         statistic: what a refiner that works row by row needs to know of a weight's inputs: "gram" or "moments".
         settings: names of the settings that only this refiner has.
     """
