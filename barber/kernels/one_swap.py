@@ -13,7 +13,7 @@ from torch import Tensor
 
 from barber.memory import portion
 
-SHORTLIST = 8  # weights of either side that are tried in pairs: the best ones alone
+SHORTLIST = 8  # longer ones save little more error, see benchmarks/layer_error.py
 
 MOST_SWAPS = 256  # of one row
 
@@ -23,20 +23,23 @@ TABLE = 4  # portions of numbers to work on at a time: fewer, and rows are too f
 
 
 @torch.no_grad()
-def one_swap(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int = 0) -> Tensor:
+def one_swap(
+    mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int = 0, shortlist: int = SHORTLIST
+) -> Tensor:
     """The mask (out, in), True = pruned, after swaps that each lower the row's error; as many zeros per row (per m).
 
     dense: what the outputs should come from. values: what a weight is where it is kept, mostly dense again. Both
-    (out, in). gram: fp32 (in, in), the sum of x x^T over the inputs x. m: swaps stay inside m consecutive inputs.
+    (out, in). gram: fp32 (in, in), the sum of x x^T over the inputs x. m: swaps stay inside m consecutive inputs,
+    all of whose pairs are tried. shortlist: without m, how many weights of either side are, the best ones alone.
     """
     mask, dense, values = mask.clone(), dense.float(), values.float()
     per_row = mask.shape[1] * (m or 1)
     for rows in torch.arange(len(mask), device=mask.device).split(max(1, TABLE * portion(mask.device) // per_row)):
-        mask[rows] = _swap_rows(mask[rows], dense[rows], values[rows], gram, m)
+        mask[rows] = _swap_rows(mask[rows], dense[rows], values[rows], gram, m, shortlist)
     return mask
 
 
-def _swap_rows(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int) -> Tensor:
+def _swap_rows(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int, shortlist: int) -> Tensor:
     """The refined mask of some rows, (rows, in), all arguments but the gram cut to them.
 
     The product of a row's missing outputs with the gram is made once: a swap changes it by two rows of the gram. After
@@ -47,7 +50,7 @@ def _swap_rows(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int
     missing = (dense - values.masked_fill(mask, 0)) @ gram
     alone = values.square() * gram.diagonal()
     for _ in range(MOST_SWAPS):
-        change, grown, cut = _best(mask, values, alone, missing, gram, m)
+        change, grown, cut = _best(mask, values, alone, missing, gram, m, shortlist)
         better = change < -least
         if not bool(better.any()):
             break
@@ -62,7 +65,7 @@ def _swap_rows(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int
 
 
 def _best(
-    mask: Tensor, values: Tensor, alone: Tensor, missing: Tensor, gram: Tensor, m: int
+    mask: Tensor, values: Tensor, alone: Tensor, missing: Tensor, gram: Tensor, m: int, shortlist: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The swap of each row that changes its error most for the better: change (rows,), grown and cut input (rows,).
 
@@ -73,7 +76,7 @@ def _best(
     cut = torch.add(alone, pull, alpha=2).masked_fill_(mask, torch.inf)
     if m:
         return _best_in_groups(grow, cut, values, gram, m)
-    count = min(SHORTLIST, mask.shape[1])
+    count = min(shortlist, mask.shape[1])
     grow, grow_at = grow.topk(count, largest=False)
     cut, cut_at = cut.topk(count, largest=False)
     # Alone, each changes the error by `grow` and `cut`; together they meet in the gram.

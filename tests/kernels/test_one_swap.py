@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from barber.config import Granularity, Sparsity
-from barber.kernels import one_swap as module
 from barber.kernels.masks import initial_mask
-from barber.kernels.one_swap import LEAST_GAIN, one_swap
+from barber.kernels.one_swap import LEAST_GAIN, MOST_SWAPS, SHORTLIST, one_swap
 
 
 def case(seed: int, rows: int, width: int, sparsity: Sparsity):
@@ -25,7 +24,7 @@ def plain(mask, weight, gram, m):
     mask, weight, gram = mask.clone(), weight.double(), gram.double()
     for row in range(len(mask)):
         least = LEAST_GAIN * weight[row].square() @ gram.diagonal()
-        for _ in range(module.MOST_SWAPS):
+        for _ in range(MOST_SWAPS):
             pruned = mask[row]
             pull = 2 * weight[row] * (gram @ (weight[row] * pruned))
             own = weight[row].square() * gram.diagonal()
@@ -36,8 +35,8 @@ def plain(mask, weight, gram, m):
                 change = change.masked_fill(group[:, None] != group, torch.inf)
             else:
                 tried = torch.full_like(change, torch.inf)
-                at = grow.topk(module.SHORTLIST, largest=False).indices[:, None]
-                to = cut.topk(module.SHORTLIST, largest=False).indices
+                at = grow.topk(SHORTLIST, largest=False).indices[:, None]
+                to = cut.topk(SHORTLIST, largest=False).indices
                 tried[at, to] = change[at, to]
                 change = tried
             if not change.min() < -least:
@@ -58,7 +57,7 @@ def test_swaps_are_those_of_products_made_anew(pattern, seed):
     assert int((refined != expected).any(1).sum()) <= 1
 
 
-def test_the_shortlist_loses_little(monkeypatch):
+def test_the_shortlist_loses_little():
     """Of the error that exact swaps save with long shortlists, nearly all is saved with short ones."""
     weight, mask, gram = case(0, 64, 256, Sparsity(0.5))
 
@@ -66,9 +65,7 @@ def test_the_shortlist_loses_little(monkeypatch):
         missing = weight * kept
         return float(((missing @ gram) * missing).sum())
 
-    short = error(one_swap(mask, weight, weight, gram))
-    monkeypatch.setattr(module, "SHORTLIST", 64)
-    long = error(one_swap(mask, weight, weight, gram))
+    short, long = (error(one_swap(mask, weight, weight, gram, shortlist=length)) for length in (SHORTLIST, 64))
     assert error(mask) - short > 0.97 * (error(mask) - long)
 
 
@@ -77,6 +74,6 @@ def test_rounding_stays_small_over_all_swaps():
     weight, mask, gram = case(1, 16, 320, Sparsity(0.5))
     refined = one_swap(mask, weight, weight, gram)
     assert int((mask & ~refined).sum(1).max()) > 64
-    assert int((mask & ~refined).sum(1).max()) < module.MOST_SWAPS, "rows end because nothing helps any more"
+    assert int((mask & ~refined).sum(1).max()) < MOST_SWAPS, "rows end because nothing helps any more"
     again = one_swap(refined, weight, weight, gram)
     assert int((again != refined).any(1).sum()) <= 1
