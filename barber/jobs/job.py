@@ -9,8 +9,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from barber.atomic_files import check_room, write_json
+from barber.atomic_files import check_room
+from barber.data.hub import tokenizer_fingerprint
 from barber.data.token_sets import CalibrationSet, EvaluationSet
 from barber.errors import UserError
 from barber.evaluation import zero_shot
@@ -33,7 +35,7 @@ from barber.events import (
 from barber.job_spec import JobSpec
 from barber.jobs.costs import costs
 from barber.jobs.data import choose_seqlen, load_data
-from barber.jobs.outputs import check_outputs, save_calibration
+from barber.jobs.outputs import check_model_room, check_outputs, save_calibration
 from barber.jobs.setup import JobSetup, set_up_job
 from barber.memory import is_out_of_memory
 from barber.models.decoder import check_finite
@@ -43,9 +45,11 @@ from barber.pruning.distributed import Ranks
 from barber.pruning.problem import split_sequences
 from barber.pruning.prune import check_initial, describe, prune
 from barber.runs import resume
-from barber.runs.directory import RunDirectory, read_masks
-from barber.runs.environment import describe_environment, model_hash
+from barber.runs.directory import read_masks
+from barber.runs.environment import check_inputs, describe_environment, describe_inputs
 from barber.runs.recorder import create, record
+from barber.runs.saved_model import is_noted, note_model, withdraw_model
+from barber.runs.writer_lock import one_writer
 
 TEXT_TOKENS = 120
 
@@ -61,6 +65,7 @@ def run_job(
     """
     try:
         with ExitStack() as stack:
+            spec = spec if resumed else spec.absolute()
             yield from _Job(spec, ranks or Ranks(), stack, resumed).run(loaded)
     except Exception as error:  # what runs out of memory raises what it likes
         if not is_out_of_memory(error):
@@ -86,6 +91,8 @@ class _Job:
             self.spec = replace(self.spec, prompts=(), zeroshot_tasks=(), save_model=None, save_data=None)
         spec = self.spec
         self._check()
+        if self.resumed:
+            yield from self._lock()
         initial = read_masks(spec.prune.initial_masks) if spec.prune and spec.prune.initial_masks else None
         yield Progress("load", 0, 1, spec.model)
         means = set_up_job(spec, loaded, self.ranks, self.stack, self.resumed)
@@ -116,6 +123,7 @@ class _Job:
         if spec.save_data and calibration:
             save_calibration(calibration, spec.save_data)
             yield Saved("calibration", str(spec.save_data))
+        check_model_room(loaded, spec.save_model)
         means = means.estimate(spec, calibration, seqlen)
         if means.needs:
             yield means.told()
@@ -124,7 +132,9 @@ class _Job:
         if means.folder and spec.prune:
             if spec.run_dir and self.ranks.writes:
                 check_room(means.folder, view.packed_bytes * (2 if spec.prune.refined else 1))
-            skip = self._reopen(means, calibration)
+            if not self.resumed:
+                yield from self._lock()
+            skip = self._reopen(means, calibration, evaluations)
             events = record(means.folder, events, skip)
         with closing(events):
             yield from events
@@ -134,9 +144,9 @@ class _Job:
         spec = self.spec
         outputs = {"save_model": spec.save_model, "run_dir": spec.run_dir, "save_data": spec.save_data}
         if self.resumed:
-            done = RunDirectory(spec.run_dir).events() if (spec.run_dir / "config.json").exists() else []
-            saved = any(isinstance(event, Saved) and event.what == "model" for event in done)
-            outputs = {flag: path for flag, path in outputs.items() if flag == "save_model" and not saved}
+            model = spec.save_model
+            known = not model or resume.is_saved(spec.run_dir, model) or is_noted(spec.run_dir, model)
+            outputs = {} if known else {"save_model": model}
         if self.ranks.writes:
             check_outputs(outputs)
         if spec.run_dir and spec.prune is None:
@@ -148,26 +158,41 @@ class _Job:
         if spec.prune and spec.prune.refined:
             split_sequences(spec.nsamples, spec.prune)
 
-    def _reopen(self, means: JobSetup, calibration: CalibrationSet | None) -> int:
+    def _lock(self) -> Iterator[Event]:
+        """Let no other process write into the run directory while this job goes on."""
+        if self.spec.run_dir and self.ranks.writes:
+            warning = self.stack.enter_context(one_writer(self.spec.run_dir))
+            yield from [Notice(warning)] if warning else []
+
+    def _reopen(self, means: JobSetup, calibration: CalibrationSet | None, evaluations: list[EvaluationSet]) -> int:
         """Make the run directory or go on in it; how many events it has."""
+        spec = self.spec
+        started = describe(means.context, calibration, spec.prune, spec.model)
+        inputs = self._inputs(means, evaluations) if spec.run_dir or self.resumed else {}
         if not self.resumed:
-            create(means.folder, self.spec)
+            create(means.folder, spec, describe_environment(started, spec.seed, inputs) if inputs else None)
             return 0
         if not self.ranks.writes:  # goes on in a copy of what the first rank has put in order
             self.ranks.wait()
             shutil.copytree(self.spec.run_dir, means.folder)
-        before = RunDirectory(means.folder).environment if (means.folder / "config.json").exists() else {}
-        if before and before["model_hash"] != model_hash(means.context.provider, means.context.view):
-            raise UserError(
-                f"{self.spec.model} does not have the weights that the run in {means.folder} was begun with: give back "
-                "that model, or start a new run."
-            )
-        started = describe(means.context, calibration, self.spec.prune, self.spec.model)
+        check_inputs(means.folder, spec.model, inputs)
         finished = resume.reopen(means.folder, started)
         if self.ranks.writes:
             self.ranks.wait()
         self.kept = [*finished.before, *finished.events]
         return finished.recorded
+
+    def _inputs(self, means: JobSetup, evaluations: list[EvaluationSet]) -> dict:
+        """What a run with these inputs can be known by; the first rank alone evaluates."""
+        tokenizer, context = means.loaded.tokenizer, means.context
+        inputs = describe_inputs(
+            context.provider,
+            context.view,
+            [(data.dataset, data.tokens) for data in evaluations],
+            tokenizer and tokenizer_fingerprint(tokenizer),
+            self.spec.prune.initial_masks,
+        )
+        return {name: value for name, value in inputs.items() if self.ranks.writes or name != "evaluation"}
 
     def _work(
         self,
@@ -201,9 +226,6 @@ class _Job:
                     if not (isinstance(event, StageReached) and event in self.kept):
                         yield event
                     if isinstance(event, RunStarted):
-                        if spec.run_dir and self.ranks.writes:
-                            environment = describe_environment(provider, means.context.view, spec.seed, event)
-                            write_json(means.folder / "environment.json", environment)
                         yield from self._evaluate(means, evaluations, Stage.DENSE)
                     if isinstance(event, StageReached):
                         yield from self._evaluate(means, evaluations, Stage(event.stage))
@@ -244,8 +266,12 @@ class _Job:
     def _save(self, means: JobSetup, stage: Stage) -> Iterator[Event]:
         spec = self.spec
         if spec.save_model and Saved("model", str(spec.save_model)) not in self.kept:
+            placing = None
+            if spec.run_dir and spec.prune:
+                withdraw_model(spec.run_dir, spec.save_model)
+                placing = partial(note_model, spec.run_dir, spec.save_model)
             if means.streamed:
-                means.streamed.save(spec.save_model, lambda layer: means.final(layer, stage))
+                means.streamed.save(spec.save_model, lambda layer: means.final(layer, stage), placing)
             else:
-                save_model(means.loaded, spec.save_model)
+                save_model(means.loaded, spec.save_model, placing)
             yield Saved("model", str(spec.save_model))
