@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,10 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code: 0, 2 for a user's error, 130 for an interrupt, 143 for SIGTERM."""
+    """Run the command line; the exit code: 0, 2 for a user's error, 130 for an interrupt."""
     args = build_parser().parse_args(argv)
-    with contextlib.suppress(ValueError):  # another thread than the first takes no signals
-        signal.signal(signal.SIGTERM, _terminated)
     logging.captureWarnings(True)
     who = ""
     try:
@@ -112,11 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("Stopped; the model on disk is as it was.\n")
         return 130
     return 0
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    """End as by an exception, so that temporary folders and drafts are removed."""
-    raise SystemExit(128 + number)
 
 
 def _job(given: dict) -> tuple[JobSpec, bool]:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -17,7 +13,7 @@ from barber.cli import main
 from barber.errors import UserError
 from barber.models.loading import load
 from barber.models.saving import MARK, folder_digests, save_model
-from tests.support.jobs import ROOT, flags, save_world
+from tests.support.jobs import flags, save_world
 from tests.support.tiny import llama
 
 PRUNE = ["--prune_method", "magnitude", "--sparsity_ratio", "0.5"]
@@ -118,21 +114,3 @@ def test_calibration_tokens_overwrite_nothing(world, tmp_path, capsys):
     assert np.load(file).shape == (8, 24)
     assert main(job) == 0, "the same tokens are no loss"
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.npy"]
-
-
-def test_a_terminated_process_leaves_no_temporary_folder(world, tmp_path):
-    job = [*flags(world, samples=64), "--prune_method", "sparsegpt", "--sparsity_ratio", "0.5", "--prune_barber"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *job],
-        cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("barber-*")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, err
-    assert b"Traceback" not in err
-    assert list(tmp_path.glob("barber-*")) == []
