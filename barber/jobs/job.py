@@ -168,7 +168,7 @@ class _Job:
         """Make the run directory or go on in it; how many events it has."""
         spec = self.spec
         started = describe(means.context, calibration, spec.prune, spec.model)
-        inputs = self._inputs(means, evaluations) if spec.run_dir or self.resumed else {}
+        inputs = self._inputs(means, evaluations) if self.resumed or (spec.run_dir and self.ranks.writes) else {}
         if not self.resumed:
             create(means.folder, spec, describe_environment(started, spec.seed, inputs) if inputs else None)
             return 0

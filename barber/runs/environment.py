@@ -60,7 +60,10 @@ def describe_inputs(
         "tensors": others,
         "model_config": {key: value for key, value in config.items() if key not in IDLE},
         "evaluation": {
-            name: {"windows": len(tokens), "fingerprint": hashlib.blake2b(tokens.numpy(), digest_size=8).hexdigest()}
+            name: {
+                "windows": len(tokens),
+                "fingerprint": hashlib.blake2b(tokens.contiguous().numpy(), digest_size=8).hexdigest(),
+            }
             for name, tokens in evaluation
         },
         "tokenizer": tokenizer and tokenizer[:16],
