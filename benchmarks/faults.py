@@ -43,6 +43,7 @@ from barber.models.saving import folder_digests
 from barber.runs.directory import RunDirectory
 
 KILLED = 137
+MANY = 10**6  # more writes than any run has
 WRITES = ("fsync", "replace", "unlink", "mkdir", "rmdir")
 RIGHT, REFUSED, TRACEBACK, MIXTURE, LOST = "right", "refused", "tracebacks", "silent mixtures", "lost"
 
@@ -173,10 +174,9 @@ def copied(world: World, source: str, name: str) -> Path:
     return world.run(name)
 
 
-def kills(world: World, every: int, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+def kills(world: World, writes: range, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
     """Kill a run before each of its writes and resume it; begin it again where its job was not recorded yet."""
-    number, killed = 1, True
-    while killed:
+    for number in writes:
         killed = attempt(world.flags("kill"), kill_at=number).code == KILLED
         if killed:
             ended = attempt(["--resume", str(world.run("kill"))])
@@ -187,7 +187,8 @@ def kills(world: World, every: int, wanted: dict, notes: list[str]) -> Iterator[
             if verdict != RIGHT:
                 notes.append(f"kill at write {number}: {ended.err.strip()[-300:]}")
         shutil.rmtree(world.folder / "kill", ignore_errors=True)
-        number += every
+        if not killed:
+            break
 
 
 def harmed(world: World, source: str, harm: Callable[[Path], None], wanted: dict, notes: list[str], what: str) -> str:
@@ -330,6 +331,7 @@ def bad_outputs(world: World, notes: list[str]) -> Iterator[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--places", type=int, default=3, help="bits flipped in each file")
+    parser.add_argument("--first", type=int, default=1, help="number of the first of these writes")
     parser.add_argument("--every", type=int, default=3, help="kill before every so many writes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # threads do not live on in forked processes
@@ -344,7 +346,7 @@ def main() -> None:
             shutil.rmtree(world.folder / "begun", ignore_errors=True)
             writes += 7
         cases = [
-            kills(world, arguments.every, wanted, notes),
+            kills(world, range(arguments.first, MANY, arguments.every), wanted, notes),
             *(flips(world, source, arguments.places, wanted, notes) for source in ("finished", "begun")),
             damages(world, "finished", wanted, notes),
             damages(world, "begun", wanted, notes),

@@ -35,7 +35,7 @@ def draft_folder(path: Path, placing: Placing | None = None) -> Iterator[Path]:
         draft = root / "model"
         draft.mkdir()
         yield draft
-        mode = probe(root)
+        mode = probe(draft)
         for file in draft.rglob("*"):
             if file.is_file():
                 file.chmod(mode)

@@ -20,7 +20,9 @@ def note_model(run: Path, target: Path, draft: Path) -> None:
 
 def noted_files(run: Path, target: Path) -> dict[str, str]:
     """`folder_digests` of the model that the run saved to `target`; empty if it recorded none there."""
-    noted = read_vouched(run, SAVED) or {}
+    if not (run / SAVED).is_file():  # also where a process died between its checksum and itself
+        return {}
+    noted = read_vouched(run, SAVED)
     return noted["files"] if noted.get("path") == str(target) else {}
 
 
