@@ -102,6 +102,9 @@ class _Job:
             view.check_width(spec.prune.sparsity.m)
             if initial:
                 check_initial(view, initial, spec.prune)
+        said = [means.found.describe(spec.prune.sparsity.ratio if spec.prune else None)]
+        said += [view.coverage.describe()] if spec.prune else []
+        yield from map(Notice, filter(None, said))
         seqlen, notice = choose_seqlen(spec.seqlen, loaded)
         yield from [notice] if notice else []
         yield Progress("data", 0, 1, ", ".join(spec.evaluation))

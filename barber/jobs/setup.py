@@ -20,6 +20,7 @@ from barber.events import Estimated, Stage
 from barber.job_spec import JobSpec
 from barber.jobs.estimate import Model, Needs, estimate, matmul_rate
 from barber.models.decoder import DecoderView, State, masked
+from barber.models.inspection import Inspection, count_zeros, inspect
 from barber.models.layerwise import LayerwiseModel, load_layerwise
 from barber.models.loading import LoadedModel, find_source, load, weight_bytes
 from barber.models.providers import LayerwiseProvider, ResidentProvider
@@ -41,7 +42,7 @@ class JobSetup:
 
     streamed: the model, where it is read layer by layer. folder: where masks go as they are made, and recorded, which
     gives them back; None where they stay in memory. scratch: where activations may be mapped. limit: bytes that may be
-    used on the device; needs: what is to be used.
+    used on the device; found: what the model was like; needs: what is to be used.
     """
 
     loaded: LoadedModel
@@ -50,6 +51,7 @@ class JobSetup:
     folder: Path | None
     scratch: Path | None
     limit: int
+    found: Inspection
     needs: Needs | None = None
 
     @property
@@ -152,7 +154,8 @@ def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: E
     context = PruningContext(
         view, provider, ActivationStore(provider.device), ranks, compute=products(spec.compute, provider.device, stack)
     )
-    return JobSetup(loaded, context, streamed, folder, scratch, limit)
+    found = inspect(view, provider) if spec.prune else count_zeros(view, provider)
+    return JobSetup(loaded, context, streamed, folder, scratch, limit, found)
 
 
 def products(compute: str, device: torch.device, stack: ExitStack) -> torch.dtype | None:

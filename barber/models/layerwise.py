@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from barber.bundled import STORYTELLER
 from barber.models.checkpoint_files import META, Checkpoint, empty_model, quiet
 from barber.models.decoder import DecoderView
-from barber.models.loading import LoadedModel, Source, check_complete, explained, find_source, finish
+from barber.models.loading import LoadedModel, Source, check_complete, explained, find_source, finish, no_waiting
 from barber.models.safetensors_file import read_header
 from barber.models.saving import draft_folder
 
@@ -123,7 +123,7 @@ def load_layerwise(
     No more than what lies outside the layers is read, and no file is mapped.
     """
     source = find_source(name, device, dtype, cache_dir, trust_remote_code)
-    with explained(name):
+    with explained(name), no_waiting(source.path):
         checkpoint = Checkpoint(source)
         model = empty_model(source)
         _fill_buffers(model, source)
@@ -140,7 +140,8 @@ def load_layerwise(
     empty = {key for key, p in model.named_parameters() if p.is_meta and not key.startswith(prefixes)}
     check_complete(name, info.missing_keys | empty)
     here = [tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta]
-    return LayerwiseModel(finish(source, model), view, checkpoint, prefixes, sum(here))
+    with no_waiting(source.path):
+        return LayerwiseModel(finish(source, model), view, checkpoint, prefixes, sum(here))
 
 
 def _place(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:

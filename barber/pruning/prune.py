@@ -18,7 +18,9 @@ from barber.errors import UserError
 from barber.events import Event, Notice, RunFinished, RunStarted
 from barber.kernels.masks import check_pattern
 from barber.models.decoder import DecoderView, State, check_finite
+from barber.models.inspection import inspect
 from barber.models.providers import ResidentProvider
+from barber.models.wrappers import check_differentiable
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.context import PruningContext
 from barber.pruning.initial_masks import needs_calibration
@@ -50,7 +52,11 @@ def prune(
     Raises UserError for what the model or the settings do not allow, before anything is changed.
     """
     view = context.view if context else DecoderView(model)
+    check_differentiable(model)
     check_finite(model)
+    if context is None:  # a job inspects its model itself
+        context = PruningContext(view, ResidentProvider(view), ActivationStore(view.device))
+        inspect(view, context.provider)
     view.check_width(config.sparsity.m)
     if config.method == "masks":
         check_initial(view, initial or {}, config)
@@ -62,7 +68,6 @@ def prune(
         )
     if config.refined:
         split_sequences(len(calibration.tokens), config)
-    context = context or PruningContext(view, ResidentProvider(view), ActivationStore(view.device))
     if not any(isinstance(event, RunStarted) for event in kept):
         yield describe(context, calibration, config, name or type(model).__name__)
     started = time.monotonic()

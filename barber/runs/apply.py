@@ -22,6 +22,9 @@ def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[Loa
         yield loaded
         return
     view = DecoderView(loaded.model)
+    recorded = {(module["layer"], module["name"]) for module in run.config["modules"]}
+    if recorded <= (own := {(layer.index, weight.name) for layer in view.layers for weight in layer.weights}):
+        view.leave_dense(own - recorded)
     if loaded.name != run.config["model"] or view.describe() != run.config["modules"]:
         raise UserError(f"The run in {run.path} was made of another model ({run.config['model']}): load that model.")
     dense = DenseWeights(view)
