@@ -60,7 +60,9 @@ SIZES = {  # setting -> tiny value, for every setting of that name that a config
     "mamba_chunk_size": 8, "ssm_state_size": 8, "n_groups": 1, "mamba_dt_rank": 4, "state_size": 8, "time_step_rank": 4,
     "n_mamba_heads": 2, "mamba_ngroups": 1, "mamba_headdim": 8, "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": 96, "laurel_rank": 8, "num_kv_shared_layers": 0, "altup_num_inputs": 2,
-    "conv_kernel": 4, "project_dim": 32, "attention_hidden_size": 32, "adapter_rank": 8, "num_buckets": 32,
+    "n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1, "conv_kernel": 4,
+    "project_dim": 32, "attention_hidden_size": 32, "adapter_rank": 8,
+    "num_buckets": 32,
 }  # fmt: skip
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 
@@ -93,6 +95,8 @@ def build(kind: str):
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     if sum(parameter.numel() for parameter in model.parameters()) > 2e7:
         raise ValueError("its configuration stays large")
+    with torch.no_grad():
+        model(input_ids=torch.arange(24, 40)[None])
     return model
 
 
@@ -164,6 +168,7 @@ def main() -> None:
     parser.add_argument("types", nargs="*", default=list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
     parser.add_argument("--json", type=Path, help="write the outcomes here")
     given = parser.parse_args()
+    torch.set_num_threads(1)  # small tensors on shared cores only wait
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     found = {}

@@ -128,9 +128,8 @@ class _Chain:
             if self.before is not None and not _equal(real.hidden, self.before):
                 raise self._refusal(f"what layer {layer.index - 1} puts out is changed before layer {layer.index}")
             if real.hidden.shape[:2] != self.shape:
-                raise self._refusal(
-                    f"the hidden state of layer {layer.index} is {tuple(real.hidden.shape)} for {tuple(self.shape)} tokens"
-                )
+                found = f"{tuple(real.hidden.shape)} for {tuple(self.shape)} tokens"
+                raise self._refusal(f"the hidden state of layer {layer.index} is {found}")
             hidden = real.hidden.clone()
             self.provider.open(layer.index)
             with _calls(layer.module) as called:

@@ -123,7 +123,7 @@ def load_layerwise(
     No more than what lies outside the layers is read, and no file is mapped.
     """
     source = find_source(name, device, dtype, cache_dir, trust_remote_code)
-    with explained(name), no_waiting(source.path):
+    with no_waiting(source.path), explained(name):
         checkpoint = Checkpoint(source)
         model = empty_model(source)
         _fill_buffers(model, source)

@@ -70,7 +70,7 @@ def load(
     Raises UserError, before weights are read where possible.
     """
     source = find_source(name, device, dtype, cache_dir, trust_remote_code)
-    with explained(name), no_waiting(source.path):
+    with no_waiting(source.path), explained(name):
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
             config=source.config,
@@ -89,7 +89,7 @@ def find_source(name: str, device: str, dtype: str, cache_dir: str | None, trust
     place = torch.device(pick_device(device))
     path = str(MODEL_DIR) if name == STORYTELLER else name
     options = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    with explained(name), no_waiting(path):
+    with no_waiting(path), explained(name):
         if Path(path).is_dir():
             _check_folder(Path(path))
         else:
@@ -255,7 +255,7 @@ def _check_folder(folder: Path) -> None:
     if not files:
         raise UserError(_no_safetensors(str(folder)))
     for file in files:
-        if not file.is_file() or not os.access(file, os.R_OK):
+        if not file.is_file() or not os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             why = "may not be read by you" if file.is_file() else "is a link to nothing" if file.is_symlink() else ""
             raise UserError(
                 f"{file.name} in {str(folder)!r} {why or 'is no file'}: give a folder whose weights can be read."
@@ -298,8 +298,6 @@ def _explain(name: str, error: Exception) -> str:
     text = str(error)
     if "trust_remote_code" in text:
         return _remote_code(name)
-    if "safetensors" in text and "no file named" in text:
-        return _no_safetensors(name)
     if "Unrecognized configuration class" in text:
         return f"Model {name!r} is not a decoder-only language model: give one that AutoModelForCausalLM can load."
     if "Should have a `model_type` key" in text or "is not a supported model" in text:
@@ -308,11 +306,14 @@ def _explain(name: str, error: Exception) -> str:
         return f"Model {name!r} has a damaged JSON file ({first_line(error)}): download it again."
     if isinstance(error, SafetensorError) or "cut off" in text or "as its header says" in text:
         return f"The weights of {name!r} are damaged ({first_line(error)}): download or copy them again."
-    if "couldn't connect" in text or "offline mode" in text:
+    lacking = "no file named" in text or "not appear to have a file named" in text
+    if "couldn't connect" in text or (lacking and hub.constants.HF_HUB_OFFLINE and not Path(name).is_dir()):
         return (
             f"Model {name!r} is only in part on this machine, and the hub cannot be reached: connect to the network, "
             f"or give '{STORYTELLER}' or the path of a Hugging Face folder."
         )
+    if lacking and "safetensors" in text:
+        return _no_safetensors(name)
     if "automatic conversion" in text:
         return f"The tensors of {name!r} cannot be put together to the weights of its architecture: give an intact one."
     if isinstance(error, StrictDataclassError):

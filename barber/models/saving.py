@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from barber.errors import UserError, first_line
+from barber.memory import is_out_of_memory
 from barber.models.loading import LoadedModel
 
 
@@ -26,6 +27,13 @@ def draft_folder(path: Path) -> Iterator[Path]:
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The model cannot be written to {path} ({first_line(error)}): make room there.") from None
+    except (RuntimeError, ValueError) as error:  # what transformers has against a model that it has loaded itself
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"transformers cannot write this model to {path} ({first_line(error)}): its masks are kept where --run_dir "
+            "was given."
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
