@@ -277,10 +277,11 @@ class DecoderView:
     def _first(self) -> Weight:
         return next(weight for layer in self.layers for weight in layer.weights)
 
-    def leave_dense(self, names: Collection[tuple[int, str]]) -> None:
+    def settle(self, names: Collection[tuple[int, str]], order: Mapping[int, Sequence[str]] | None = None) -> None:
         """Count these weights, (layer, name within the layer), among what stays dense, from now on.
 
-        Raises UserError where no other is left.
+        order: layer -> names of its modules as they are called, which its sub-blocks follow then, attention first.
+        Raises UserError where no weight is left.
         """
         prunable, dense, layers = self.coverage.prunable, dict(self.coverage.dense), []
         for layer in self.layers:
@@ -293,6 +294,10 @@ class DecoderView:
                         prunable, dense[name] = prunable - size, dense.get(name, 0) + size
                 if kept:
                     blocks.append(replace(block, weights=kept))
+            if order:
+                called = order[layer.index]
+                place = {b: called.index(b.name if b.module is not None else b.weights[0].name) for b in blocks}
+                blocks.sort(key=lambda block, place=place: (block.kind != "attention", place[block]))
             layers.append(replace(layer, sub_blocks=tuple(blocks)))
         self.layers, self.coverage = tuple(layers), Coverage(prunable, dense)
         self._check()

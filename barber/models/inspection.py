@@ -6,12 +6,13 @@ called once, in order, gets exactly what the one before put out, and gives by it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from barber.errors import UserError, first_line
@@ -57,7 +58,8 @@ def count_zeros(view: DecoderView, provider: LayerProvider) -> Inspection:
 
 
 def inspect(view: DecoderView, provider: LayerProvider) -> Inspection:
-    """Run the model once on two short prompts, and let the view leave linears dense that text does not reach.
+    """Run the model once on two short prompts, and let the view leave dense what text does not reach, or is no
+    plain linear, and have its sub-blocks in the order in which they run.
 
     Every layer is opened once, and the first of each class twice. Raises UserError where the model is not a decoder, or
     its layers are not a chain.
@@ -83,7 +85,7 @@ def inspect(view: DecoderView, provider: LayerProvider) -> Inspection:
             f"{name} is not a decoder here: what it says of a token changes with the tokens after it, as in encoders "
             "like BERT, so give a decoder-only language model."
         )
-    view.leave_dense(chain.unused)
+    view.settle(chain.dense, chain.order)
     return Inspection(view.coverage.prunable, chain.zeros)
 
 
@@ -112,7 +114,8 @@ class _Chain:
         self.view, self.provider, self.calls, self.shape = view, provider, calls, shape
         self.name = type(view.model).__name__
         self.zeros = self.reached = 0
-        self.unused: set[tuple[int, str]] = set()
+        self.dense: set[tuple[int, str]] = set()  # weights that cannot be pruned
+        self.order: dict[int, list[str]] = {}  # layer -> names of its modules as they are called
         self.before: Tensor | None = None  # what the layer before put out
 
     def watched(self, layer: Layer):
@@ -132,11 +135,12 @@ class _Chain:
                 raise self._refusal(f"the hidden state of layer {layer.index} is {found}")
             hidden = real.hidden.clone()
             self.provider.open(layer.index)
-            with _calls(layer.module) as called:
+            with _calls(layer) as (called, odd):
                 output = forward(*args, **kwargs)
-            unused = _unused(layer, called)
-            self.zeros += layer.zeros(but=unused)
-            self.unused |= {(layer.index, name) for name in unused}
+            dense = _unused(layer, called) | odd
+            self.zeros += layer.zeros(but=dense)
+            self.dense |= {(layer.index, name) for name in dense}
+            self.order[layer.index] = list(called)
             self.before = first_tensor(output).clone()
             if self.calls:
                 with replacing({layer.module: forward}):
@@ -162,16 +166,25 @@ class _Chain:
 
 
 @contextmanager
-def _calls(layer: nn.Module) -> Iterator[set[str]]:
-    """The names of the modules in a layer that are called inside; its own is ""."""
-    called: set[str] = {""}
+def _calls(layer: Layer) -> Iterator[tuple[dict[str, None], set[str]]]:
+    """The names of the modules in a layer as they are called inside, and of its linears that do not give x W^T + b."""
+    called: dict[str, None] = {"": None}  # the layer itself
+    odd: set[str] = set()
     with ExitStack() as stack:
-        for name, module in layer.named_modules():
-            stack.enter_context(module.register_forward_pre_hook(lambda *_, name=name: called.add(name)))
-        yield called
+        for name, module in layer.module.named_modules():
+            stack.enter_context(module.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name)))
+        for weight in layer.weights:
+
+            def compare(module, args, output, weight=weight):
+                x, bias = args[0], getattr(module, "bias", None)
+                if x.shape[-1] != weight.view.shape[1] or not _alike(output, F.linear(x, weight.view, bias)):
+                    odd.add(weight.name)
+
+            stack.enter_context(weight.module.register_forward_hook(compare))
+        yield called, odd
 
 
-def _unused(layer: Layer, called: set[str]) -> set[str]:
+def _unused(layer: Layer, called: Collection[str]) -> set[str]:
     """Linears that are not called on text: of a child that is not called either, or whose weight is used directly.
 
     An expert without tokens is not among them, for others may be sent to it: it is a part of something that is used.
@@ -179,8 +192,8 @@ def _unused(layer: Layer, called: set[str]) -> set[str]:
     unused = set()
     for block in layer.sub_blocks:
         names = {weight.name for weight in block.weights}
-        idle = not names & called or (block.module is not None and block.name not in called)
-        unused |= {name for name in names - called if idle or name.rpartition(".")[0] in called}
+        idle = names.isdisjoint(called) or (block.module is not None and block.name not in called)
+        unused |= {name for name in names.difference(called) if idle or name.rpartition(".")[0] in called}
     return unused
 
 
@@ -198,7 +211,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _alike(one: Tensor, other: Tensor) -> bool:
     """Equal but for rounding; kernels of accelerators may add in any order. NaN is anything's like."""
-    return one.shape == other.shape and not (one - other).abs().max() > _tolerance(one.dtype) * other.abs().max()
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return not one.numel() or not (one - other).abs().max() > _tolerance(one.dtype) * other.abs().max()
 
 
 def _tolerance(dtype: torch.dtype) -> float:

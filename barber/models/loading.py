@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 
 import huggingface_hub as hub
@@ -278,9 +279,9 @@ def _check_config(source: str, config: PreTrainedConfig, trust_remote_code: bool
     if getattr(config, "auto_map", None) and not trust_remote_code:
         raise UserError(_remote_code(source))
     text = config.get_text_config(decoder=True)
-    for key in ("max_position_embeddings", "num_hidden_layers", "vocab_size", "hidden_size"):
+    for key in ("max_position_embeddings", "num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads"):
         value = getattr(text, key, None)
-        if value == 0:
+        if value == 0 or (isinstance(value, int) and value < 0 and key != "max_position_embeddings"):  # XLNet's is -1
             raise UserError(
                 f"The {CONFIG_NAME} of {source!r} says {key} {value!r}, which no language model has: correct it to "
                 "what the model was trained with."
@@ -302,7 +303,7 @@ def _explain(name: str, error: Exception) -> str:
         return f"Model {name!r} is not a decoder-only language model: give one that AutoModelForCausalLM can load."
     if "Should have a `model_type` key" in text or "is not a supported model" in text:
         return f"The {CONFIG_NAME} of {name!r} does not say its model_type: give the one that came with the model."
-    if "valid JSON file" in text or isinstance(error, UnicodeDecodeError):
+    if "valid JSON file" in text or isinstance(error, UnicodeDecodeError | JSONDecodeError | RecursionError):
         return f"Model {name!r} has a damaged JSON file ({first_line(error)}): download it again."
     if isinstance(error, SafetensorError) or "cut off" in text or "as its header says" in text:
         return f"The weights of {name!r} are damaged ({first_line(error)}): download or copy them again."
@@ -314,6 +315,12 @@ def _explain(name: str, error: Exception) -> str:
         )
     if lacking and "safetensors" in text:
         return _no_safetensors(name)
+    if isinstance(error, FileNotFoundError):
+        return f"Model {name!r} lacks a file that belongs to it ({first_line(error)}): download or copy it whole."
+    if isinstance(error, KeyError):
+        return (
+            f"The {CONFIG_NAME} of {name!r} says {error}, which this version of transformers does not know: correct it."
+        )
     if "automatic conversion" in text:
         return f"The tensors of {name!r} cannot be put together to the weights of its architecture: give an intact one."
     if isinstance(error, StrictDataclassError):

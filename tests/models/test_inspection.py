@@ -171,6 +171,22 @@ class TestWhatStaysDense:
         assert view.coverage.dense == {"mlp.router": 2 * 3 * 32}
         assert "mlp.other" in {weight.name for weight in view.layers[0].weights}
 
+    def test_linears_that_do_something_else_with_their_weight(self):
+        model = build("llama")
+        linear = model.model.layers[1].mlp.up_proj
+        linear.forward = lambda x: nn.functional.linear(x, linear.weight.abs())
+        view, _ = inspected(model)
+        assert view.coverage.dense == {"mlp.up_proj": 32 * 64}
+        assert [len(layer.weights) for layer in view.layers] == [7, 6]
+
+    def test_sub_blocks_stand_in_the_order_of_their_calls(self):
+        """Bamba's mamba comes after its MLP in the module, but runs before it."""
+        model = of("bamba", attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1)
+        assert [block.name for block in DecoderView(model).layers[0].sub_blocks] == ["feed_forward", "mamba"]
+        view, _ = inspected(model)
+        names = [[block.name for block in layer.sub_blocks] for layer in view.layers]
+        assert names == [["mamba", "feed_forward"], ["self_attn", "feed_forward"]]
+
     def test_a_model_of_which_nothing_can_be_pruned(self):
         model = build("llama")
         model.model.layers = nn.ModuleList(nn.Sequential(nn.Conv1d(4, 4, 2)) for _ in range(2))

@@ -99,6 +99,8 @@ class TestFolders:
         [
             ({"hidden_size": 33}, r"does not fit its architecture \(The hidden size \(33\) is not a multiple"),
             ({"num_hidden_layers": "two"}, r"does not fit its architecture \(Field 'num_hidden_layers' expected int"),
+            ({"hidden_act": "nonesuch"}, "says 'nonesuch', which this version of transformers does not know"),
+            ({"num_attention_heads": -4}, "says num_attention_heads -4, which no language model has"),
             ({"model_type": "nonesuch"}, "this version of transformers does not know: upgrade transformers"),
         ],
     )
@@ -110,6 +112,12 @@ class TestFolders:
     def test_configs_that_are_damaged(self, way, text, said, folder):
         (folder / "config.json").write_text(text, "utf-8")
         refused(way, folder, said)
+
+    def test_a_shard_that_is_missing(self, way, folder):
+        (folder / "model.safetensors").unlink()
+        build("llama").save_pretrained(folder, max_shard_size="20KB")
+        (folder / "model-00002-of-00007.safetensors").unlink()
+        refused(way, folder, r"lacks a file that belongs to it \(.*model-00002-of-00007.*\): download or copy it whole")
 
     def test_weights_that_are_damaged(self, way, folder):
         os.truncate(folder / "model.safetensors", 5000)
