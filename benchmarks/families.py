@@ -1,6 +1,6 @@
 """Every causal language model type of the installed transformers, built tiny and pruned: which work, which are refused.
 
-    python -m benchmarks.families [TYPE ...] [--json FILE]
+    python -m benchmarks.families [TYPE ...] [--json FILE] [--markdown FILE]
 
 Each type is built with random weights from its own configuration, shrunk, and saved. Then it is pruned in a process of
 its own, once with all layers in memory and once layer by layer, and the masks and perplexities of both are compared,
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import __version__ as version
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -30,6 +31,13 @@ from barber.errors import UserError
 from barber.events import LayerInitialised, Notice, PerplexityMeasured, SubBlockRebuilt
 from barber.job_spec import JobSpec
 from barber.jobs.job import run_job
+
+OUTCOMES = {
+    "pruned": "masks and perplexities are the same, bit for bit, with all layers in memory and layer by layer",
+    "refused": "before any work, in one sentence, the same both ways",
+    "failed": "a defect",
+    "not built": "nothing is known: it cannot be made tiny by the script's rules, or does not run on text alone",
+}
 
 SECONDS = 240  # for one type
 
@@ -62,7 +70,7 @@ SIZES = {  # setting -> tiny value, for every setting of that name that a config
     "vocab_size_per_layer_input": 96, "laurel_rank": 8, "num_kv_shared_layers": 0, "altup_num_inputs": 2,
     "n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1, "conv_kernel": 4,
     "project_dim": 32, "attention_hidden_size": 32, "adapter_rank": 8,
-    "num_buckets": 32,
+    "num_buckets": 32, "unpadded_vocab_size": 96, "padded_vocab_size": 96, "expand": 1,
 }  # fmt: skip
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 
@@ -80,7 +88,7 @@ def shrink(config, lists: bool = True) -> dict:
             values[name] = TOKENS[name]
         elif name in SIZES and isinstance(value, int) and not isinstance(value, bool):
             values[name] = SIZES[name]
-        elif name == "per_layer_config" or (isinstance(value, list) and not lists):
+        elif value is None or name == "per_layer_config" or (isinstance(value, list) and not lists):
             continue
         elif isinstance(value, list) and depth and len(value) == depth:
             kinds = list(dict.fromkeys(map(str, value)))  # each kind once, then the first again
@@ -99,7 +107,7 @@ def build(kind: str):
     """A tiny random model of a type that runs on text."""
     try:
         return _build(kind, lists=True)
-    except Exception:
+    except Exception:  # whatever the code of the type has against them
         return _build(kind, lists=False)
 
 
@@ -177,10 +185,37 @@ def in_a_process(kind: str) -> dict:
         process.join()
 
 
+def report(found: dict[str, dict]) -> str:
+    """The outcomes as Markdown: counts, what is pruned (and what of it stays dense), what is refused, what not built."""
+    kinds = {name: [k for k in sorted(found) if found[k]["outcome"] == name] for name in OUTCOMES}
+    counts = "\n".join(f"| {name} | {len(kinds[name])} | {means} |" for name, means in OUTCOMES.items())
+    whole = [kind for kind in kinds["pruned"] if not found[kind]["said"]]
+    partly = [kind for kind in kinds["pruned"] if found[kind]["said"]]
+    parts = [
+        f"# Model types\n\nAll {len(found)} types that `AutoModelForCausalLM` of transformers {version} knows, each tiny "
+        "and with random weights, by `python -m benchmarks.families --markdown docs/families.md`.\n\n"
+        f"| outcome | types | what it means |\n|---|---:|---|\n{counts}",
+        f"## Pruned as a whole: {len(whole)}\n\n{', '.join(whole)}.",
+        f"## Pruned but for what stays dense: {len(partly)}\n\n" + _rows(found, partly, "what stays dense"),
+        *(
+            f"## {name.capitalize()}: {len(kinds[name])}\n\n" + _rows(found, kinds[name], "why")
+            for name in list(OUTCOMES)[1:]
+            if kinds[name]
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(found: dict[str, dict], kinds: list[str], title: str) -> str:
+    lines = [f"| {kind} | {found[kind]['said'].replace('|', ' ')} |" for kind in kinds]
+    return "\n".join([f"| type | {title} |", "|---|---|", *lines])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("types", nargs="*", default=list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
     parser.add_argument("--json", type=Path, help="write the outcomes here")
+    parser.add_argument("--markdown", type=Path, help="write the report here")
     given = parser.parse_args()
     torch.set_num_threads(1)  # small tensors on shared cores only wait
     logging.set_verbosity_error()
@@ -191,6 +226,8 @@ def main() -> None:
         print(f"| {kind} | {found[kind]['outcome']} | {found[kind]['said']} |", flush=True)
         if given.json:
             given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if given.markdown:
+        given.markdown.write_text(report(found), encoding="utf-8")
     counts = Counter(outcome["outcome"] for outcome in found.values())
     print(", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()), f"of {len(found)} types")
 

@@ -109,7 +109,7 @@ def _answers(outputs: Outputs | None) -> dict[nn.Module, Callable[..., Any]]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer with its sub-blocks, attention first."""
+    """One decoder layer with its sub-blocks in the order in which they run; attention first while that is unknown."""
 
     index: int
     module: nn.Module
@@ -280,7 +280,7 @@ class DecoderView:
     def settle(self, names: Collection[tuple[int, str]], order: Mapping[int, Sequence[str]] | None = None) -> None:
         """Count these weights, (layer, name within the layer), among what stays dense, from now on.
 
-        order: layer -> names of its modules as they are called, which its sub-blocks follow then, attention first.
+        order: layer -> names of its modules as they are called, which its sub-blocks follow then.
         Raises UserError where no weight is left.
         """
         prunable, dense, layers = self.coverage.prunable, dict(self.coverage.dense), []
@@ -297,7 +297,7 @@ class DecoderView:
             if order:
                 called = order[layer.index]
                 place = {b: called.index(b.name if b.module is not None else b.weights[0].name) for b in blocks}
-                blocks.sort(key=lambda block, place=place: (block.kind != "attention", place[block]))
+                blocks.sort(key=place.__getitem__)
             layers.append(replace(layer, sub_blocks=tuple(blocks)))
         self.layers, self.coverage = tuple(layers), Coverage(prunable, dense)
         self._check()
