@@ -5,44 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
 from safetensors import SafetensorError
 
 from barber.errors import UserError, first_line
+from barber.hub_access import quick_offline
 from barber.registry import DATA_SOURCES, Split
-
-REACH_SECONDS = 5  # a hub that does not answer within this is taken as out of reach
-
-
-def reachable() -> bool:
-    """Whether the hub answers at all: one short request."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
-    except Exception:  # no route, no name, a timeout, offline mode: the client's own classes change between versions
-        return False
-    return True
-
-
-@contextmanager
-def quick_offline() -> Iterator[None]:
-    """Let `datasets` go to its local cache at once when the hub is out of reach.
-
-    Left to itself it retries every request five times, some 23 seconds a data set.
-    """
-    import datasets
-
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or not reachable()
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
 
 
 def hub_texts(spec: str, split: Split, cache_dir: str | None = None):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from barber.data.hub import quick_offline
 from barber.errors import UserError, first_line
 from barber.events import Event, Progress, ZeroShotMeasured, ZeroShotSkipped
+from barber.hub_access import quick_offline
 
 # As published: the seven tasks that LLM-Barber reports.
 PUBLISHED_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")

@@ -70,6 +70,9 @@ def _run(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitSta
         yield Notice("No texts are generated: the model is read layer by layer, which takes too long for each word.")
         spec = replace(spec, prompts=())
     _check_loaded(spec, setup, initial)
+    said = [setup.inspection.describe(spec.prune.sparsity.ratio if spec.prune else None)]
+    said += [setup.context.view.coverage.describe()] if spec.prune else []
+    yield from map(Notice, filter(None, said))
     seqlen, notice = choose_seqlen(spec.seqlen, setup.loaded)
     yield from [notice] if notice else []
     yield Progress("data", 0, 1, ", ".join(spec.evaluation))

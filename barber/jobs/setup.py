@@ -18,6 +18,7 @@ from barber.events import Estimated, Stage
 from barber.job_spec import JobSpec
 from barber.jobs.estimate import Model, Needs, estimate, matmul_rate
 from barber.models.decoder import DecoderView, Values, masked
+from barber.models.inspection import Inspection, count_zeros, inspect
 from barber.models.layerwise import LayerwiseModel, load_layerwise
 from barber.models.loading import LoadedModel, find_source, load_source, weight_bytes
 from barber.models.providers import LayerwiseProvider, ResidentProvider
@@ -44,6 +45,7 @@ class JobSetup:
         folder: where the run is recorded, masks as they are made; None where they stay in memory.
         scratch: where activations may be mapped.
         limit: bytes that may be used on the device.
+        inspection: what the model was like when it was loaded.
         needs: bytes and seconds that are expected; None before `estimated`, and for a job that prunes nothing.
     """
 
@@ -53,6 +55,7 @@ class JobSetup:
     folder: Path | None
     scratch: Path
     limit: int
+    inspection: Inspection
     needs: Needs | None = None
 
     def final_weights(self, index: int, stage: Stage) -> Values:
@@ -154,7 +157,8 @@ def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: E
         states=RecordedStates(folder) if folder else MemoryStates(),
         name=spec.model,
     )
-    return JobSetup(loaded, context, layerwise, folder, scratch, limit)
+    inspection = inspect(view, provider) if spec.prune else count_zeros(view, provider)
+    return JobSetup(loaded, context, layerwise, folder, scratch, limit, inspection)
 
 
 def product_dtype(compute: str, device: torch.device, stack: ExitStack) -> torch.dtype | None:

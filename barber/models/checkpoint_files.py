@@ -21,7 +21,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from barber.models.loading import Source
+from barber.models.loading import Source, check_complete
 from barber.models.safetensors_file import StoredTensor, read_header
 
 META = torch.device("meta")
@@ -33,14 +33,13 @@ def tensor_files(source: Source) -> dict[str, StoredTensor]:
     Raises OSError where there is neither.
     """
     cache = {"cache_dir": source.options["cache_dir"]}
-    single = cached_file(source.path, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **cache)
-    if single:
-        files = [single]
+    own = getattr(source.config, "transformers_weights", None)  # a file name of the checkpoint's own
+    for name in [own] if own else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]:
+        if found := cached_file(source.path, name, _raise_exceptions_for_missing_entries=False, **cache):
+            break
     else:
-        index = cached_file(source.path, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **cache)
-        if not index:
-            raise OSError(f"no file named {SAFE_WEIGHTS_NAME}")
-        files, _ = get_checkpoint_shard_files(source.path, index, **cache)
+        raise OSError(f"no file named {own or SAFE_WEIGHTS_NAME} as safetensors")
+    files = [found] if found.endswith(".safetensors") else get_checkpoint_shard_files(source.path, found, **cache)[0]
     return {key: tensor for file in files for key, tensor in read_header(Path(file)).items()}
 
 
@@ -81,9 +80,7 @@ class Checkpoint:
         self.conversions = get_model_conversion_mapping(self.skeleton)
         rehearsal = {key: torch.empty(tensor.shape, device=META) for key, tensor in self.tensors.items()}
         self.info = self._load(rehearsal, META)
-        if wrong := sorted(self.info.mismatched_keys):
-            name, found, expected = wrong[0]
-            raise ValueError(f"{name} is {tuple(found)} in the checkpoint and {tuple(expected)} by its config")
+        check_complete(source.name, (), self.info.mismatched_keys)
         state = self.skeleton.state_dict()
         self.names = {key: name for key in self.tensors if (name := self._name(key, state)) in state}
 

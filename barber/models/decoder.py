@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from barber.errors import UserError
 from barber.events import ModuleInfo
-from barber.models.replay import Call, answer, first_tensor, record_call, record_output, replacing, replay, run
+from barber.models.replay import Call, Form, first_tensor, record_call, record_output, replacing, replay, run
+from barber.models.wrappers import check_plain
 
 Masks = dict[str, Tensor]  # name within the layer -> bool (out, in), True = pruned
 Values = dict[str, Tensor]  # name within the layer -> (out, in)
@@ -52,8 +54,8 @@ class SubBlock:
     """The unit whose error the rebuild measures: the attention or the MLP of one layer.
 
     module: the child of the layer, or None where the linears sit directly on the layer (OPT's fc1 and fc2); such a
-    sub-block reaches from the input of its first linear to the output of its last. returns: the "arity" of what the
-    module returned at its last replay, 0 for a tensor alone.
+    sub-block reaches from the input of its first linear to the output of its last. returns: the "form" of what the
+    module returned at its last replay.
     """
 
     name: str
@@ -61,7 +63,7 @@ class SubBlock:
     weights: tuple[Weight, ...]
     layer: nn.Module
     module: nn.Module | None
-    returns: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+    returns: dict[str, Form] = field(default_factory=dict, compare=False, repr=False)
 
     @torch.no_grad()
     def record(self, call: Call, outputs: Outputs | None = None) -> Call:
@@ -84,7 +86,7 @@ class SubBlock:
                 output = record_output(self.layer, self.weights[-1].module, call)
             return output.view(*call.hidden.shape[:-1], -1)  # OPT lays all positions of a batch in one row
         output = run(self.module, call)
-        self.returns["arity"] = len(output) if isinstance(output, tuple) else 0
+        self.returns["form"] = Form.of(output)
         return first_tensor(output)
 
 
@@ -100,7 +102,7 @@ def masked(value: Tensor, mask: Tensor) -> Tensor:
 def _answers(outputs: Outputs | None) -> dict[nn.Module, Callable[..., Any]]:
     """The forward of each sub-block whose output is known; linears on the layer itself run as ever."""
     return {
-        block.module: lambda *_a, output=output, arity=block.returns["arity"], **_k: answer(output, arity)
+        block.module: lambda *_a, output=output, form=block.returns["form"], **_k: form.answer(output)
         for block, output in (outputs or {}).items()
         if block.module is not None
     }
@@ -108,7 +110,7 @@ def _answers(outputs: Outputs | None) -> dict[nn.Module, Callable[..., Any]]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer with its sub-blocks, attention first."""
+    """One decoder layer with its sub-blocks in the order in which they run; attention first while that is unknown."""
 
     index: int
     module: nn.Module
@@ -117,6 +119,11 @@ class Layer:
     @property
     def weights(self) -> tuple[Weight, ...]:
         return tuple(weight for block in self.sub_blocks for weight in block.weights)
+
+    def zeros(self, but: Collection[str] = ()) -> int:
+        """How many of its prunable weights are zero now, masked or not; `but` those named. The layer must be open."""
+        counted = [weight.parameter for weight in self.weights if weight.name not in but]
+        return sum(parameter.numel() - int(parameter.count_nonzero()) for parameter in counted)
 
     @torch.no_grad()
     def replay(self, call: Call, outputs: Outputs | None = None) -> Tensor:
@@ -132,15 +139,54 @@ class Layer:
             weight.assign(masked(value, masks[weight.name].to(value.device)))
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the decoder layers' matrices is pruned.
+
+    prunable: weights in all. dense: what stays as it is, name within the layer (experts and such are counted together,
+    as "mlp.experts.*.w1") -> weights over all layers. Vectors, like biases and norms, count on neither side.
+    """
+
+    prunable: int
+    dense: dict[str, int]
+
+    def describe(self) -> str | None:
+        """One sentence on what stays dense; None where everything is pruned."""
+        if not self.dense:
+            return None
+        names = sorted(self.dense, key=self.dense.__getitem__, reverse=True)
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        kept = sum(self.dense.values())
+        return (
+            f"{kept / (kept + self.prunable):.1%} of the weights in the layers stay dense, since they belong to no "
+            f"linear layer that can be pruned: {', '.join(names[:NAMED])}{more}."
+        )
+
+
+NAMED = 6  # of what stays dense, in a sentence
+
+
+def _collected(name: str) -> str:
+    """One name for all members of a list, as "experts.*.w1"."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
 def _find_layers(model: nn.Module) -> nn.ModuleList:
-    """The outermost ModuleList that is as long as the config says."""
-    config = model.config.get_text_config()
-    depth = config.num_hidden_layers
+    """The outermost ModuleList that is as long as the config says, of the part that reads text if there are others."""
+    config = model.config.get_text_config(decoder=True)
+    depth = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
+    if depth is not None and (not isinstance(depth, int) or depth < 1):
+        raise UserError(
+            f"The configuration of {type(model).__name__} says num_hidden_layers {depth!r}, so there is nothing to "
+            "prune: give a model with at least one layer."
+        )
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    text = {id(module) for module in model.get_decoder().modules()} if hasattr(model, "get_decoder") else set()
+    lists = [item for item in lists if id(item[1]) in text] or lists
     if not lists:
         raise UserError(
             f"{type(model).__name__} has no list of {depth} decoder layers, so there is nothing to prune: give a "
@@ -149,14 +195,39 @@ def _find_layers(model: nn.Module) -> nn.ModuleList:
     return min(lists, key=lambda item: item[0].count("."))[1]
 
 
+def _expert_counts(module: nn.Module) -> set[int]:
+    """The numbers of experts inside a module: of fused weights (experts, out, in), and of lists of networks."""
+    fused = {
+        len(parameter)
+        for part in module.modules()
+        if not isinstance(part, nn.Conv1d)
+        for parameter in part.parameters(recurse=False)
+        if parameter.dim() == 3
+    }
+    lists = {
+        len(part)
+        for part in module.modules()
+        if isinstance(part, nn.ModuleList) and any(_is_linear(m) for m in part.modules())
+    }
+    return (fused | lists) - {0, 1}
+
+
+def _linears(name: str, child: nn.Module) -> tuple[Weight, ...]:
+    """The prunable linears below a child of a layer. A router, which has an output for each expert, is none of them."""
+    experts = _expert_counts(child)
+    linears = [(n, m) for n, m in child.named_modules() if _is_linear(m)]
+    return tuple(
+        Weight(f"{name}.{n}", m) for n, m in linears if not isinstance(m, nn.Linear) or m.out_features not in experts
+    )
+
+
 def _sub_blocks(layer: nn.Module) -> tuple[SubBlock, ...]:
     blocks, direct = [], []
     for name, child in layer.named_children():
         if _is_linear(child):
             direct.append(Weight(name, child))
             continue
-        linears = tuple(Weight(f"{name}.{n}", m) for n, m in child.named_modules() if _is_linear(m))
-        if linears:
+        if linears := _linears(name, child):
             attention = any("attn" in text or "attention" in text for text in (name, type(child).__name__.lower()))
             blocks.append(SubBlock(name, "attention" if attention else "mlp", linears, layer, child))
     if direct:
@@ -165,35 +236,80 @@ def _sub_blocks(layer: nn.Module) -> tuple[SubBlock, ...]:
 
 
 class DecoderView:
-    """A model as the paper sees it. Coverage is computed: a weight without a place is an error that names it."""
+    """A model as the paper sees it.
+
+    coverage: what of its layers is pruned and what stays dense; a model of which nothing can be pruned is a UserError.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        check_plain(model)
         self.model = model
         modules = _find_layers(model)
         self.layers = tuple(Layer(i, module, _sub_blocks(module)) for i, module in enumerate(modules))
         owner: dict[int, str] = {}
+        dense: dict[str, int] = {}
         for layer in self.layers:
             for weight in layer.weights:
                 name = f"layers.{layer.index}.{weight.name}"
                 other = owner.setdefault(id(weight.parameter), name)
                 if other != name:
                     raise UserError(f"{other} and {name} are one weight, but need two masks: untie them first.")
-            covered = {id(weight.parameter) for weight in layer.weights}
-            missed = [n for n, p in layer.module.named_parameters() if p.dim() > 1 and id(p) not in covered]
-            if missed or not covered:
-                raise UserError(
-                    f"Layer {layer.index} of {type(model).__name__} holds weights that cannot be pruned here "
-                    f"({', '.join(missed) or 'no linear layer found'}): fused mixture-of-experts and convolutions are "
-                    "not supported, give a model whose layers are made of linear layers."
-                )
+            for name, parameter in layer.module.named_parameters():
+                if sum(size > 1 for size in parameter.shape) > 1 and id(parameter) not in owner:
+                    name = _collected(name.removesuffix(".weight"))
+                    dense[name] = dense.get(name, 0) + parameter.numel()
+        self.coverage = Coverage(sum(w.parameter.numel() for layer in self.layers for w in layer.weights), dense)
+        self._check()
+        if not self._first.parameter.is_floating_point():
+            raise UserError(
+                f"The weights of {type(model).__name__} are {str(self.dtype).removeprefix('torch.')}, so it is "
+                "quantised, and packed weights cannot be pruned: give the unquantised model."
+            )
+
+    def _check(self) -> None:
+        if not self.coverage.prunable:
+            raise UserError(
+                f"The layers of {type(self.model).__name__} hold no linear layer that can be pruned "
+                f"({', '.join(list(self.coverage.dense)[:NAMED]) or 'no matrix at all'}): fused mixture-of-experts "
+                "weights and convolutions are not supported, give a model with linear layers."
+            )
+
+    @property
+    def _first(self) -> Weight:
+        return next(weight for layer in self.layers for weight in layer.weights)
+
+    def settle(self, names: Collection[tuple[int, str]], order: Mapping[int, Sequence[str]] | None = None) -> None:
+        """Count these weights, (layer, name within the layer), among what stays dense, from now on.
+
+        order: layer -> names of its modules as they are called, which its sub-blocks follow then.
+        Raises UserError where no weight is left.
+        """
+        prunable, dense, layers = self.coverage.prunable, dict(self.coverage.dense), []
+        for layer in self.layers:
+            blocks = []
+            for block in layer.sub_blocks:
+                kept = tuple(weight for weight in block.weights if (layer.index, weight.name) not in names)
+                for weight in block.weights:
+                    if weight not in kept:
+                        size, name = weight.parameter.numel(), _collected(weight.name)
+                        prunable, dense[name] = prunable - size, dense.get(name, 0) + size
+                if kept:
+                    blocks.append(replace(block, weights=kept))
+            if order:
+                called = order[layer.index]
+                place = {b: called.index(b.name if b.module is not None else b.weights[0].name) for b in blocks}
+                blocks.sort(key=place.__getitem__)
+            layers.append(replace(layer, sub_blocks=tuple(blocks)))
+        self.layers, self.coverage = tuple(layers), Coverage(prunable, dense)
+        self._check()
 
     @property
     def device(self) -> torch.device:
-        return self.layers[0].weights[0].parameter.device
+        return self._first.parameter.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.layers[0].weights[0].parameter.dtype
+        return self._first.parameter.dtype
 
     @property
     def packed_bytes(self) -> int:

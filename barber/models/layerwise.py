@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from barber.models.checkpoint_files import META, Checkpoint, empty_model, quiet
 from barber.models.decoder import DecoderView
-from barber.models.loading import LoadedModel, Source, check_complete, explained, finish
+from barber.models.loading import LoadedModel, Source, check_complete, explained, finish, no_waiting
 from barber.models.safetensors_file import read_header
 from barber.models.saving import Placing, draft_folder
 
@@ -115,7 +115,7 @@ def load_layerwise(source: Source) -> LayerwiseModel:
 
     No more than what lies outside the layers is read, and no file is mapped.
     """
-    with explained(source.name):
+    with no_waiting(source.path), explained(source.name):
         checkpoint = Checkpoint(source)
         model = empty_model(source)
         _fill_buffers(model, source)
@@ -132,7 +132,8 @@ def load_layerwise(source: Source) -> LayerwiseModel:
     empty = {key for key, p in model.named_parameters() if p.is_meta and not key.startswith(prefixes)}
     check_complete(source.name, info.missing_keys | empty)
     here = [tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta]
-    return LayerwiseModel(finish(source, model), view, checkpoint, prefixes, sum(here))
+    with no_waiting(source.path):
+        return LayerwiseModel(finish(source, model), view, checkpoint, prefixes, sum(here))
 
 
 def _place(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 
 import huggingface_hub as hub
 import torch
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,9 +21,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, find_adapter_config_file
 
 from barber.bundled import MODEL_DIR, STORYTELLER
 from barber.errors import UserError, first_line
+from barber.hub_access import quick_offline
 from barber.memory import is_out_of_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,17 +73,18 @@ def load(
 
 def load_source(source: Source) -> LoadedModel:
     """Load a model that `find_source` found. Raises UserError."""
-    with explained(source.name):
+    with no_waiting(source.path), explained(source.name):
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
             config=source.config,
             use_safetensors=True,
             dtype=source.dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **source.options,
         )
-    check_complete(source.name, report["missing_keys"])
-    return finish(source, model.to(source.device))
+        check_complete(source.name, report["missing_keys"], report["mismatched_keys"])
+        return finish(source, model.to(source.device))
 
 
 def find_source(
@@ -91,13 +97,24 @@ def find_source(
     """Check what can be checked without reading weights. Arguments and errors as in `load`."""
     place = torch.device(pick_device(device))
     path = str(MODEL_DIR) if name == STORYTELLER else name
-    if not Path(path).is_dir():
-        _check_hub(name, cache_dir)
     options = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    with explained(name):
+    with no_waiting(path), explained(name):
+        if Path(path).is_dir():
+            _check_folder(Path(path))
+        else:
+            _check_hub(name, cache_dir)
+        if find_adapter_config_file(path, cache_dir=cache_dir):
+            raise UserError(_adapter(name))
         config = AutoConfig.from_pretrained(path, **options)
-        _check_weights(path, config, trust_remote_code)
+        _check_config(path, config, trust_remote_code)
+        if hasattr(config, "sparsity_config"):  # of another program: no longer true of what is saved here
+            del config.sparsity_config
         return Source(name, path, config, place, _pick_dtype(dtype, config, place), options)
+
+
+def no_waiting(path: str) -> AbstractContextManager[None]:
+    """For a model of the hub, no waiting where the hub is out of reach; a folder needs no hub."""
+    return nullcontext() if Path(path).is_dir() else quick_offline()
 
 
 def weight_bytes(source: Source) -> int:
@@ -122,8 +139,17 @@ def explained(name: str) -> Iterator[None]:
         raise UserError(_explain(name, error)) from error
 
 
-def check_complete(name: str, missing: Iterable[str]) -> None:
-    """UserError if any parameter has no tensor in the checkpoint. missing: their names."""
+def check_complete(name: str, missing: Iterable[str], mismatched: Iterable[tuple] = ()) -> None:
+    """UserError if any parameter has no tensor in the checkpoint, or one of another shape.
+
+    missing: their names. mismatched: (name, shape in the checkpoint, shape by the config).
+    """
+    if wrong := sorted(mismatched):
+        key, found, expected = wrong[0]
+        raise UserError(
+            f"Model {name!r} does not fit its config.json: {key} is {tuple(found)} in the checkpoint and "
+            f"{tuple(expected)} by the config, so give the config that belongs to these weights."
+        )
     if names := sorted(missing):
         raise UserError(
             f"Model {name!r} lacks {len(names)} weights, the first is {names[0]}: give a complete checkpoint, "
@@ -165,8 +191,12 @@ def _pick_dtype(dtype: str, config: PreTrainedConfig, place: torch.device) -> to
 
 def _positions(config: PreTrainedConfig) -> int:
     """How many positions the model has; families without a limit (BLOOM) count as 2048, the papers' length."""
-    text = config.get_text_config()
-    return getattr(text, "max_position_embeddings", None) or getattr(text, "seq_length", None) or 2048
+    text = config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "seq_length"):
+        positions = getattr(text, name, None)
+        if positions is not None and positions > 0:  # XLNet says -1
+            return positions
+    return 2048
 
 
 def _load_tokenizer(source: str, options: dict) -> PreTrainedTokenizerBase | None:
@@ -221,16 +251,49 @@ def _no_safetensors(name: str) -> str:
     )
 
 
-def _check_weights(source: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:
-    folder = Path(source)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise UserError(_no_safetensors(source))
+def _check_folder(folder: Path) -> None:
+    """UserError unless the folder holds a config and safetensors that can be read, and no adapter without a model."""
+    if not (folder / CONFIG_NAME).is_file():
+        if (folder / ADAPTER_CONFIG_NAME).is_file():
+            raise UserError(_adapter(str(folder)))
+        cached = sorted(folder.glob(f"snapshots/*/{CONFIG_NAME}"))
+        hint = f"give {cached[-1].parent}" if cached else "give the folder that save_pretrained wrote"
+        what = ", but looks like a folder of the hub's cache" if cached else ""
+        raise UserError(f"Folder {str(folder)!r} holds no {CONFIG_NAME}{what}: {hint}.")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(_no_safetensors(str(folder)))
+    for file in files:
+        if not file.is_file() or not os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            why = "may not be read by you" if file.is_file() else "is a link to nothing" if file.is_symlink() else ""
+            raise UserError(
+                f"{file.name} in {str(folder)!r} {why or 'is no file'}: give a folder whose weights can be read."
+            )
+
+
+def _adapter(name: str) -> str:
+    return (
+        f"Model {name!r} has an adapter ({ADAPTER_CONFIG_NAME}), whose weights are no part of the model's: load it "
+        "with peft, call merge_and_unload(), save that to a new folder, and give it; or remove a leftover adapter."
+    )
+
+
+def _check_config(source: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:
+    """UserError for what the configuration says that rules pruning out."""
     if getattr(config, "quantization_config", None):
         raise UserError(
             f"Model {source!r} is quantised, and packed weights cannot be pruned: give the unquantised model."
         )
     if getattr(config, "auto_map", None) and not trust_remote_code:
         raise UserError(_remote_code(source))
+    text = config.get_text_config(decoder=True)
+    for key in ("max_position_embeddings", "num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads"):
+        value = getattr(text, key, None)
+        if value == 0 or (isinstance(value, int) and value < 0 and key != "max_position_embeddings"):  # XLNet's is -1
+            raise UserError(
+                f"The {CONFIG_NAME} of {source!r} says {key} {value!r}, which no language model has: correct it to "
+                "what the model was trained with."
+            )
 
 
 def _remote_code(name: str) -> str:
@@ -244,10 +307,33 @@ def _explain(name: str, error: Exception) -> str:
     text = str(error)
     if "trust_remote_code" in text:
         return _remote_code(name)
-    if "safetensors" in text and "no file named" in text:
-        return _no_safetensors(name)
     if "Unrecognized configuration class" in text:
         return f"Model {name!r} is not a decoder-only language model: give one that AutoModelForCausalLM can load."
+    if "Should have a `model_type` key" in text or "is not a supported model" in text:
+        return f"The {CONFIG_NAME} of {name!r} does not say its model_type: give the one that came with the model."
+    if "valid JSON file" in text or isinstance(error, UnicodeDecodeError | JSONDecodeError | RecursionError):
+        return f"Model {name!r} has a damaged JSON file ({first_line(error)}): download it again."
+    if isinstance(error, SafetensorError) or "cut off" in text or "as its header says" in text:
+        return f"The weights of {name!r} are damaged ({first_line(error)}): download or copy them again."
+    lacking = "no file named" in text or "not appear to have a file named" in text
+    if "couldn't connect" in text or (lacking and hub.constants.HF_HUB_OFFLINE and not Path(name).is_dir()):
+        return (
+            f"Model {name!r} is only in part on this machine, and the hub cannot be reached: connect to the network, "
+            f"or give '{STORYTELLER}' or the path of a Hugging Face folder."
+        )
+    if lacking and "safetensors" in text:
+        return _no_safetensors(name)
+    if isinstance(error, FileNotFoundError):
+        return f"Model {name!r} lacks a file that belongs to it ({first_line(error)}): download or copy it whole."
+    if isinstance(error, KeyError):
+        return (
+            f"The {CONFIG_NAME} of {name!r} says {error}, which this version of transformers does not know: correct it."
+        )
+    if "automatic conversion" in text:
+        return f"The tensors of {name!r} cannot be put together to the weights of its architecture: give an intact one."
+    if isinstance(error, StrictDataclassError):
+        reason = str(error).strip().splitlines()[-1].strip().partition(": ")[2].rstrip(".")
+        return f"The {CONFIG_NAME} of {name!r} does not fit its architecture ({reason}): give the one of these weights."
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
         return (
             f"Model {name!r} has an architecture that this version of transformers does not know: upgrade transformers."

@@ -5,7 +5,7 @@ Nothing here knows a family: rotary embeddings, attention masks and biases trave
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +31,11 @@ class Call:
     def hidden(self) -> Tensor:
         return self.args[0] if self.args else self.kwargs["hidden_states"]
 
+    @property
+    def has_hidden(self) -> bool:
+        """Whether there is a hidden state where one is expected."""
+        return isinstance(self.args[0] if self.args else self.kwargs.get("hidden_states"), Tensor)
+
     def with_hidden(self, hidden: Tensor | None) -> Call:
         if self.args:
             return replace(self, args=(hidden, *self.args[1:]))
@@ -49,8 +54,27 @@ def _never_called(root: nn.Module, target: nn.Module) -> UserError:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The hidden state of a module's output, which is a tensor or a tuple that begins with one."""
-    return output[0] if isinstance(output, tuple) else output
+    """The hidden state of a module's output, which is a tensor, or a tuple or list that begins with one."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a module returns its hidden state: alone (container None), or first of `size` things in a tuple or list."""
+
+    container: type[tuple] | type[list] | None
+    size: int = 1
+
+    @classmethod
+    def of(cls, output: Any) -> Form:
+        """The form of what a module returned."""
+        container = next((kind for kind in (tuple, list) if isinstance(output, kind)), None)
+        return cls(container, len(output)) if container else cls(None)
+
+    def answer(self, output: Tensor) -> Any:
+        """A copy of a stored output as the module returns it: residuals are added in place."""
+        copied = output.clone()
+        return self.container((copied, *[None] * (self.size - 1))) if self.container else copied
 
 
 def run(module: nn.Module, call: Call) -> Any:
@@ -96,11 +120,6 @@ def record_output(root: nn.Module, target: nn.Module, call: Call) -> Tensor:
     raise _never_called(root, target)
 
 
-def answer(output: Tensor, arity: int) -> Any:
-    """A copy of a stored output as a module returns it, alone or first in a tuple: residuals are added in place."""
-    return (output.clone(), *[None] * (arity - 1)) if arity else output.clone()
-
-
 @contextmanager
 def replacing(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Give each module another `forward` inside the context."""
@@ -114,6 +133,52 @@ def replacing(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
             vars(module).pop("forward", None)
             if forward is not None:
                 module.forward = forward
+
+
+@torch.no_grad()
+def record_layer_calls(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    tokens: Tensor,
+    forms: dict[type, Form],
+    open: Callable[[int], None] | None = None,
+    compute: torch.dtype | None = None,
+) -> tuple[Tensor, list[Call]]:
+    """What the first layer gets for tokens (batch, seqlen), and the calls of all layers, in order.
+
+    The layers are skipped; what they are called with beside the hidden state is recorded for each of them, since
+    families differ between layers (sliding and global attention). Only the first of a class runs, as long as `forms`
+    does not know how that class returns its hidden state. open: makes the weights of a layer
+    be there, called with its number before that. compute: see Call.
+    """
+    calls: list[Call] = []
+
+    def skipping(index: int, layer: nn.Module):
+        kind, forward = type(layer), layer.forward
+
+        def skip(*args, **kwargs):
+            call = Call(args, kwargs, compute)
+            if not call.has_hidden:
+                raise UserError(
+                    f"{type(model).__name__} calls its {kind.__name__} without a hidden state, so its layers cannot "
+                    "be run one by one: give a model whose layers take the hidden state first."
+                )
+            calls.append(call)
+            if kind not in forms:
+                if open:
+                    open(index)
+                once = call.with_hidden(call.hidden.clone())
+                forms[kind] = Form.of(forward(*once.args, **once.kwargs))
+            return forms[kind].answer(call.hidden)
+
+        return skip
+
+    with replacing({layer: skipping(index, layer) for index, layer in enumerate(layers)}):
+        # The base model: what comes after the layers is not wanted, and its logits are large.
+        model.base_model(tokens, use_cache=False)
+    if not calls:
+        raise _never_called(model, layers[0])
+    return calls[0].hidden.clone(), calls
 
 
 @dataclass(frozen=True, eq=False)

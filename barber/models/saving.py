@@ -11,7 +11,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from barber.atomic_files import digest, probe, reason_and_remedy, sync_file, sync_folder
-from barber.errors import UserError
+from barber.errors import UserError, first_line
+from barber.memory import is_out_of_memory
 from barber.models.loading import LoadedModel
 
 MARK = ".drafted-by-barber"  # in the folder that a model is drafted in: no other folder is ever taken for one
@@ -45,6 +46,13 @@ def draft_folder(path: Path, placing: Placing | None = None) -> Iterator[Path]:
         _place(draft, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The model cannot be written to {path} {reason_and_remedy(error)}.") from None
+    except (RuntimeError, ValueError) as error:  # what transformers has against a model that it has loaded itself
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"transformers cannot write this model to {path} ({first_line(error)}): its masks are kept where --run_dir "
+            "was given."
+        ) from error
     finally:
         with contextlib.suppress(OSError, UserError):
             clear_draft(path, root)

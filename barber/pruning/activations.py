@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from barber.events import Event, Notice
 from barber.memory import is_out_of_memory
 from barber.models.decoder import Layer, Outputs
-from barber.models.replay import Call, replacing
+from barber.models.replay import Call, Form, record_layer_calls, replacing
 from barber.progress import TICK, Steps, T, Tick
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.distributed import Ranks
@@ -59,14 +59,14 @@ class ActivationStream:
         self._tokens: list[Tensor] = []
         self._validates: list[bool] = []
         self._calls: list[list[Call]] = []  # [batch][layer], without hidden states
-        self._tuples: dict[type, bool] = {}  # whether layers of a class return a tuple
+        self._forms: dict[type, Form] = {}  # how layers of a class return their hidden state
 
     def feed(self, tokens: Tensor, validates: bool = False) -> None:
         """Add tokens (batch, seqlen) as one batch, or as several where memory does not suffice for one.
 
         validates: whether its sequences are for validation, not for training.
         """
-        if not self._tuples:
+        if not self._forms:
             self._call_layers(tokens[:1, :2])
         try:
             hidden, calls = self._call_layers(tokens)
@@ -85,33 +85,9 @@ class ActivationStream:
 
     @torch.no_grad()
     def _call_layers(self, tokens: Tensor) -> tuple[Tensor, list[Call]]:
-        """What the first layer gets, and the calls of all layers without hidden states.
-
-        The layers are skipped; what they would be called with beside the hidden state is recorded for each of them,
-        since families differ between layers (sliding and global attention). Only the first of a class runs, at the very
-        first call, which tells whether such layers return a tuple.
-        """
-        calls: list[Call] = []
-
-        def skipping(index: int, layer: nn.Module):
-            kind, forward = type(layer), layer.forward
-
-            def skip(*args, **kwargs):
-                calls.append(Call(args, kwargs, self.compute))
-                if kind not in self._tuples:
-                    if self.open:
-                        self.open(index)
-                    hidden = calls[-1].hidden.clone()
-                    call = calls[-1].with_hidden(hidden)
-                    self._tuples[kind] = isinstance(forward(*call.args, **call.kwargs), tuple)
-                return (calls[-1].hidden, None) if self._tuples[kind] else calls[-1].hidden
-
-            return skip
-
-        with replacing({layer: skipping(index, layer) for index, layer in enumerate(self.layers)}):
-            # The base model: what comes after the layers is not needed, and its logits are large.
-            self.model.base_model(tokens.to(self.store.device), use_cache=False)
-        hidden = calls[0].hidden.clone()
+        """What the first layer gets, and the calls of all layers without hidden states."""
+        tokens = tokens.to(self.store.device)
+        hidden, calls = record_layer_calls(self.model, self.layers, tokens, self._forms, self.open, self.compute)
         known = self._calls[0] if self._calls else calls
         bare = [call.with_hidden(None) for call in calls]
         shared = [
@@ -174,8 +150,8 @@ class ActivationStream:
     def logits(self, batch: int) -> Tensor:
         """What the model makes of one batch, (batch, seqlen, vocabulary), once the stream is behind the last layer."""
         hidden = self.store.load(self.hidden[batch])
-        kinds = [(layer, self._tuples[type(layer)]) for layer in self.layers]
-        passing = {layer: lambda *_a, pair=pair, **_k: (hidden, None) if pair else hidden for layer, pair in kinds}
+        forms = [(layer, self._forms[type(layer)]) for layer in self.layers]
+        passing = {layer: lambda *_a, form=form, **_k: form.answer(hidden) for layer, form in forms}
         with replacing(passing):
             return self.model(self._tokens[batch].to(self.store.device), use_cache=False).logits
 

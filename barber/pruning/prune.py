@@ -18,6 +18,8 @@ from barber.errors import UserError
 from barber.events import Event, Notice, RunFinished, RunStarted
 from barber.kernels.masks import check_pattern
 from barber.models.decoder import DecoderView, State, check_finite
+from barber.models.inspection import inspect
+from barber.models.wrappers import check_differentiable
 from barber.pruning.context import PruningContext
 from barber.pruning.schedule import GIVEN, Schedule, Tally
 
@@ -33,14 +35,16 @@ def prune(
 
     model: a decoder model of transformers. calibration: needed by every method but magnitude and random, and by the
     rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as runs.directory.read_masks
-    gives them. context: how to go about it, of a request that `check_request` has passed; without, the model is in
-    memory on one device.
+    gives them. context: how to go about it, of a model that `inspect` has seen and a request that `check_request`
+    has passed; without, the model is in memory on one device.
     The model's weights get new tensors, those that it had stay as they are: DenseWeights taken before put them back. A
     run that is stopped or fails does so itself.
     Raises UserError for what the model or the settings do not allow, before anything is changed.
     """
+    check_differentiable(model)
     if context is None:
         context = PruningContext.of(model)
+        inspect(context.view, context.provider)
         check_request(context.view, config, initial)
     if config.needs_calibration and calibration is None:
         raise UserError(

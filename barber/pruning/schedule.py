@@ -147,7 +147,7 @@ class Schedule:
         dense_stream = stream.fork() if config.target is Target.DENSE_STREAM else None
         streams = [stream, dense_stream] if dense_stream else [stream]
         each = sub_block_steps(len(stream.train), len(stream.validation), config)
-        per_layer = each * len(layers[0].sub_blocks) + len(stream) * (2 if dense_stream else 1)
+        per_layer = each * max(len(layer.sub_blocks) for layer in layers) + len(stream) * (2 if dense_stream else 1)
         phase = Phase("rebuild", per_layer, len(layers))
         for layer in layers:
             provider.open(layer.index)

@@ -22,7 +22,12 @@ def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[Loa
         yield loaded
         return
     view = DecoderView(loaded.model)
-    if loaded.name != run.config["model"] or [module.to_dict() for module in view.describe()] != run.config["modules"]:
+    recorded = {(module["layer"], module["name"]) for module in run.config["modules"]}
+    if recorded <= (own := {(layer.index, weight.name) for layer in view.layers for weight in layer.weights}):
+        view.settle(own - recorded)
+    if loaded.name != run.config["model"] or _sorted([module.to_dict() for module in view.describe()]) != _sorted(
+        run.config["modules"]
+    ):
         raise UserError(f"The run in {run.path} was made of another model ({run.config['model']}): load that model.")
     dense = DenseWeights(view)
     try:
@@ -40,3 +45,8 @@ def _apply(view: DecoderView, dense: DenseWeights, run: RunDirectory, stage: str
         layer.assign(
             {w.name: dense[layer.index, w.name] for w in layer.weights}, masks, run.weights(layer.index, stage)
         )
+
+
+def _sorted(modules: list[dict]) -> list[dict]:
+    """A run has them in the order in which they are called, which a view does not know until its model has run."""
+    return sorted(modules, key=lambda module: (module["layer"], module["name"]))

@@ -10,12 +10,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import datasets
 import pytest
 
-from barber.data import hub
+from barber import hub_access
 from barber.data import token_sets as calibration
-from barber.data.hub import quick_offline, tokenizer_fingerprint
+from barber.data.hub import tokenizer_fingerprint
 from barber.data.sources import tokenise
 from barber.data.token_sets import load_calibration, load_evaluation
 from barber.errors import UserError
+from barber.hub_access import quick_offline
 from barber.registry import DATA_SOURCES, DataSource, HubData, Split
 from tests.support.tiny import story, tokenizer
 
@@ -108,7 +109,7 @@ class TestHub:
 @pytest.mark.timeout(20)
 def test_offline_is_one_clear_sentence(spec, tok, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setattr(hub_access, "reachable", lambda: False)
     with pytest.raises(UserError, match=rf"^Data set {spec} \(.*the hub cannot be reached.*\.$"):
         load_evaluation(spec, tok, 16, cache_dir=str(tmp_path))
     assert datasets.config.HF_HUB_OFFLINE is False
@@ -122,18 +123,18 @@ def test_one_request_tells_whether_the_hub_is_there(monkeypatch):
         def log_message(self, *args):
             pass
 
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_access.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
-        monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(hub_access.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         with quick_offline():
             assert datasets.config.HF_HUB_OFFLINE is False
         thread.join(10)
     with quick_offline():  # nobody listens there any more
-        assert datasets.config.HF_HUB_OFFLINE is True
-    assert datasets.config.HF_HUB_OFFLINE is False
+        assert datasets.config.HF_HUB_OFFLINE is hub_access.constants.HF_HUB_OFFLINE is True
+    assert datasets.config.HF_HUB_OFFLINE is hub_access.constants.HF_HUB_OFFLINE is False
 
 
 @pytest.mark.parametrize(

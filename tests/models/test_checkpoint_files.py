@@ -89,7 +89,7 @@ def test_saving_brings_the_tokenizer(tmp_path):
 def test_saving_leaves_nothing_behind_when_it_fails(tmp_path):
     build("llama").save_pretrained(tmp_path / "dense")
     streamed = stream(tmp_path / "dense")
-    with pytest.raises(UserError, match=r"cannot be written to .*make room"):
+    with pytest.raises(UserError, match=r"cannot be written to .*(make room|see that the folder)"):
         streamed.save(tmp_path / "dense" / "config.json" / "m", streamed.dense)
     with pytest.raises(KeyError):
         streamed.save(tmp_path / "m", lambda index: streamed.dense(0) if index == 0 else {})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, conversion_mapping
+from transformers import conversion_mapping
 from transformers.core_model_loading import Chunk, Concatenate, WeightConverter, WeightRenaming
 
 from barber.errors import UserError
@@ -177,7 +177,7 @@ def pickled(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (damaged, "cannot be loaded"),
+        (damaged, "are damaged"),
         (other_shape, r"model\.norm\.weight is \(7,\)"),
         (pickled, "no safetensors weights"),
     ],
@@ -209,7 +209,7 @@ def test_files_that_are_spoilt_later_are_one_sentence(spoil, tmp_path):
     build("llama").save_pretrained(tmp_path)
     streamed = stream(tmp_path)
     spoil(tmp_path)
-    with pytest.raises(UserError, match=r"cannot be loaded \(.*model\.safetensors"):
+    with pytest.raises(UserError, match=r"(damaged|lacks a file).*model\.safetensors"):
         streamed.dense(1)
     assert all(tensor.is_meta for tensor in named(streamed.checkpoint.skeleton).values())
 
@@ -227,13 +227,3 @@ def test_a_model_of_the_hub_that_is_cached(tmp_path):
         dict(streamed.view.layers[1].module.named_parameters()),
         dict(DecoderView(build("llama")).layers[1].module.named_parameters()),
     )
-
-
-def test_what_cannot_be_pruned_is_refused_before_weights_are_read(tmp_path):
-    config = AutoConfig.for_model(
-        "mixtral", vocab_size=96, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=2,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"mlp\.experts\.gate_up_proj.*mixture-of-experts"):
-        stream(tmp_path)
