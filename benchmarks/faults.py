@@ -1,6 +1,6 @@
 """Try what can go wrong with a run and its outputs, and count: how often is the end right, or refused in a sentence?
 
-python benchmarks/faults.py [--places 3] [--every 3]
+python benchmarks/faults.py [--places 2] [--every 5]
 
 A small random model is pruned, rebuilt and saved. Then, each time in a process of its own:
 - a run is killed before each of its writes (fsync, rename, unlink, mkdir), and resumed;
@@ -330,9 +330,9 @@ def bad_outputs(world: World, notes: list[str]) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--places", type=int, default=3, help="bits flipped in each file")
+    parser.add_argument("--places", type=int, default=2, help="bits flipped in each file")
     parser.add_argument("--first", type=int, default=1, help="number of the first of these writes")
-    parser.add_argument("--every", type=int, default=3, help="kill before every so many writes")
+    parser.add_argument("--every", type=int, default=5, help="kill before every so many writes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # threads do not live on in forked processes
     began, notes, counts = time.monotonic(), [], {}

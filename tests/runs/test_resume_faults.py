@@ -171,13 +171,16 @@ def test_a_run_that_died_before_its_first_event_goes_on(world):
     assert same(recorded(run), whole)
 
 
-@pytest.mark.parametrize("left", ["whole", "in part"])
+@pytest.mark.parametrize("left", ["whole", "in part", "not yet"])
 def test_a_run_that_died_after_its_model_was_in_place_goes_on(left, world):
     run, saved = world / "here" / "run", world / "here" / "saved"
     whole = folder_digests(saved)
     cut(run, "Saved")
     if left == "in part":
         (saved / "config.json").unlink()
+    if left == "not yet":  # its digest is on the disk, and nothing else of it
+        shutil.rmtree(saved)
+        (run / "saved.json").unlink()
     assert resume(run) == 0
     assert folder_digests(saved) == whole
 
