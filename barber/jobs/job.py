@@ -105,7 +105,7 @@ class _Job:
         seqlen, notice = choose_seqlen(spec.seqlen, loaded)
         yield from [notice] if notice else []
         yield Progress("data", 0, 1, ", ".join(spec.evaluation))
-        calibration, evaluations = load_data(spec, loaded, seqlen)
+        calibration, evaluations = yield from load_data(spec, loaded, seqlen)
         evaluations = evaluations if self.ranks.writes else []
         for prompt in spec.prompts:
             check_prompt(loaded.model, loaded.tokenizer, prompt)

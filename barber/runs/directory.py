@@ -25,6 +25,7 @@ from barber.atomic_files import write_json
 from barber.config import Sparsity
 from barber.errors import UserError
 from barber.events import Event, Stage
+from barber.input_files import regular_file
 from barber.runs.packed_masks import read_packed, unpack
 from barber.runs.recorder import create, record
 
@@ -93,12 +94,11 @@ def read_masks(path: Path | str) -> dict[int, tuple[dict[str, Tensor], dict[str,
     path: a run directory, whose initial masks are taken, or a safetensors file of boolean or 0/1 tensors (out, in)
     named "<layer>.<name>", like "0.self_attn.q_proj". Raises UserError if it is neither.
     """
-    path = Path(path)
     try:
-        if path.is_dir():
+        if Path(path).is_dir():
             run = RunDirectory(path)
             return {layer: run.state(layer, Stage.INITIAL) for layer in run.layers()}
-        tensors = load_file(path)
+        tensors = load_file(regular_file(path, "Masks file", "give a run directory, or a safetensors file of masks"))
         masks: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
         for key, tensor in tensors.items():
             layer, name = key.split(".", 1)

@@ -23,6 +23,8 @@ FOLDERS = ("masks", "weights", "saliency")
 
 FOLLOWING = ("perplexity.json", "zeroshot.json", "generations.jsonl")  # grow with the events, see record.follow
 
+BEFORE = {"window_start": "none"}  # how jobs were done that were recorded before there was this setting
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -51,12 +53,18 @@ def read_job(path: Path) -> JobSpec:
         raise UserError(f"{path} {missing}, so it cannot be resumed: give the folder of a run, or begin a new one.")
     if digest(path / JOB) not in {one["files"].get(JOB) for one in read_checksums(path)}:
         raise UserError(f"The run in {path} is damaged ({JOB}): begin a new one.")
-    return replace(JobSpec.from_dict(json.loads((path / JOB).read_text("utf-8"))), run_dir=path)
+    return replace(JobSpec.from_dict(BEFORE | json.loads((path / JOB).read_text("utf-8"))), run_dir=path)
 
 
 def difference(path: Path, spec: JobSpec) -> list[str]:
-    """What a job asks otherwise than the one recorded, like "nsamples: 64 there, 128 here"; run_dir does not count."""
-    return _differences(read_job(path).to_dict(), replace(spec, run_dir=path).to_dict())
+    """What a job asks otherwise than the one recorded, like "nsamples: 64 there, 128 here".
+
+    run_dir does not count, and neither do settings that there were none of when it was recorded.
+    """
+    there = read_job(path).to_dict()
+    known = json.loads((path / JOB).read_text("utf-8")).keys()
+    here = replace(spec, run_dir=path).to_dict()
+    return _differences(*({name: value for name, value in one.items() if name in known} for one in (there, here)))
 
 
 def reopen(path: Path, started: RunStarted) -> Finished:
