@@ -119,7 +119,7 @@ def _read_npy(path: Path) -> torch.Tensor:
     try:
         with path.open("rb") as file:
             ids = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, MemoryError, RecursionError):
+    except Exception:  # numpy parses the header as Python code, whose errors have many classes
         raise UserError(
             f"Data file {path.name} cannot be read as a .npy file of integers: write one by numpy.save, without "
             "pickled objects."

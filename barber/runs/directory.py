@@ -16,6 +16,7 @@ record.py writes it as a run goes, resume.py finds what is left of an interrupte
 from __future__ import annotations
 
 import json
+from os.path import isdir
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -95,7 +96,7 @@ def read_masks(path: Path | str) -> dict[int, tuple[dict[str, Tensor], dict[str,
     named "<layer>.<name>", like "0.self_attn.q_proj". Raises UserError if it is neither.
     """
     try:
-        if Path(path).is_dir():
+        if isdir(path):
             run = RunDirectory(path)
             return {layer: run.state(layer, Stage.INITIAL) for layer in run.layers()}
         tensors = load_file(regular_file(path, "Masks file", "give a run directory, or a safetensors file of masks"))
