@@ -269,7 +269,7 @@ def test_events_of_earlier_versions_still_open():
 
 
 def test_infinity_comes_with_its_cause():
-    model = llama(dtype=torch.float16)
+    model = llama().half()
     for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj):
         linear.weight.data.mul_(1e4)  # each is a number of float16, their product is none
     *_, notice, measured = perplexity(model, windows(), "dense")

@@ -115,7 +115,7 @@ def test_a_dense_model_that_overflows_says_so_in_its_report(world, tmp_path, cap
         linear.weight.data.mul_(1e4)  # each is a number of float16, their product is none
     model.half().save_pretrained(tmp_path / "hot")
     tokenizer().save_pretrained(tmp_path / "hot")
-    data = ["--eval_data", str(world / "text.txt"), "--seqlen", "16", "--device", "cpu"]
+    data = ["--eval_data", str(world / "text.txt"), "--seqlen", "16", "--device", "cpu", "--dtype", "float16"]
     assert main(["--model", str(tmp_path / "hot"), *data]) == 0
     assert "not finite in" in capsys.readouterr().out
 
