@@ -13,7 +13,6 @@ from barber.errors import UserError
 from barber.events import Event, Notice
 from barber.job_spec import JobSpec
 from barber.models.loading import LoadedModel
-from barber.pruning.initial_masks import needs_calibration
 
 DEFAULT_SEQLEN = 2048  # as published, where the model has that many positions
 
@@ -43,7 +42,7 @@ def load_data(
     first = first_token(loaded.tokenizer, spec.window_start)
     reading = Reading(loaded.tokenizer, seqlen, first, spec.text_field, spec.datasets_cache_dir)
     calibration = None
-    if spec.prune and needs_calibration(spec.prune):
+    if spec.prune and spec.prune.needs_calibration:
         calibration = yield from draw_calibration(spec.calibration, reading, spec.nsamples, spec.seed, spec.evaluation)
         check_vocabulary(loaded, [(spec.calibration, calibration.tokens)])
     evaluations: dict[str, EvaluationSet] = {}

@@ -16,13 +16,9 @@ from barber.jobs.presets import FIRST_LOOK
 from barber.runs.directory import RunDirectory
 
 BARBER_FLAGS = ("prune_metric", "prune_granularity", "threshold", "rounds")
-
 REBUILD_FLAGS = (*BARBER_FLAGS, "retain_reconstruction", "refiner")
-
 CONFIG_FLAGS = (*REBUILD_FLAGS, "target", "allocation", "reconstruct", "order")
-
 PRUNING_FLAGS = {"sparsity_ratio", "sparsity_type", "prune_method", "prune_barber", "initial_masks", *CONFIG_FLAGS}
-
 SPEC_FLAGS = {
     "model", "nsamples", "seqlen", "seed", "device", "dtype", "calibration", "eval_windows", "run_dir", "save_model",
     "save_data", "cache_dir", "datasets_cache_dir", "trust_remote_code", "stream", "max_memory",
