@@ -116,7 +116,8 @@ class Report:
         share = gap_recovered(**value) if len(value) == 3 and all(map(math.isfinite, value.values())) else None
         first = next(iter(stages.values()))
         shown = [_with_interval(stages[stage]) if stage in value else "-" for stage in ("dense", "initial", "rebuilt")]
-        sizes = [f"{first.seqlen}", f"{first.tokens}", first.window_start or "-"]
+        begins = next((event.window_start for event in stages.values() if event.window_start), "-")
+        sizes = [f"{first.seqlen}", f"{first.tokens}", begins]
         return [dataset, *sizes, *shown, "-" if share is None else f"{share:.1%}"]
 
     def texts(self) -> str:

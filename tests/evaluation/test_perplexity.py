@@ -264,7 +264,7 @@ def test_the_event_says_what_windows_begin_with(tok, tmp_path):
 
 def test_events_of_earlier_versions_still_open():
     old = {"event": "PerplexityMeasured", "stage": "dense", "dataset": "x", "seqlen": 2, "tokens": 4}
-    event = Event.from_dict(old | {"perplexity": 3.0, "seconds": 1.0})
+    event = Event.read(old | {"perplexity": 3.0, "seconds": 1.0})
     assert (event.window_start, event.low, event.high) == ("", None, None)
 
 
