@@ -100,7 +100,7 @@ def load_calibration(
 ) -> CalibrationSet:
     """`samples` sequences of `seqlen` tokens, drawn by `seed`; see `draw_calibration`, `Reading`, `WindowStart`."""
     reading = Reading(tokenizer, seqlen, first_token(tokenizer, window_start), text_field, cache_dir)
-    return _result(draw_calibration(spec, reading, samples, seed, evaluation))
+    return drain(draw_calibration(spec, reading, samples, seed, evaluation))
 
 
 def load_evaluation(
@@ -116,7 +116,7 @@ def load_evaluation(
 ) -> EvaluationSet:
     """Non-overlapping windows of `seqlen` tokens; see `cut_evaluation`, `Reading`, `WindowStart`."""
     reading = Reading(tokenizer, seqlen, first_token(tokenizer, window_start), text_field, cache_dir)
-    return _result(cut_evaluation(spec, reading, windows, calibration))
+    return drain(cut_evaluation(spec, reading, windows, calibration))
 
 
 def draw_calibration(
@@ -186,7 +186,7 @@ def cut_evaluation(
     return EvaluationSet(rows, dataset, begin_with(rows, getattr(reading.tokenizer, "bos_token_id", None)))
 
 
-def _result(events: Generator[Event, None, T]) -> T:
+def drain(events: Generator[Event, None, T]) -> T:
     """What a stream gives in the end."""
     while True:
         try:
