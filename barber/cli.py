@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
     from barber.pruning.distributed import Ranks
 
 
-OUTPUTS = ("save_model", "run_dir", "save_data", "save_ppl", "save_zeroshot")
+RESULTS = ("save_ppl", "save_zeroshot")
+
+OUTPUTS = ("save_model", "run_dir", "save_data", *RESULTS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -119,48 +120,60 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _job(given: dict) -> tuple[JobSpec, bool]:
     """The job, and whether it goes on with one that was begun before."""
-    from barber.jobs.options import job_from
-    from barber.runs.resume import difference, read_job
+    from barber.jobs.options import job_from, with_flags
+    from barber.runs.resume import job_difference, read_job
 
     folder = given.get("resume")
-    asked = {flag: value for flag, value in given.items() if flag not in ("resume", "delete")}
     if folder is None:
-        return job_from(given), False
-    if asked.keys() - {"save_ppl"} and (found := difference(folder, job_from(asked | {"run_dir": folder}))):
+        return job_from(given).absolute(), False
+    job = read_job(folder)
+    if given.get("delete") and not job.save_model:
+        raise UserError(f"--delete removes what --save_model writes, which the run in {folder} does not: leave it out.")
+    if found := job_difference(folder, with_flags(job, given)):
         raise UserError(
             f"The run in {folder} was begun otherwise ({'; '.join(found)}): leave these flags out, --resume knows them."
         )
-    return read_job(folder), True
+    return job, True
 
 
 def _run(given: dict, ranks: Ranks) -> None:
     from transformers.utils import logging as transformers_logging
 
-    from barber.events import Estimated, Notice
+    from barber.events import Estimated, Notice, Saved
     from barber.jobs.job import run_job
     from barber.jobs.outputs import check_outputs
     from barber.jobs.report import Report, told, write_results
+    from barber.models.saving import folder_digests, remove_model
     from barber.progress import Eta
+    from barber.runs.saved_model import noted_files
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     spec, resumed = _job(given)
-    if ranks.writes:
-        check_outputs({flag: given.get(flag) for flag in OUTPUTS})
-    summary, eta = Report(spec), Eta()
-    with _bar(ranks.writes) as bar, contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events:
-        for event in events:
-            eta.update(event)
-            summary.add(event)
-            if isinstance(event, Notice | Estimated) and ranks.writes:
-                bar.write(event.message if isinstance(event, Notice) else told(event), file=sys.stderr)
-            _show(bar, eta, event)
+    if ranks.writes:  # those of a run that goes on, the job checks itself
+        check_outputs({flag: given.get(flag) for flag in (RESULTS if resumed else OUTPUTS)})
+    summary, eta, written = Report(spec), Eta(), {}
+    try:
+        with _bar(ranks.writes) as bar, contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events:
+            for event in events:
+                eta.update(event)
+                summary.add(event)
+                if isinstance(event, Notice | Estimated) and ranks.writes:
+                    bar.write(event.message if isinstance(event, Notice) else told(event), file=sys.stderr)
+                if given.get("delete") and isinstance(event, Saved) and event.what == "model":
+                    written = noted_files(spec.run_dir, spec.save_model) if spec.run_dir else folder_digests(event.path)
+                _show(bar, eta, event)
+    except Exception:
+        if ranks.writes and summary.has_results:  # what was measured is not lost with what failed
+            sys.stdout.write(summary.text())
+        raise
     if not ranks.writes:
         return
-    write_results(summary, given.get("save_ppl"), given.get("save_zeroshot"))
     sys.stdout.write(summary.text())
+    sys.stdout.flush()
+    write_results(summary, given.get("save_ppl"), given.get("save_zeroshot"))
     if given.get("delete") and summary.model_path:
-        shutil.rmtree(summary.model_path)
+        remove_model(summary.model_path, written)
         sys.stdout.write(f"Deleted the saved model {summary.model_path}.\n")
 
 

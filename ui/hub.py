@@ -104,6 +104,7 @@ class Hub:
 
         def job(loaded: LoadedModel | None) -> Iterator[Event]:
             prompts = () if loaded and not loaded.tokenizer else spec.prompts
+            self.path(run_id).mkdir(mode=0o700, exist_ok=True)  # other users of the machine may know no visitor's run
             return run_job(replace(spec, run_dir=self.path(run_id), prompts=prompts), loaded)
 
         return self._lend(spec, job)

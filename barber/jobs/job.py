@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
-from barber.atomic_files import check_room, write_json
+from barber.atomic_files import check_room
 from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.evaluation import zero_shot
@@ -19,7 +19,7 @@ from barber.job_spec import JobSpec
 from barber.jobs.costs import costs
 from barber.jobs.data import choose_seqlen, load_data
 from barber.jobs.measurement import Measurement
-from barber.jobs.outputs import check_outputs, save_calibration
+from barber.jobs.outputs import check_model_room, check_outputs, save_calibration
 from barber.jobs.resumption import open_recording
 from barber.jobs.setup import JobSetup, set_up_job
 from barber.memory import is_out_of_memory
@@ -27,9 +27,11 @@ from barber.models.decoder import State
 from barber.models.loading import LoadedModel
 from barber.pruning.distributed import Ranks
 from barber.pruning.prune import check_request, describe, prune
-from barber.runs.directory import RunDirectory, read_masks
-from barber.runs.environment import describe_environment
+from barber.runs.directory import read_masks
 from barber.runs.recorder import record
+from barber.runs.resume import is_saved
+from barber.runs.saved_model import is_noted
+from barber.runs.writer_lock import one_writer
 
 
 def run_job(
@@ -43,6 +45,7 @@ def run_job(
     """
     try:
         with ExitStack() as stack:
+            spec = spec if resumed else spec.absolute()
             yield from _run(spec, loaded, ranks or Ranks(), stack, resumed)
     except Exception as error:  # what runs out of memory raises what it likes
         if not is_out_of_memory(error):
@@ -58,6 +61,8 @@ def _run(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitSta
     if not ranks.writes:  # the first rank evaluates and writes for all
         spec = replace(spec, prompts=(), zeroshot_tasks=(), save_model=None, save_data=None)
     _check_before_loading(spec, ranks, resumed)
+    if resumed:
+        yield from _lock(spec, ranks, stack)
     initial = read_masks(spec.prune.initial_masks) if spec.prune and spec.prune.initial_masks else None
     yield Progress("load", 0, 1, spec.model)
     setup = set_up_job(spec, loaded, ranks, stack, resumed)
@@ -77,6 +82,7 @@ def _run(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitSta
     if spec.save_data and calibration:
         save_calibration(calibration, spec.save_data)
         yield Saved("calibration", str(spec.save_data))
+    check_model_room(setup.loaded, spec.save_model)
     setup = setup.estimated(spec, calibration, seqlen)
     if setup.needs:
         yield setup.describe_needs()
@@ -90,7 +96,9 @@ def _run(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitSta
     if setup.folder:
         if spec.run_dir and ranks.writes:
             check_room(setup.folder, setup.context.view.packed_bytes * (2 if spec.prune.refined else 1))
-        done = open_recording(spec, setup, calibration, resumed)
+        if not resumed:
+            yield from _lock(spec, ranks, stack)
+        done = open_recording(spec, setup, calibration, evaluations, resumed)
     setup = replace(setup, context=replace(setup.context, resumed=done))
     events = _prune(setup, calibration, initial, Measurement(spec, setup, evaluations, done))
     with closing(record(setup.folder, events, len(done)) if setup.folder else events) as recorded:
@@ -101,10 +109,9 @@ def _check_before_loading(spec: JobSpec, ranks: Ranks, resumed: bool) -> None:
     """What can be refused before a model is loaded."""
     outputs = {"save_model": spec.save_model, "run_dir": spec.run_dir, "save_data": spec.save_data}
     if resumed:
-        begun = (spec.run_dir / "config.json").exists()
-        events = RunDirectory(spec.run_dir).events() if begun else []
-        saved = any(isinstance(event, Saved) and event.what == "model" for event in events)
-        outputs = {flag: path for flag, path in outputs.items() if flag == "save_model" and not saved}
+        model = spec.save_model
+        known = not model or is_saved(spec.run_dir, model) or is_noted(spec.run_dir, model)
+        outputs = {} if known else {"save_model": model}
     if ranks.writes:
         check_outputs(outputs)
     if spec.run_dir and spec.prune is None:
@@ -113,6 +120,13 @@ def _check_before_loading(spec: JobSpec, ranks: Ranks, resumed: bool) -> None:
         zero_shot.check_tasks(spec.zeroshot_tasks)
     if spec.prune and spec.prune.refined:
         spec.prune.split_sizes(spec.nsamples)
+
+
+def _lock(spec: JobSpec, ranks: Ranks, stack: ExitStack) -> Iterator[Event]:
+    """Let no other process write into the run directory until the stack ends; a Notice where that is not certain."""
+    if spec.run_dir and ranks.writes:
+        warning = stack.enter_context(one_writer(spec.run_dir))
+        yield from [Notice(warning)] if warning else []
 
 
 def _check_loaded(spec: JobSpec, setup: JobSetup, initial: Mapping[int, State] | None) -> None:
@@ -139,9 +153,6 @@ def _prune(
                 if not (isinstance(event, StageReached) and event in done):
                     yield event
                 if isinstance(event, RunStarted):
-                    if spec.run_dir and context.ranks.writes:
-                        environment = describe_environment(context.provider, context.view, spec.seed, event)
-                        write_json(setup.folder / "environment.json", environment)
                     yield from measurement.measure(Stage.DENSE)
                 if isinstance(event, StageReached):
                     yield from measurement.measure(Stage(event.stage))

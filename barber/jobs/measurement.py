@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from barber.data.token_sets import EvaluationSet
 from barber.evaluation import zero_shot
@@ -22,6 +23,7 @@ from barber.events import (
 from barber.job_spec import JobSpec
 from barber.jobs.setup import JobSetup
 from barber.models.saving import save_model
+from barber.runs.saved_model import note_model, withdraw_model
 
 TEXT_TOKENS = 120
 
@@ -84,8 +86,12 @@ class Measurement:
         """Save the model, whose final stage this is, if the job asks for it and it was not saved before."""
         path = self.spec.save_model
         if path and Saved("model", str(path)) not in self.done:
+            placing = None
+            if self.spec.run_dir and self.spec.prune:
+                withdraw_model(self.spec.run_dir, path)
+                placing = partial(note_model, self.spec.run_dir, path)
             if self.setup.layerwise:
-                self.setup.layerwise.save(path, lambda layer: self.setup.final_weights(layer, stage))
+                self.setup.layerwise.save(path, lambda layer: self.setup.final_weights(layer, stage), placing)
             else:
-                save_model(self.setup.loaded, path)
+                save_model(self.setup.loaded, path, placing)
             yield Saved("model", str(path))

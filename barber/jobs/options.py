@@ -41,8 +41,7 @@ def job_from(given: dict[str, Any]) -> JobSpec:
         changes["prune"] = _prune_config(given)
     changes["evaluation_required"] = "eval_data" in given
     if "eval_data" in given:
-        none = given["eval_data"].strip() == "none"
-        changes["evaluation"] = () if none else _names(given["eval_data"], "--eval_data")
+        changes["evaluation"] = _data_names(given["eval_data"])
     elif "save_ppl" in given and base is not FIRST_LOOK:
         changes["evaluation"] = PUBLISHED_EVALUATION
     if "prompt" in given:
@@ -57,8 +56,45 @@ def job_from(given: dict[str, Any]) -> JobSpec:
     return replace(base, **changes)
 
 
+def with_flags(job: JobSpec, given: dict[str, Any]) -> JobSpec:
+    """A recorded job with the flags that were given once more; what was not given stays as it is."""
+    given = {name: _home(value) if name in ("model", "initial_masks") else value for name, value in given.items()}
+    changes = {name: value for name, value in given.items() if name in SPEC_FLAGS - {"run_dir"}}
+    if "eval_data" in given:
+        changes["evaluation"] = _data_names(given["eval_data"])
+    if "prompt" in given:
+        changes["prompts"] = (given["prompt"],)
+    if "zeroshot_tasks" in given:
+        changes["zeroshot_tasks"] = _names(given["zeroshot_tasks"], "--zeroshot_tasks")
+    elif "save_zeroshot" in given and not job.zeroshot_tasks:
+        changes["zeroshot_tasks"] = PUBLISHED_TASKS
+    if "limit" in given:
+        changes["zeroshot_limit"] = given["limit"]
+    names = {flag: flag for flag in (*CONFIG_FLAGS, "initial_masks")} | {
+        "prune_metric": "metric",
+        "prune_granularity": "granularity",
+        "prune_method": "method",
+        "prune_barber": "barber",
+    }
+    prune = {name: given[flag] for flag, name in names.items() if flag in given} | _threshold(given)
+    if "initial_masks" in given:
+        prune |= {"method": "masks"}
+    elif "prune_method" in given:
+        prune |= {"initial_masks": None}
+    ratio = job.prune.sparsity.ratio
+    if "sparsity_type" in given or given.get("sparsity_ratio", ratio) != ratio:
+        known = {"sparsity_ratio": ratio} if given.get("sparsity_type") == "unstructured" else {}
+        prune["sparsity"] = _sparsity(known | given)
+    return replace(job, **changes, prune=replace(job.prune, **prune))
+
+
 def _home(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def _data_names(text: str) -> tuple[str, ...]:
+    """The data specs of --eval_data; "none" measures nothing."""
+    return () if text.strip() == "none" else _names(text, "--eval_data")
 
 
 def _names(text: str, flag: str) -> tuple[str, ...]:

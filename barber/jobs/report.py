@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from barber.atomic_files import write_json
+from barber.atomic_files import json_bytes, reason_and_remedy, write_file
 from barber.config import Refiner
+from barber.errors import UserError
 from barber.events import (
     Estimated,
     Event,
@@ -71,6 +72,11 @@ class Report:
 
     def of(self, kind: type[Event]) -> list:
         return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def has_results(self) -> bool:
+        """Whether anything was measured that would be lost untold."""
+        return any(isinstance(event, PerplexityMeasured | ZeroShotMeasured | SubBlockRebuilt) for event in self.events)
 
     def text(self) -> str:
         parts = (self.run(), self.sub_blocks(), self.perplexities(), self.texts(), self.zero_shot(), self.saved())
@@ -174,7 +180,10 @@ def _numeric(cell: str) -> bool:
 
 
 def write_results(summary: Report, ppl: Path | None, zeroshot: Path | None) -> None:
-    """Write perplexities and zero-shot results: a table under the published name, and JSON."""
+    """Write perplexities and zero-shot results: a table under the published name, and JSON.
+
+    Raises UserError where they cannot be written.
+    """
     config = summary.spec.prune
     after = config and (config.threshold if config.refiner is Refiner.BARBER else config.refiner)
     name = f"log_{config.method}_{after}.txt" if config else "log_dense.txt"
@@ -182,7 +191,12 @@ def write_results(summary: Report, ppl: Path | None, zeroshot: Path | None) -> N
         (ppl, summary.perplexities(), (PerplexityMeasured,), "perplexity.json"),
         (zeroshot, summary.zero_shot(), (ZeroShotMeasured, ZeroShotSkipped), "zeroshot.json"),
     ):
-        if folder is not None:
+        if folder is None:
+            continue
+        rows = [event.to_dict() for kind in kinds for event in summary.of(kind)]
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(summary.run() + "\n" + text, encoding="utf-8")
-            write_json(folder / json_name, [event.to_dict() for kind in kinds for event in summary.of(kind)])
+            write_file(folder / name, (summary.run() + "\n" + text).encode())
+            write_file(folder / json_name, json_bytes(rows))
+        except OSError as error:
+            raise UserError(f"The results cannot be written to {folder} {reason_and_remedy(error)}.") from None

@@ -18,7 +18,7 @@ from barber.models.checkpoint_files import META, Checkpoint, empty_model, quiet
 from barber.models.decoder import DecoderView
 from barber.models.loading import LoadedModel, Source, check_complete, explained, finish
 from barber.models.safetensors_file import read_header
-from barber.models.saving import draft_folder
+from barber.models.saving import Placing, draft_folder
 
 UNLIMITED = 2**62  # bytes of a shard: the parts are the shards
 
@@ -62,7 +62,7 @@ class LayerwiseModel:
         state = self.checkpoint.skeleton.state_dict()
         return sum(tensor.nbytes for name, tensor in state.items() if name.startswith(self.prefixes[index]))
 
-    def save(self, path: Path, final: Callable[[int], Mapping[str, Tensor]]) -> None:
+    def save(self, path: Path, final: Callable[[int], Mapping[str, Tensor]], placing: Placing | None = None) -> None:
         """Write a Hugging Face folder, one shard per layer, which `from_pretrained` loads with exactly these weights.
 
         final: layer index -> final prunable weights (out, in) by name within the layer, in any dtype, on any device.
@@ -71,7 +71,7 @@ class LayerwiseModel:
         Raises UserError, and leaves nothing behind, where the folder cannot be written.
         """
         parts = len(self.prefixes) + 1
-        with draft_folder(path) as draft:
+        with draft_folder(path, placing) as draft:
             folder, weight_map, size = draft / "part", {}, 0
             for number, index in enumerate((None, *range(len(self.prefixes))), 1):
                 file = draft / f"model-{number:05d}-of-{parts:05d}.safetensors"

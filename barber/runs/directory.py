@@ -2,13 +2,15 @@
 
 job.json             the job that was asked for (job_spec.JobSpec), to resume it
 config.json          the run as asked: model, PruneConfig, calibration, prunable weights
-environment.json     versions, device, hashes of model and calibration
+environment.json     versions, device, hashes of everything that the run reads (see environment.py)
 events.jsonl         every event, one per line (without Progress and growing texts)
 masks/layer_000.safetensors    bit-packed masks, "initial/<name>" and "rebuilt/<name>", True = pruned
 weights/layer_000.safetensors  values of the same keys, only where they are not the dense ones under the mask
 saliency/layer_000.json        name -> histogram (see events.Histogram)
 perplexity.json, generations.jsonl, zeroshot.json
+saved.json           the files of the model that the run saved (see saved_model.py)
 checksums.jsonl      what files and events can be known again by (see checksums.py)
+run.lock, writer.json    held by the process that writes here, and which that is or was (see writer_lock.py)
 
 recorder.py writes it as a run goes, resume.py finds what is left of an interrupted one.
 """
@@ -21,12 +23,17 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from barber.atomic_files import hasher
 from barber.config import Sparsity
 from barber.errors import UserError
-from barber.events import Event, Stage
+from barber.events import Event, RunStarted, Stage
 from barber.input_files import regular_file
 from barber.models.decoder import Masks, State, Values
+from barber.runs.checksums import EVENTS, read_checksums
+from barber.runs.environment import read_environment
 from barber.runs.packed_masks import read_packed, unpack
+
+TYPES = {"model": str, "config": dict, "calibration": dict, "modules": list, "device": str, "dtype": str}
 
 
 class RunDirectory:
@@ -42,9 +49,12 @@ class RunDirectory:
     def config(self) -> dict:
         """RunStarted as a dict: model, config, calibration, modules, device, dtype."""
         try:
-            return json.loads((self.path / "config.json").read_text("utf-8"))
-        except ValueError:
-            raise UserError(f"The run in {self.path} is damaged (config.json): give another one.") from None
+            event = Event.read(json.loads((self.path / "config.json").read_text("utf-8")))
+            if isinstance(event, RunStarted) and all(isinstance(getattr(event, n), t) for n, t in TYPES.items()):
+                return event.to_dict()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            pass
+        raise UserError(f"The run in {self.path} is damaged (config.json): resume it, or give another one.")
 
     @property
     def sparsity(self) -> Sparsity:
@@ -53,18 +63,30 @@ class RunDirectory:
 
     @property
     def environment(self) -> dict:
-        path = self.path / "environment.json"
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+        """What the run was made with, {} if that was not recorded; see environment.py."""
+        return read_environment(self.path)
 
     def events(self) -> list[Event]:
-        """All events; a last line that a killed run left torn is not one."""
-        text = (self.path / "events.jsonl").read_text("utf-8")
-        return [Event.read(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+        """All events; a last line that a killed run left torn is not one. UserError where a line is damaged."""
+        known = {one["events"]: one["files"].get(EVENTS) for one in read_checksums(self.path) if "events" in one}
+        events: list[Event] = []
+        sofar = hasher()
+        for number, line in enumerate((self.path / EVENTS).read_bytes().split(b"\n")[:-1], 1):
+            sofar.update(line + b"\n")
+            try:
+                if known.get(number, sofar.hexdigest()) != sofar.hexdigest():
+                    raise ValueError("not as it was written")
+                events.append(Event.read(json.loads(line)))
+            except (ValueError, TypeError, KeyError):
+                raise UserError(
+                    f"The run in {self.path} is damaged (line {number} of {EVENTS}): resume it, which "
+                    "takes it back to what can be trusted, or give another one."
+                ) from None
+        return events
 
     def layers(self) -> list[int]:
-        return sorted(
-            int(file.stem.removeprefix("layer_")) for file in (self.path / "masks").glob("layer_*.safetensors")
-        )
+        files = (self.path / "masks").glob("layer_*.safetensors")
+        return sorted(int(number) for file in files if (number := file.stem.removeprefix("layer_")).isdecimal())
 
     def masks(self, layer: int, stage: str) -> Masks:
         """name -> bool (out, in), True = pruned, of one layer at "initial" or "rebuilt"; empty where there are none."""

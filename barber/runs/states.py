@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from barber.atomic_files import draft_of, sync_folder
+from barber.atomic_files import draft_of, make_folder
 from barber.events import Stage
 from barber.models.decoder import Masks, State, Values
 from barber.runs.directory import RunDirectory
@@ -40,15 +40,14 @@ def draft_layer(path: Path, layer: int, stage: Stage, masks: Masks, values: Valu
     """Write the drafts of the files of a layer, which also hold what was in them before; their names."""
     names = layer_files(layer, values)
     target = path / names[0]
+    make_folder(target)
     tensors, shapes = read_packed(target) if target.exists() else ({}, {})
     for name, mask in masks.items():
         tensors[f"{stage}/{name}"], shapes[f"{stage}/{name}"] = pack(mask), list(mask.shape)
     draft_tensors(target, tensors, shapes)
     if values:
         target = path / names[1]
-        if not target.parent.exists():
-            target.parent.mkdir()
-            sync_folder(path)
+        make_folder(target)
         known = load_file(target) if target.exists() else {}
         draft_tensors(target, known | {f"{stage}/{name}": value for name, value in values.items()})
     return names

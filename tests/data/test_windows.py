@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from barber.data.token_sets import Reading, cut_evaluation, draw_calibration, load_calibration, load_evaluation
+from barber.data.token_sets import Reading, cut_evaluation, drain, draw_calibration, load_calibration, load_evaluation
 from barber.data.windows import cut, draw, first_token
 from barber.errors import UserError
 from barber.events import Progress
@@ -112,17 +112,9 @@ def test_windows_lose_and_repeat_nothing(stream, seqlen, most, first):
 
 def test_the_published_draws_are_the_same_with_and_without_bos():
     tokens = torch.arange(10, 500)
-    plain, begun = (_last(draw(tokens, 6, 16, random.Random(3), first, "here")) for first in (None, BOS))
+    plain, begun = (drain(draw(tokens, 6, 16, random.Random(3), first, "here")) for first in (None, BOS))
     assert begun[:, 1:].equal(plain[:, :-1])
     assert (begun[:, 0] == BOS).all()
-
-
-def _last(events):
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return end.value
 
 
 @pytest.mark.parametrize("load", ["calibration", "evaluation"])

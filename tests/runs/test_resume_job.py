@@ -24,7 +24,7 @@ from barber.events import (
 from barber.job_spec import JobSpec
 from barber.runs.directory import RunDirectory
 from barber.runs.recorder import create, record
-from barber.runs.resume import difference, read_job, reopen
+from barber.runs.resume import job_difference, read_job, reopen
 from tests.support.interrupted import (
     LAYERS,
     check,
@@ -121,9 +121,9 @@ def test_the_job_of_a_run_is_found_again(tmp_path):
     path = create(tmp_path / "run", replace(job(), run_dir=tmp_path / "run"))
     path = path.rename(tmp_path / "moved")
     assert read_job(path) == replace(job(), run_dir=path)
-    assert difference(path, job()) == []
+    assert job_difference(path, job()) == []
     other = replace(job(), nsamples=128, prune=replace(job().prune, threshold=0.1), prompts=("the",))
-    assert difference(path, other) == [
+    assert job_difference(path, other) == [
         "prune.threshold: 0.5 there, 0.1 here",
         "nsamples: 4 there, 128 here",
         "prompts: [] there, ['the'] here",
@@ -136,7 +136,7 @@ def test_the_job_of_a_run_is_found_again(tmp_path):
         read_job(path)
     (path / "job.json").unlink()
     with pytest.raises(UserError, match=r"has no job\.json"):
-        difference(path, job())
+        job_difference(path, job())
     with pytest.raises(UserError, match="does not exist"):
         read_job(tmp_path / "none")
 

@@ -53,6 +53,7 @@ def test_the_hub_lends_the_model_dense_again(tmp_path):
     assert any(isinstance(event, Progress) and event.phase == "rebuild" for event in events)
     events.close()
     list(hub.run(second, spec))
+    assert {hub.path(name).stat().st_mode & 0o777 for name in (first, second)} == {0o700}
     seen = [*hub.events(first), *hub.events(second)]
     measured = [event for event in seen if isinstance(event, PerplexityMeasured)]
     dense = [event.perplexity for event in measured if event.stage == Stage.DENSE]
