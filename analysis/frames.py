@@ -172,7 +172,10 @@ def fates(run: RunDirectory, layer: int, name: str, rows: int = 96, columns: int
 
 
 def perplexities(events: Sequence[Event]) -> pd.DataFrame:
-    """One row per dataset and stage, with the share of the gap recovered on the rows of the rebuilt stage."""
+    """One row per dataset and stage, with the share of the gap recovered on the rows of the rebuilt stage.
+
+    low, high: the 95 % interval, NaN where it is unknown. window_start: see events.PerplexityMeasured.
+    """
     rows = [
         {
             "dataset": event.dataset,
@@ -180,12 +183,16 @@ def perplexities(events: Sequence[Event]) -> pd.DataFrame:
             "perplexity": event.perplexity,
             "seqlen": event.seqlen,
             "tokens": event.tokens,
+            "window_start": event.window_start,
+            "low": event.low,
+            "high": event.high,
             "seconds": event.seconds,
         }
         for event in events
         if isinstance(event, PerplexityMeasured)
     ]
-    frame = pd.DataFrame(rows, columns=["dataset", "stage", "perplexity", "seqlen", "tokens", "seconds"])
+    columns = ["dataset", "stage", "perplexity", "seqlen", "tokens", "window_start", "low", "high", "seconds"]
+    frame = pd.DataFrame(rows, columns=columns).astype({"low": float, "high": float})
     value = {(row.dataset, row.stage): row.perplexity for row in frame.itertuples()}
     frame["recovered"] = [
         recovered(*(value.get((row.dataset, str(stage)), math.nan) for stage in Stage))

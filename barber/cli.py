@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from barber.config import METHODS, Allocation, Granularity, Metric, Order, Refiner, Target
 from barber.errors import UserError
+from barber.registry import WindowStart
 
 if TYPE_CHECKING:
     from barber.job_spec import JobSpec
@@ -63,8 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--reconstruct", action="store_true", help="re-fit the kept weights of each sub-block, zeros staying zeros")
     flag("--retain_reconstruction", action="store_true", help="keep SparseGPT's updated weights in the rebuild")
     flag("--initial_masks", metavar="PATH", help="masks file or run directory to take the initial mask from")
-    flag("--calibration", metavar="SPEC", help="c4 (default), wikitext2, ptb, storyteller, or a .txt/.jsonl/.npy file")
-    flag("--eval_data", metavar="SPEC[,SPEC]", help="perplexity data, same choices (default wikitext2)")
+    flag(
+        "--calibration",
+        metavar="SPEC",
+        help="c4 (default), wikitext2, ptb, storyteller, or a file of text or ids",
+    )
+    flag("--eval_data", metavar="SPEC[,SPEC]", help="perplexity data, same choices, or none (default wikitext2)")
+    flag("--text_field", metavar="NAME", help="key or column of the text in data files (default text)")
+    flag("--window_start", choices=list(WindowStart), help="begin windows with BOS: as the tokenizer (default auto)")
     flag("--eval_windows", type=int, metavar="N", help="at most N perplexity windows per data set (default all)")
     flag("--prompt", help="text to continue with the dense, the initial and the rebuilt model")
     flag("--datasets_cache_dir", metavar="DIR", help="where data sets are kept")

@@ -363,7 +363,12 @@ class StageReached(Event):
 
 @dataclass(frozen=True)
 class PerplexityMeasured(Event):
-    """Token-level perplexity: exp of the mean fp32 cross-entropy over non-overlapping windows of `seqlen` tokens."""
+    """Token-level perplexity: exp of the mean fp32 cross-entropy over non-overlapping windows of `seqlen` tokens.
+
+    window_start: "bos" where every window begins with the beginning-of-text token, "none" where not; empty in runs that
+    were recorded before it was told. low, high: the 95 % interval from the spread of the windows' losses; None where it
+    is unknown.
+    """
 
     stage: str
     dataset: str
@@ -371,6 +376,9 @@ class PerplexityMeasured(Event):
     tokens: int
     perplexity: float
     seconds: float
+    window_start: str = ""
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ class JobSpec:
     prune: the pruning, or None to evaluate the dense model only.
     calibration, evaluation: data specs (see calibration.load_calibration); nsamples sequences of seqlen tokens, drawn
     with seed. seqlen None takes the published 2048, or the model's own maximum where that is smaller.
+    evaluation_required: whether evaluation data that cannot be had ends the job; otherwise it is named and left out.
+    text_field: the key or column that holds the text in .jsonl, .json, .csv and .parquet files. window_start: what each
+    window begins with, see registry.WindowStart.
     eval_windows: at most so many perplexity windows per data set, None for all of it.
     prompts: continued greedily at each stage. zeroshot_tasks, zeroshot_limit: lm-eval tasks, items per task.
     stream: read the model layer by layer even where it fits into memory. max_memory: of the device (of the host, if
@@ -52,6 +55,9 @@ class JobSpec:
     cache_dir: str | None = None
     datasets_cache_dir: str | None = None
     trust_remote_code: bool = False
+    evaluation_required: bool = True
+    text_field: str = "text"
+    window_start: str = "auto"
 
     def absolute(self) -> JobSpec:
         """The same job with absolute paths, so that it means the same in every working directory.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pkgutil import resolve_name
 from typing import Any, Literal
 
@@ -113,6 +114,17 @@ class SaliencyMetric:
     def call(self) -> Callable[..., Any]:
         """The implementation."""
         return resolve_name(self.implementation)
+
+
+class WindowStart(StrEnum):
+    """What a window of text begins with: the tokenizer's beginning-of-text token, or whatever stands there.
+
+    Some models (Gemma) predict nothing well without that token; the papers cut their windows without it.
+    """
+
+    AUTO = "auto"  # BOS where the tokenizer itself puts it before a text
+    NONE = "none"
+    BOS = "bos"
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _run(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitSta
     seqlen, notice = choose_seqlen(spec.seqlen, setup.loaded)
     yield from [notice] if notice else []
     yield Progress("data", 0, 1, ", ".join(spec.evaluation))
-    calibration, evaluations = load_data(spec, setup.loaded, seqlen)
+    calibration, evaluations = yield from load_data(spec, setup.loaded, seqlen)
     evaluations = evaluations if ranks.writes else []
     for prompt in spec.prompts:
         check_prompt(setup.loaded.model, setup.loaded.tokenizer, prompt)

@@ -86,8 +86,9 @@ class Report:
         """What was done to which model, and the exact count of zeros."""
         config = self.spec.prune
         if config is None:
-            return f"{self.spec.model}: dense, nothing pruned (no pruning flag was given)\n"
-        lines = [f"{self.spec.model}: {config}"]
+            lines = [f"{self.spec.model}: dense, nothing pruned (no pruning flag was given)"]
+        else:
+            lines = [f"{self.spec.model}: {config}"]
         for event in self.of(RunFinished):
             lines.append(
                 f"{event.zeros} of {event.weights} prunable weights are zero ({event.zeros / event.weights:.4%}), "
@@ -111,7 +112,7 @@ class Report:
         for event in self.of(PerplexityMeasured):
             rows.setdefault(event.dataset, {})[event.stage] = event
         return table(
-            ["perplexity", "seqlen", "tokens", "dense", "initial", "rebuilt", "gap recovered"],
+            ["perplexity", "seqlen", "tokens", "window start", "dense", "initial", "rebuilt", "gap recovered"],
             [self._perplexity_row(dataset, stages) for dataset, stages in rows.items()],
         )
 
@@ -120,8 +121,10 @@ class Report:
         value = {stage: event.perplexity for stage, event in stages.items()}
         share = gap_recovered(**value) if len(value) == 3 and all(map(math.isfinite, value.values())) else None
         first = next(iter(stages.values()))
-        shown = [f"{value[stage]:.3f}" if stage in value else "-" for stage in ("dense", "initial", "rebuilt")]
-        return [dataset, f"{first.seqlen}", f"{first.tokens}", *shown, "-" if share is None else f"{share:.1%}"]
+        shown = [_with_interval(stages[stage]) if stage in value else "-" for stage in ("dense", "initial", "rebuilt")]
+        begins = next((event.window_start for event in stages.values() if event.window_start), "-")
+        sizes = [f"{first.seqlen}", f"{first.tokens}", begins]
+        return [dataset, *sizes, *shown, "-" if share is None else f"{share:.1%}"]
 
     def texts(self) -> str:
         lines: dict[str, list[str]] = {}
@@ -136,7 +139,7 @@ class Report:
                 e.stage,
                 metric,
                 f"{value:.4f}",
-                f"{e.stderr[metric]:.4f}" if e.stderr.get(metric) else "-",
+                f"{e.stderr[metric]:.4f}" if e.stderr.get(metric) is not None else "-",
                 f"{e.samples}",
             ]
             for e in self.of(ZeroShotMeasured)
@@ -148,6 +151,13 @@ class Report:
 
     def saved(self) -> str:
         return "".join(f"Saved the {event.what} to {event.path}.\n" for event in self.of(Saved))
+
+
+def _with_interval(event: PerplexityMeasured) -> str:
+    """A perplexity, and in brackets its 95 % interval where there is one."""
+    if event.low is None or event.high is None:
+        return f"{event.perplexity:.3f}"
+    return f"{event.perplexity:.3f} ({event.low:.2f}-{event.high:.2f})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -18,6 +18,7 @@ recorder.py writes it as a run goes, resume.py finds what is left of an interrup
 from __future__ import annotations
 
 import json
+from os.path import isdir
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -26,6 +27,7 @@ from barber.atomic_files import hasher
 from barber.config import Sparsity
 from barber.errors import UserError
 from barber.events import Event, RunStarted, Stage
+from barber.input_files import regular_file
 from barber.models.decoder import Masks, State, Values
 from barber.runs.checksums import EVENTS, read_checksums
 from barber.runs.environment import read_environment
@@ -111,12 +113,11 @@ def read_masks(path: Path | str) -> dict[int, State]:
     path: a run directory, whose initial masks are taken, or a safetensors file of boolean or 0/1 tensors (out, in)
     named "<layer>.<name>", like "0.self_attn.q_proj". Raises UserError if it is neither.
     """
-    path = Path(path)
     try:
-        if path.is_dir():
+        if isdir(path):
             run = RunDirectory(path)
             return {layer: run.state(layer, Stage.INITIAL) for layer in run.layers()}
-        tensors = load_file(path)
+        tensors = load_file(regular_file(path, "Masks file", "give a run directory, or a safetensors file of masks"))
         masks: dict[int, State] = {}
         for key, tensor in tensors.items():
             layer, name = key.split(".", 1)

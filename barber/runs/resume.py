@@ -38,6 +38,8 @@ DRAFT = re.compile(OF_LAYER.pattern + r"\.part|\.tmp\w{6}")  # the latter of the
 
 FOLLOWING = ("perplexity.json", "zeroshot.json", "generations.jsonl")  # grow with the events, see record.follow
 
+BEFORE = {"window_start": "none"}  # how jobs were done that were recorded before there was this setting
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -64,7 +66,7 @@ def read_job(path: Path) -> JobSpec:
     if not (path / JOB).is_file():
         missing = f"has no {JOB}" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {missing}, so it cannot be resumed: give the folder of a run, or begin a new one.")
-    return replace(JobSpec.from_dict(read_vouched(path, JOB)), run_dir=path)
+    return replace(JobSpec.from_dict(BEFORE | read_vouched(path, JOB)), run_dir=path)
 
 
 def job_difference(path: Path, spec: JobSpec) -> list[str]:
