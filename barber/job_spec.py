@@ -2,54 +2,188 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 from barber.bundled import STORYTELLER
 from barber.config import PruneConfig
 from barber.errors import UserError
+from barber.fields import Group, Need, read_all, setting, settings_of, titles
+from barber.registry import DATA_SOURCES
+
+MOST_SEQUENCES = 2**16  # of one kind
+MOST_POSITIONS = 2**20  # of a sequence
+MOST_TOKENS = 2**28  # of the calibration, 2 GiB of token ids
+
+SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMG]i?B", re.IGNORECASE)
+DATA = titles(sorted(DATA_SOURCES.values(), key=lambda source: source.hub is not None))  # the bundled ones first
+
+
+def _size(text: str) -> str:
+    if not SIZE.fullmatch(text):
+        raise UserError(f"Memory limit {text!r} is not a size: give one like 12GiB or 800MB.")
+    return text.replace(" ", "").upper()  # "12gb" would be gigabits
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What to do from beginning to end.
+    """What to do from beginning to end. Each field is a setting, see `PruneConfig`.
 
-    model, device, dtype, cache_dir, trust_remote_code: see load.load.
     prune: the pruning, or None to evaluate the dense model only.
-    calibration, evaluation: data specs (see calibration.load_calibration); nsamples sequences of seqlen tokens, drawn
-    with seed. seqlen None takes the published 2048, or the model's own maximum where that is smaller.
-    eval_windows: at most so many perplexity windows per data set, None for all of it.
-    prompts: continued greedily at each stage. zeroshot_tasks, zeroshot_limit: lm-eval tasks, items per task.
-    stream: read the model layer by layer even where it fits into memory. max_memory: of the device (of the host, if
-    that is the device), like "12GiB"; None for most of what is free.
-    compute: in what matrix products of the pruning are made: "native" (the dtype of the weights), "tf32" or "bfloat16";
-    sums are fp32 in any case.
-    run_dir, save_model, save_data: where to write the run, the final model and the calibration tokens (.npy).
     """
 
-    model: str = STORYTELLER
+    model: str = setting(
+        STORYTELLER,
+        help="a hub id",
+        local=" or a Hugging Face folder with safetensors",
+        title="Model",
+        open=True,
+        example="facebook/opt-125m",
+        group=Group.FIRST,
+    )
     prune: PruneConfig | None = None
-    calibration: str = "c4"
-    evaluation: tuple[str, ...] = ("wikitext2",)
-    nsamples: int = 128
-    seqlen: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    eval_windows: int | None = None
-    prompts: tuple[str, ...] = ()
-    zeroshot_tasks: tuple[str, ...] = ()
-    zeroshot_limit: int | None = None
-    stream: bool = False
-    max_memory: str | None = None
-    compute: str = "native"
-    run_dir: Path | None = None
-    save_model: Path | None = None
-    save_data: Path | None = None
-    cache_dir: str | None = None
-    datasets_cache_dir: str | None = None
-    trust_remote_code: bool = False
+    calibration: str = setting(
+        "c4",
+        help=f"text that saliency is measured on: {', '.join(DATA_SOURCES)}",
+        local=", or a .txt, .jsonl or .npy file",
+        title="Calibration text",
+        metavar="SPEC",
+        choices=DATA,
+        open=True,
+        group=Group.DATA,
+    )
+    nsamples: int = setting(
+        128,
+        help="calibration sequences",
+        title="Samples",
+        noun="Samples",
+        metavar="N",
+        least=1,
+        most=MOST_SEQUENCES,
+        group=Group.DATA,
+    )
+    seqlen: int | None = setting(
+        None,
+        help="tokens of a sequence; 2048, or what the model has where that is less, unless given",
+        title="Tokens each",
+        noun="Sequence length",
+        metavar="N",
+        least=2,
+        most=MOST_POSITIONS,
+        placeholder="auto",
+        group=Group.DATA,
+        beside="nsamples",
+    )
+    evaluation: tuple[str, ...] = setting(
+        ("wikitext2",),
+        help=f"text that perplexity is measured on, several with commas between: {', '.join(DATA_SOURCES)}",
+        local=", or .txt, .jsonl or .npy files; one that is also the calibration is halved",
+        title="Evaluation text",
+        flag="eval_data",
+        metavar="SPEC[,SPEC]",
+        choices=DATA,
+        open=True,
+        group=Group.DATA,
+    )
+    eval_windows: int | None = setting(
+        None,
+        help="perplexity windows of each data set at most; all of them unless given",
+        title="Windows at most",
+        noun="Evaluation windows",
+        metavar="N",
+        least=1,
+        most=MOST_SEQUENCES,
+        placeholder="all",
+        group=Group.DATA,
+    )
+    seed: int = setting(
+        0,
+        help="seed of the calibration sampling",
+        title="Seed",
+        metavar="N",
+        least=0,
+        most=2**32 - 1,
+        group=Group.DATA,
+        beside="eval_windows",
+    )
+    prompts: tuple[str, ...] = setting(
+        (),
+        help="text to continue with the dense, the initial and the rebuilt model",
+        noun="Prompt",
+        flag="prompt",
+        separate=False,
+        example="'Once upon a time'",
+    )
+    zeroshot_tasks: tuple[str, ...] = setting(
+        (),
+        help="lm-eval tasks, several with commas between; story_ending is bundled; with --save_zeroshot the published "
+        "seven unless given",
+        metavar="TASK[,TASK]",
+        example="story_ending",
+    )
+    zeroshot_limit: int | None = setting(
+        None,
+        help="items of a zero-shot task at most; all of them unless given",
+        noun="Limit",
+        flag="limit",
+        metavar="N",
+        least=1,
+        most=10**6,
+        needs=(
+            Need(
+                ("zeroshot_tasks",), bool, "is a setting of zero-shot tasks, which were not asked: add --zeroshot_tasks"
+            ),
+        ),
+    )
+    stream: bool = setting(
+        False,
+        help="read the model one layer at a time, as is done anyway where it does not fit into memory; slower, and no "
+        "texts are written",
+        title="Read the model layer by layer",
+        group=Group.MEMORY,
+    )
+    max_memory: str | None = setting(
+        None,
+        help="memory of the device at most, like 12GiB; a model that does not fit is read layer by layer",
+        title="Memory at most",
+        noun="Memory limit",
+        metavar="SIZE",
+        convert=_size,
+        example="12GiB",
+        placeholder="most of what is free",
+        group=Group.MEMORY,
+    )
+    device: str = setting("auto", help="auto, cpu, cuda, cuda:1 and so on", example="cpu")
+    dtype: str = setting("auto", help="auto, float32, bfloat16 or float16", example="bfloat16")
+    compute: str = setting(
+        "native",
+        help="matrix products of the pruning, whose sums are fp32 in any case: native (the dtype of the weights), "
+        "bfloat16, or tf32 on CUDA",
+        choices={name: name for name in ("native", "tf32", "bfloat16")},
+    )
+    run_dir: Path | None = setting(
+        None, help="record the run in this folder: masks, events, histograms", metavar="DIR", example="out/run"
+    )
+    save_model: Path | None = setting(
+        None, help="write the pruned model into this folder, for transformers", metavar="DIR", example="out/model"
+    )
+    save_data: Path | None = setting(
+        None, help="write the calibration tokens to this .npy file", metavar="FILE", example="out/tokens.npy"
+    )
+    cache_dir: str | None = setting(None, help="where downloaded models are kept", metavar="DIR", example="cache")
+    datasets_cache_dir: str | None = setting(None, help="where data sets are kept", metavar="DIR", example="cache")
+    trust_remote_code: bool = setting(False, help="run Python code that a model brings along")
+
+    def __post_init__(self) -> None:
+        read_all(self)
+        if self.nsamples * (self.seqlen or 0) > MOST_TOKENS:
+            raise UserError(
+                f"{self.nsamples} samples of {self.seqlen} tokens are more than {MOST_TOKENS} tokens: give fewer or "
+                "shorter ones."
+            )
+        if self.prune:
+            self.prune.check_sequences(self.nsamples)
 
     def to_dict(self) -> dict:
         """A JSON-able dict; paths as text, tuples as lists, the pruning as PruneConfig.to_dict has it."""
@@ -62,24 +196,16 @@ class JobSpec:
         """The inverse of `to_dict`. Raises UserError for a setting that this version does not know."""
         prune = data.get("prune")
         unknown = data.keys() - {field.name for field in fields(cls)}
-        unknown |= (prune or {}).keys() - {field.name for field in fields(PruneConfig)}
+        unknown |= (prune or {}).keys() - settings_of(PruneConfig).keys()
         if unknown:
             raise UserError(
                 f"The job has settings that this version does not know ({', '.join(sorted(unknown))}): go on with the "
                 "version that it was begun with."
             )
-        hints = get_type_hints(cls)
-        values = {name: _restored(value, Path in get_args(hints[name])) for name, value in data.items()}
-        return cls(**values | {"prune": prune and PruneConfig.from_dict(prune)})
+        return cls(**data | {"prune": prune and PruneConfig.from_dict(prune)})
 
 
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return list(value)
     return str(value) if isinstance(value, Path) else value
-
-
-def _restored(value: object, is_path: bool) -> object:
-    if isinstance(value, list):
-        return tuple(_restored(item, is_path) for item in value)
-    return Path(value) if is_path and value is not None else value

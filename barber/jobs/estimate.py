@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from barber.config import AUTO_ROUNDS, Allocation, Order, PruneConfig, Refiner
+from barber.config import AUTO_ROUNDS, Allocation, Order, PruneConfig
 from barber.pruning.initial_masks import METHODS
 from barber.pruning.problem import split_sequences
 from barber.pruning.rebuild import FRACTIONS, GRANULARITIES
 from barber.pruning.refit import EPOCHS
+from barber.registry import BARBER
 
 KEPT = 4  # activations of all sequences that wait at once: hidden states, a sub-block's inputs, targets and outputs
 
@@ -76,7 +77,7 @@ def passes(config: PruneConfig, samples: int) -> float:
     if config.auto:
         proposals = len(FRACTIONS) * len(GRANULARITIES) + 1
         own = 2 + (config.rounds or AUTO_ROUNDS) * ((2 + BACKWARD) * fit + proposals * held)
-    elif config.refiner is not Refiner.BARBER:
+    elif config.refiner != BARBER:
         own = 2.0
     elif config.most_rounds > 1:
         own = 2 + config.most_rounds * (2 + BACKWARD + 1)

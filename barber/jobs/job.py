@@ -40,7 +40,6 @@ from barber.models.decoder import check_finite
 from barber.models.loading import LoadedModel
 from barber.models.saving import save_model
 from barber.pruning.distributed import Ranks
-from barber.pruning.problem import split_sequences
 from barber.pruning.prune import check_initial, describe, prune
 from barber.runs import resume
 from barber.runs.directory import RunDirectory, read_masks
@@ -145,8 +144,6 @@ class _Job:
             )
         if spec.zeroshot_tasks:
             zero_shot.check_tasks(spec.zeroshot_tasks)
-        if spec.prune and spec.prune.refined:
-            split_sequences(spec.nsamples, spec.prune)
 
     def _reopen(self, means: JobSetup, calibration: CalibrationSet | None) -> int:
         """Make the run directory or go on in it; how many events it has."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from barber.atomic_files import write_json
-from barber.config import Refiner
 from barber.events import (
     Estimated,
     Event,
@@ -22,6 +21,7 @@ from barber.events import (
     ZeroShotMeasured,
     ZeroShotSkipped,
 )
+from barber.registry import BARBER
 
 if TYPE_CHECKING:
     from barber.job_spec import JobSpec
@@ -166,7 +166,7 @@ def _numeric(cell: str) -> bool:
 def write_results(summary: Report, ppl: Path | None, zeroshot: Path | None) -> None:
     """Write perplexities and zero-shot results: a table under the published name, and JSON."""
     config = summary.spec.prune
-    after = config and (config.threshold if config.refiner is Refiner.BARBER else config.refiner)
+    after = config and (config.threshold if config.refiner == BARBER else config.refiner)
     name = f"log_{config.method}_{after}.txt" if config else "log_dense.txt"
     for folder, text, kinds, json_name in (
         (ppl, summary.perplexities(), (PerplexityMeasured,), "perplexity.json"),

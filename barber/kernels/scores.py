@@ -7,8 +7,6 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from barber.config import Metric
-
 RIA_POWER = 0.5  # of the input's norm, as published
 
 
@@ -49,12 +47,12 @@ def random(weight: Tensor, name: str) -> Tensor:
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
-def saliency(metric: Metric, weight: Tensor, squared_gradient: Tensor) -> Tensor:
+def saliency(metric: str, weight: Tensor, squared_gradient: Tensor) -> Tensor:
     """Saliency of the rebuild, (out, in) (LLM-Barber, arXiv 2408.10631).
 
     squared_gradient: (out, in), mean over the calibration sequences of the squared gradient of the sub-block's error.
     """
-    if metric is Metric.W:
+    if metric == "W":
         return weight.float().abs()
     gradient = squared_gradient.float().sqrt()
-    return gradient if metric is Metric.D else weight.float().abs() * gradient
+    return gradient if metric == "D" else weight.float().abs() * gradient

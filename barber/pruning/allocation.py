@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from barber.config import Allocation, Metric, PruneConfig
+from barber.config import Allocation, PruneConfig
 from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.events import Event, Progress
@@ -121,7 +121,7 @@ def _by_saliency(
                     "dtype, so run it in float32 or bfloat16."
                 )
         sequences = context.ranks.world * sum(stream.sizes)
-        found += outliers([saliency(Metric.WD, dense[name], total[name] / sequences) for name in dense])
+        found += outliers([saliency("WD", dense[name], total[name] / sequences) for name in dense])
     return found
 
 

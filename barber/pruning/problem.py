@@ -27,15 +27,10 @@ def split_sequences(sequences: int, config: PruneConfig) -> tuple[list[int], lis
 
     Raises UserError where none would be left to judge.
     """
+    config.check_sequences(sequences)
     every = list(range(sequences))
     if not config.uses_validation:
         return every, every
-    if sequences < VALIDATION_EVERY:
-        what = "Threshold auto" if config.auto else "Reconstruction"
-        raise UserError(
-            f"{what} holds every {VALIDATION_EVERY}th calibration sequence out, but got {sequences}: give "
-            f"{VALIDATION_EVERY} or more."
-        )
     return [j for j in every if (j + 1) % VALIDATION_EVERY], every[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterator
 import torch
 from torch import Tensor
 
-from barber.config import Refiner
 from barber.events import Event, Progress
 from barber.kernels.dsnot import dsnot
 from barber.kernels.one_swap import one_swap
@@ -18,6 +17,7 @@ from barber.pruning import rebuild
 from barber.pruning.problem import Problem
 from barber.pruning.rebuild import Refined
 from barber.pruning.statistics import Sums
+from barber.registry import BARBER
 
 
 def _by_one_swap(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
@@ -63,8 +63,8 @@ def _refined(problem: Problem, changed: Masks, squares: dict[str, Tensor]) -> Re
     return Refined(masks, scores, swaps, swaps)
 
 
-REFINERS: dict[Refiner, Callable[[Problem, Iterator[Progress]], Generator[Event, None, Refined]]] = {
-    Refiner.BARBER: rebuild.barber,
-    Refiner.ONE_SWAP: _by_one_swap,
-    Refiner.DSNOT: _by_dsnot,
+REFINERS: dict[str, Callable[[Problem, Iterator[Progress]], Generator[Event, None, Refined]]] = {
+    BARBER: rebuild.barber,
+    "one-swap": _by_one_swap,
+    "dsnot": _by_dsnot,
 }

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from barber.config import Order, PruneConfig, Refiner, Target
+from barber.config import Order, PruneConfig, Target
 from barber.events import Event, LayerInitialised, Progress, SubBlockRebuilt
 from barber.kernels.histogram import histogram, kept_sum
 from barber.kernels.scores import magnitude
@@ -24,6 +24,7 @@ from barber.pruning.problem import Problem
 from barber.pruning.rebuild import Refined
 from barber.pruning.refiners import REFINERS
 from barber.pruning.refit import EPOCHS, reconstruct
+from barber.registry import BARBER
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def _dense_outputs(
 def steps(fit: int, held: int, config: PruneConfig) -> int:
     """Progress steps of one sub-block at most, for so many batches (or sequences) that teach and that judge."""
     every = fit + held if config.uses_validation else fit
-    own = rebuild.steps(fit, held, config) if config.refiner is Refiner.BARBER else every
+    own = rebuild.steps(fit, held, config) if config.refiner == BARBER else every
     first = every if config.order is Order.ONE_PASS else 0
     return first + 2 * every + own * config.barber + EPOCHS * every * config.reconstruct
 

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from barber.config import METHODS as NAMES
 from barber.config import Granularity, Sparsity
 from barber.errors import UserError
 from barber.kernels.histogram import histogram
@@ -21,6 +20,7 @@ from barber.kernels.scores import wanda, wandd
 from barber.kernels.sparsegpt import Curvature, sparsegpt
 from barber.kernels.swap import from_groups, swap_matrices, to_groups
 from barber.pruning.initial_masks import METHODS
+from barber.registry import INITIAL_MASKS
 
 PATTERNS = ["1:2", "2:4", "4:8", "1:4", "3:4", "8:16", "2:3"]
 ratios = st.integers(1, 99).map(lambda percent: Sparsity(percent / 100))
@@ -260,4 +260,4 @@ def test_histograms_count_beyond_single_precision():
 
 
 def test_every_named_method_exists():
-    assert set(NAMES) == set(METHODS)
+    assert set(INITIAL_MASKS) == set(METHODS)

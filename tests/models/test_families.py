@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from barber.config import METHODS, Granularity, PruneConfig, Sparsity
+from barber.config import Granularity, PruneConfig, Sparsity
 from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.events import LayerInitialised, RunFinished, SubBlockRebuilt
@@ -15,6 +15,7 @@ from barber.models.replay import first_tensor, replay
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.activations import ActivationStream
 from barber.pruning.prune import prune
+from barber.registry import INITIAL_MASKS
 from tests.support.families import FAMILIES, build, held
 
 
@@ -116,7 +117,7 @@ def test_fused_experts_are_named():
 
 
 @pytest.mark.parametrize("pattern", ["37%", "2:4", "1:4", "8:16"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", INITIAL_MASKS)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt-350m"])
 def test_every_method_and_pattern_is_exact(family, method, pattern):
     """Linear, Conv1D and linears on the layer itself: as many zeros in the model as the masks and the pattern say."""

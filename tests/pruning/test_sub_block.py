@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from barber.config import METHODS, Granularity, PruneConfig, Sparsity
+from barber.config import Granularity, PruneConfig, Sparsity
 from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.events import LayerInitialised, Notice, RunFinished, StageReached, SubBlockRebuilt
@@ -17,6 +17,7 @@ from barber.models.loading import LoadedModel
 from barber.models.replay import first_tensor
 from barber.pruning.problem import split_sequences
 from barber.pruning.prune import prune
+from barber.registry import INITIAL_MASKS
 from barber.runs.apply import at_stage
 from barber.runs.directory import RunDirectory, create, record
 from tests.support.families import FAMILIES, build, held
@@ -198,7 +199,7 @@ def test_every_family_can_be_refined_and_refitted(family, dtype):
     assert all(bool(weight.view.isfinite().all()) for layer in view.layers for weight in layer.weights)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", INITIAL_MASKS)
 def test_every_initial_mask_can_be_refined(method):
     events = run(build("llama"), method=method, threshold="auto", retain_reconstruction=method == "sparsegpt")
     assert all(event.error_after <= event.error_before * 1.5 for event in rebuilt(events))
@@ -211,7 +212,7 @@ def test_every_initial_mask_can_be_refined(method):
         ({"threshold": "auto"}, 3, "Threshold auto"),
         ({"reconstruct": True}, 3, "Reconstruction"),
         ({"rounds": 0}, 8, "Rounds 0"),
-        ({"threshold": "automatic"}, 8, "Threshold automatic"),
+        ({"threshold": "automatic"}, 8, "Threshold 'automatic'"),
         ({"threshold": 1.5}, 8, "Threshold 1.5"),
         ({"refiner": "best"}, 8, "Refiner"),
         ({"target": "moon"}, 8, "Target"),
