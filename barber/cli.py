@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for flag in FLAGS:
-        text = f"{flag.help}{flag.local}{flag.usual and f' (default {flag.usual})'}".replace("%", "%%")
+        text = f"{flag.described}{flag.usual and f' (default {flag.usual})'}".replace("%", "%%")
         parser.add_argument(f"--{flag.flag}", help=text, **_parsed(flag))
     return parser
 
@@ -51,7 +51,7 @@ def _parsed(flag: Setting) -> dict[str, Any]:
         return {"action": "store_true"}
     if flag.closed:
         return {"choices": list(flag.choices)}
-    kind = _path if flag.kind is Path else flag.kind if flag.kind in (int, float) and not flag.also else str
+    kind = _path if flag.kind is Path else flag.kind if flag.kind in (int, float) and not flag.words else str
     return {"type": kind, "metavar": flag.metavar or None}
 
 

@@ -170,7 +170,7 @@ class PruneConfig:
     )
     barber: bool = setting(
         True,
-        help="rebuild the initial mask, one sub-block after the other",
+        help="let each sub-block swap pruned weights that matter for kept ones that do not (the rebuild)",
         title="Rebuild the mask block by block",
         noun="Rebuild",
         flag="prune_barber",
@@ -179,12 +179,11 @@ class PruneConfig:
     )
     threshold: float | str = setting(
         0.01,
-        help="a pruned weight that matters more than a kept one is a pair that gains; this share of those pairs is "
-        "swapped, or auto: the error on sequences held out chooses",
+        help="share of the pairs that is swapped, of those whose pruned weight matters more than its kept one",
         title="Threshold",
         least=0,
         most=1,
-        also=(AUTO,),
+        words={AUTO: "chosen by held-out error"},
         example="0.1",
         group=Group.FIRST,
         needs=(REBUILT, own("threshold", "refiner", REFINERS)),
@@ -199,7 +198,7 @@ class PruneConfig:
     )
     refiner: str = setting(
         BARBER,
-        help="what rebuilds the mask",
+        help="by which rule the rebuild swaps weights",
         title="Rebuild by",
         choices=titles(REFINERS.values()),
         group=Group.METHOD,
@@ -215,7 +214,7 @@ class PruneConfig:
     )
     metric: str = setting(
         "WD",
-        help="saliency of a weight: how much it matters",
+        help="how much a weight matters in the rebuild (its saliency)",
         title="Saliency",
         flag="prune_metric",
         choices=titles(METRICS.values()),

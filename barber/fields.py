@@ -78,7 +78,8 @@ class Setting:
         public: in the form, in links and in the API, where it differs from the name.
         choices: what it can be, value -> title; made from a `Choice` by itself.
         open: whether other values than `choices` are allowed.
-        also: further values, which the form does not offer.
+        also: further values, which front ends do not offer.
+        words: what may stand in place of a number, word -> title.
         least, most: bounds of a number.
         convert: text -> value, for types of its own. Raises UserError.
         separate: whether a text is several values with commas between; for a setting of many values.
@@ -105,6 +106,7 @@ class Setting:
     choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
     open: bool = False
     also: tuple[str, ...] = ()
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
     least: float | None = None
     most: float | None = None
     convert: Callable[[str], object] | None = None
@@ -125,6 +127,11 @@ class Setting:
         """The help as a sentence; local: whether files of this machine may be named."""
         text = self.help + (self.local if local else "")
         return f"{text[:1].upper()}{text[1:]}."
+
+    @property
+    def described(self) -> str:
+        """The help with all that a flag can be, without its choices."""
+        return self.help + self.local + "".join(f"; or {word}: {title}" for word, title in self.words.items())
 
     @property
     def usual(self) -> str:
@@ -150,7 +157,7 @@ class Setting:
             return f"one of {', '.join(self.choices)}"
         if self.kind in (int, float):
             what = "a whole number" if self.kind is int else "a number"
-            words = "".join(f", or {word}" for word in self.also)
+            words = "".join(f", or {word}" for word in self.words)
             return f"{what} from {self.least:g} to {self.most:.0f}{self.example and f', like {self.example}'}{words}"
         return f"one like {self.example or next(iter(self.choices), self.default)}"
 
@@ -167,7 +174,7 @@ class Setting:
             raise UserError(f"{self.noun} is empty: give {self.allowed}.")
         if self.many:
             return self._read_many(value)
-        if value in self.also:
+        if value in self.also or value in self.words:
             return value
         if self.convert:
             return self.convert(value) if isinstance(value, str) else value

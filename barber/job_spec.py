@@ -158,9 +158,8 @@ class JobSpec:
     dtype: str = setting("auto", help="auto, float32, bfloat16 or float16", example="bfloat16")
     compute: str = setting(
         "native",
-        help="matrix products of the pruning, whose sums are fp32 in any case: native (the dtype of the weights), "
-        "bfloat16, or tf32 on CUDA",
-        choices={name: name for name in ("native", "tf32", "bfloat16")},
+        help="in what the matrix products of the pruning are made; their sums are fp32 in any case",
+        choices={"native": "the dtype of the weights", "tf32": "TensorFloat-32, on CUDA", "bfloat16": "bfloat16"},
     )
     run_dir: Path | None = setting(
         None, help="record the run in this folder: masks, events, histograms", metavar="DIR", example="out/run"

@@ -15,7 +15,6 @@ from ui.catalogue import choices
 
 Form = dict[str, gr.components.Component]
 SWAPS = "swaps"  # the switch of a threshold that may be a number or be chosen
-SWAPS_TITLES = {AUTO: "chosen by held-out error", settings.FIXED: "fixed threshold"}
 SWAPS_HELP = (
     "How many pruned and kept weights are swapped. By held-out error, each block tries several amounts and keeps what "
     "helps most on samples set aside."
@@ -99,7 +98,7 @@ def _fields(one: Setting, alone: bool) -> Form:
         return {name: gr.Checkbox(**look)}
     if one.kind is float:
         switch = gr.Radio(
-            [(title, value) for value, title in SWAPS_TITLES.items()],
+            [*((title, word) for word, title in one.words.items()), ("fixed threshold", settings.FIXED)],
             value=settings.FORM[SWAPS],
             label="Swaps",
             info=SWAPS_HELP,
