@@ -96,7 +96,7 @@ def _fields(one: Setting, alone: bool) -> Form:
     if one.kind is bool:
         del look["scale"]
         return {name: gr.Checkbox(**look)}
-    if one.kind is float:
+    if one.words:
         switch = gr.Radio(
             [*((title, word) for word, title in one.words.items()), ("fixed threshold", settings.FIXED)],
             value=settings.FORM[SWAPS],
@@ -106,6 +106,8 @@ def _fields(one: Setting, alone: bool) -> Form:
             elem_id=SWAPS,
         )
         return {SWAPS: switch, name: gr.Slider(one.least, one.most, step=0.01, **look)}
+    if one.kind is float:
+        return {name: gr.Slider(one.least, one.most, step=0.01, **look)}
     if one.kind is int:
         return {name: gr.Number(placeholder=one.placeholder or None, **look)}
     if one.open:

@@ -170,7 +170,7 @@ MISTAKES = {
     "unwritable run": ([*PRUNE, "--run_dir", "/proc/nowhere/r"], "cannot be written"),
     "full run": ([*PRUNE, "--run_dir", "{world}/full"], "not empty"),
     "unknown task": ([*PRUNE, "--zeroshot_tasks", "no_such_task"], "no_such_task"),
-    "limit": ([*PRUNE, "--zeroshot_tasks", "story_ending", "--limit", "0"], "1 or more"),
+    "limit": ([*PRUNE, "--zeroshot_tasks", "story_ending", "--limit", "0"], "from 1 to 1000000"),
     "no masks": (["--initial_masks", "{world}/none", "--sparsity_ratio", "0.5"], "cannot be read"),
     "no such run": (["--initial_masks", "{world}/none"], "does not exist"),
     "rebuild settings alone": ([*PRUNE, "--threshold", "0.5"], "add --prune_barber"),

@@ -63,9 +63,15 @@ def test_what_is_no_size_is_refused(given):
         settings.to_spec(settings.DEFAULTS | {"max_memory": given})
 
 
+DEPENDENT = {
+    "swaps", "threshold", "allocation", "refiner", "granularity", "metric", "rounds", "target", "order",
+    "retain_reconstruction",
+}  # fmt: skip
+
+
 def visible(**changes: object) -> set[str]:
     defaults = {name: SETTINGS[name].default for name in form.DECIDING}
-    return {name for name, shown in form.visible(defaults | changes).items() if shown}
+    return {name for name, shown in form.visible(defaults | changes).items() if shown and name in DEPENDENT}
 
 
 def test_the_form_shows_what_has_an_effect():
