@@ -167,8 +167,7 @@ class Setting:
 
     def read(self, value: object) -> Any:
         """A text, a number or a value of its own type as a value that is allowed. Raises UserError."""
-        value = value.strip() if isinstance(value, str) else value
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and not value.strip()):
             if self.optional:
                 return None
             raise UserError(f"{self.noun} is empty: give {self.allowed}.")

@@ -62,7 +62,8 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
 
     A setting without effect beside the others has its default, whatever its value is.
     """
-    given = {one.name: one.read(values[name]) for name, one in SHOWN.items()}
+    typed = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+    given = {one.name: one.read(typed[name]) for name, one in SHOWN.items()}
     given = {one.name: one.default if one.unmet(given) else given[one.name] for one in SHOWN.values()}
     if on_a_space():
         _refuse_paths(given)
