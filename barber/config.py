@@ -93,7 +93,7 @@ class Sparsity:
 MASKS = "masks"  # the method of a run that takes its initial masks from an earlier one
 AUTO = "auto"
 AUTO_ROUNDS = 4  # most of what there is to gain; later rounds cost as much and change little
-VALIDATION_EVERY = 4  # one calibration sequence in so many judges what the others propose
+VALIDATION_EVERY = 4  # one calibration sequence in so many measures what the others propose
 
 REBUILT = Need(("barber",), bool, "is a setting of the rebuild, which was not asked: add --prune_barber")
 REFINED = Need(
@@ -292,15 +292,6 @@ class PruneConfig:
             if self.method == MASKS:
                 raise UserError("Masks of an earlier run have their ratios already: leave the allocation out.")
 
-    def check_sequences(self, sequences: int) -> None:
-        """Raise UserError where too few calibration sequences are there to hold some out for validation."""
-        if self.uses_validation and sequences < VALIDATION_EVERY:
-            what = "Threshold auto" if self.auto else "Reconstruction"
-            raise UserError(
-                f"{what} holds every {VALIDATION_EVERY}th calibration sequence out, but got {sequences}: give "
-                f"{VALIDATION_EVERY} or more."
-            )
-
     def __str__(self) -> str:
         """The run in a line: method, sparsity and what follows."""
         parts = [f"{self.method} {self.sparsity}"]
@@ -337,8 +328,30 @@ class PruneConfig:
 
     @property
     def uses_validation(self) -> bool:
-        """Whether some calibration sequences judge, instead of being learned from."""
+        """Whether some calibration sequences are held out for validation."""
         return self.auto or self.reconstruct
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the run looks at calibration data at all."""
+        method = INITIAL_MASKS.get(self.method)
+        measured = method is not None and method.calibrated
+        return measured or self.refined or self.allocation is not Allocation.UNIFORM
+
+    def split_sizes(self, sequences: int) -> tuple[int, int]:
+        """How many calibration sequences are for training and how many for validation; all are both without validation.
+
+        Raises UserError where none would be left to validate on.
+        """
+        if not self.uses_validation:
+            return sequences, sequences
+        if sequences < VALIDATION_EVERY:
+            what = "Threshold auto" if self.auto else "Reconstruction"
+            raise UserError(
+                f"{what} holds every {VALIDATION_EVERY}th calibration sequence out, but got {sequences}: give "
+                f"{VALIDATION_EVERY} or more."
+            )
+        return sequences - sequences // VALIDATION_EVERY, sequences // VALIDATION_EVERY
 
     def to_dict(self) -> dict:
         """A JSON-able dict; `sparsity` as its short text, so that a person can read the file."""

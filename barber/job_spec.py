@@ -182,7 +182,7 @@ class JobSpec:
                 "shorter ones."
             )
         if self.prune:
-            self.prune.check_sequences(self.nsamples)
+            self.prune.split_sizes(self.nsamples)
 
     def to_dict(self) -> dict:
         """A JSON-able dict; paths as text, tuples as lists, the pruning as PruneConfig.to_dict has it."""

@@ -159,8 +159,8 @@ class Hub:
         if not held or spec.stream or spec.max_memory:
             self._loaded = None
             with ExitStack() as stack:
-                means = set_up_job(spec, None, Ranks(), stack, resumed=False)
-            self._loaded = None if means.streamed else means.loaded
+                setup = set_up_job(spec, None, Ranks(), stack, resumed=False)
+            self._loaded = None if setup.layerwise else setup.loaded
         return self._loaded
 
 

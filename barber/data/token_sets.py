@@ -20,9 +20,7 @@ from barber.errors import UserError
 from barber.registry import DATA_SOURCES
 
 C4_WINDOWS = 256  # as published: C4's validation text is cut to this many sequences
-
 STORY_TOKENS = 65536  # of evaluation stories, whose supply is endless
-
 DRAWS = 10000  # documents of C4 tried for one that is long enough
 
 

@@ -18,9 +18,7 @@ from barber.pruning.activations import ActivationStream
 from barber.pruning.context import PruningContext
 
 LOGITS_BYTES = 2**28  # of one batch's logits, in fp32; larger batches gain nothing
-
 EVALUATION_BATCH_TOKENS = 8192  # of one batch, so that a run can be stopped soon
-
 MAX_LOSS = 709  # nats; exp of more is beyond a float
 
 
@@ -51,7 +49,7 @@ def perplexity_by_layer(
     """
     check_windows(data)
     started, view, provider = time.perf_counter(), context.view, context.provider
-    stream = ActivationStream(view.model, [layer.module for layer in view.layers], context.place, provider.open)
+    stream = ActivationStream(view.model, [layer.module for layer in view.layers], context.store, provider.open)
     for batch in data.tokens.split(windows_at_once(view.model, data)):
         stream.feed(batch)
     yield Progress(f"perplexity {stage}", 0, len(view.layers), data.dataset)

@@ -18,7 +18,6 @@ from barber.events import Event, Progress, ZeroShotMeasured, ZeroShotSkipped
 
 # As published: the seven tasks that LLM-Barber reports.
 PUBLISHED_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
-
 STORY_TASK = "story_ending"  # bundled: needs no network
 
 

@@ -12,7 +12,6 @@ from barber.errors import UserError
 from barber.events import Notice
 from barber.job_spec import JobSpec
 from barber.models.loading import LoadedModel
-from barber.pruning.initial_masks import needs_calibration
 
 DEFAULT_SEQLEN = 2048  # as published, where the model has that many positions
 
@@ -34,7 +33,7 @@ def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice 
 def load_data(spec: JobSpec, loaded: LoadedModel, seqlen: int) -> tuple[CalibrationSet | None, list[EvaluationSet]]:
     """The calibration set, if the job needs one, and the evaluation sets, all of tokens that the model knows."""
     calibration = None
-    if spec.prune and needs_calibration(spec.prune):
+    if spec.prune and spec.prune.needs_calibration:
         calibration = load_calibration(
             spec.calibration,
             loaded.tokenizer,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from barber.config import Granularity, Sparsity
+from barber.config import Sparsity
 from barber.errors import UserError
 from barber.kernels.order_statistics import beyond, smallest_bound
+from barber.registry import MATRIX, ROW
 
+BLOCK_COLUMNS = 128  # within which SparseGPT's scores compete, as published
 SMALL_GROUP = 64  # groups of so many or fewer are sorted with their positions; in larger ones the values are enough
 
 
@@ -21,10 +23,28 @@ def prune_smallest(scores: Tensor, count: int) -> Tensor:
     return beyond(scores, torch.full_like(bounds, count, dtype=torch.int64), bounds)
 
 
-def initial_mask(scores: Tensor, sparsity: Sparsity, granularity: Granularity) -> Tensor:
-    """Mask (out, in) with exactly `sparsity.count` zeros per group: m inputs for n:m, else a row or the matrix."""
-    width = sparsity.m or (scores.shape[1] if granularity is Granularity.OUTPUT else scores.numel())
-    return prune_smallest(scores.reshape(-1, width), sparsity.count(width)).view(scores.shape)
+def initial_mask(scores: Tensor, sparsity: Sparsity, within: str, zeros: int | None = None) -> Tensor:
+    """Mask (out, in) of the smallest scores with exactly `sparsity.count` zeros per group.
+
+    within: what a group is: "row" or "matrix"; for n:m always m consecutive inputs. zeros: of the whole mask, with
+    unstructured sparsity, where it is not what the sparsity says.
+    """
+    if zeros is None:
+        width = sparsity.m or (scores.shape[1] if within == ROW else scores.numel())
+        return prune_smallest(scores.reshape(-1, width), sparsity.count(width)).view(scores.shape)
+    if within == ROW:
+        return smallest_by_row(scores, zeros)
+    return prune_smallest(scores.reshape(1, -1), zeros).view(scores.shape)
+
+
+def zero_count(rows: int, columns: int, sparsity: Sparsity, within: str) -> int:
+    """How many weights of a matrix (rows, columns) are pruned where scores compete within what the registry says."""
+    if within == ROW:
+        return rows * sparsity.count(columns)
+    if within == MATRIX:
+        return sparsity.count(rows * columns)
+    whole, rest = divmod(columns, BLOCK_COLUMNS)
+    return whole * sparsity.count(rows * BLOCK_COLUMNS) + sparsity.count(rows * rest)
 
 
 def check_pattern(mask: Tensor, sparsity: Sparsity, name: str) -> None:

@@ -14,11 +14,8 @@ from torch import Tensor
 from barber.memory import portion
 
 SHORTLIST = 64  # weights of either side that are tried in pairs: the best ones alone
-
 MOST_SWAPS = 64  # of one row
-
 LEAST_GAIN = 1e-6  # of the row's output energy: smaller gains are rounding
-
 TABLE = 4  # portions of a table of pairs: fewer, and rows are too few for the product with the gram
 
 

@@ -47,12 +47,19 @@ def random(weight: Tensor, name: str) -> Tensor:
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
-def saliency(metric: str, weight: Tensor, squared_gradient: Tensor) -> Tensor:
-    """Saliency of the rebuild, (out, in) (LLM-Barber, arXiv 2408.10631).
+def weight_times_gradient(weight: Tensor, squared_gradient: Tensor) -> Tensor:
+    """Saliency of the rebuild as published, (out, in) (LLM-Barber, arXiv 2408.10631).
 
     squared_gradient: (out, in), mean over the calibration sequences of the squared gradient of the sub-block's error.
     """
-    if metric == "W":
-        return weight.float().abs()
-    gradient = squared_gradient.float().sqrt()
-    return gradient if metric == "D" else weight.float().abs() * gradient
+    return weight.float().abs() * squared_gradient.float().sqrt()
+
+
+def weight_alone(weight: Tensor, squared_gradient: Tensor) -> Tensor:
+    """|W| as the saliency of the rebuild, (out, in); the gradient is not looked at."""
+    return weight.float().abs()
+
+
+def gradient_alone(weight: Tensor, squared_gradient: Tensor) -> Tensor:
+    """The root of the mean squared gradient as the saliency of the rebuild, (out, in)."""
+    return squared_gradient.float().sqrt()

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from barber.config import Sparsity
 from barber.errors import UserError
-from barber.kernels.masks import prune_smallest
-
-BLOCK_COLUMNS = 128  # as published
+from barber.kernels.masks import BLOCK_COLUMNS, prune_smallest
 
 DAMPING = 0.01  # share of the mean diagonal, as published
 

@@ -22,7 +22,7 @@ def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[Loa
         yield loaded
         return
     view = DecoderView(loaded.model)
-    if loaded.name != run.config["model"] or view.describe() != run.config["modules"]:
+    if loaded.name != run.config["model"] or [module.to_dict() for module in view.describe()] != run.config["modules"]:
         raise UserError(f"The run in {run.path} was made of another model ({run.config['model']}): load that model.")
     dense = DenseWeights(view)
     try:

@@ -1,16 +1,16 @@
 """The run directory: what is in it, and reading it.
 
-job.json             the job that was asked for (spec.JobSpec), to resume it
+job.json             the job that was asked for (job_spec.JobSpec), to resume it
 config.json          the run as asked: model, PruneConfig, calibration, prunable weights
 environment.json     versions, device, hashes of model and calibration
 events.jsonl         every event, one per line (without Progress and growing texts)
 masks/layer_000.safetensors    bit-packed masks, "initial/<name>" and "rebuilt/<name>", True = pruned
 weights/layer_000.safetensors  values of the same keys, only where they are not the dense ones under the mask
-saliency/layer_000.json        name -> histogram (see scores.histogram)
+saliency/layer_000.json        name -> histogram (see events.Histogram)
 perplexity.json, generations.jsonl, zeroshot.json
-checksums.jsonl      what files and events can be known again by (see files.py)
+checksums.jsonl      what files and events can be known again by (see checksums.py)
 
-record.py writes it as a run goes, resume.py finds what is left of an interrupted one.
+recorder.py writes it as a run goes, resume.py finds what is left of an interrupted one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,12 @@ import json
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor
 
-from barber.atomic_files import write_json
 from barber.config import Sparsity
 from barber.errors import UserError
 from barber.events import Event, Stage
+from barber.models.decoder import Masks, State, Values
 from barber.runs.packed_masks import read_packed, unpack
-from barber.runs.recorder import create, record
-
-__all__ = ["RunDirectory", "create", "read_masks", "record", "write_json"]
 
 
 class RunDirectory:
@@ -61,33 +57,33 @@ class RunDirectory:
     def events(self) -> list[Event]:
         """All events; a last line that a killed run left torn is not one."""
         text = (self.path / "events.jsonl").read_text("utf-8")
-        return [Event.from_dict(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [Event.read(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def layers(self) -> list[int]:
         return sorted(
             int(file.stem.removeprefix("layer_")) for file in (self.path / "masks").glob("layer_*.safetensors")
         )
 
-    def masks(self, layer: int, stage: str) -> dict[str, Tensor]:
+    def masks(self, layer: int, stage: str) -> Masks:
         """name -> bool (out, in), True = pruned, of one layer at "initial" or "rebuilt"; empty where there are none."""
         file = self.path / "masks" / f"layer_{layer:03}.safetensors"
         tensors, shapes = read_packed(file) if file.exists() else ({}, {})
         here = f"{stage}/"
         return {k.removeprefix(here): unpack(v, tuple(shapes[k])) for k, v in tensors.items() if k.startswith(here)}
 
-    def weights(self, layer: int, stage: str) -> dict[str, Tensor]:
+    def weights(self, layer: int, stage: str) -> Values:
         """name -> (out, in) values that are not the dense ones under the mask; mostly empty."""
         file = self.path / "weights" / f"layer_{layer:03}.safetensors"
         tensors = load_file(file) if file.exists() else {}
         here = f"{stage}/"
         return {k.removeprefix(here): v for k, v in tensors.items() if k.startswith(here)}
 
-    def state(self, layer: int, stage: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """`masks` and `weights` of one layer at a stage, as model.Layer.apply takes them."""
+    def state(self, layer: int, stage: str) -> State:
+        """`masks` and `weights` of one layer at a stage, as Layer.assign takes them."""
         return self.masks(layer, stage), self.weights(layer, stage)
 
 
-def read_masks(path: Path | str) -> dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def read_masks(path: Path | str) -> dict[int, State]:
     """Initial masks for a new run: layer -> (name -> mask, name -> updated weight).
 
     path: a run directory, whose initial masks are taken, or a safetensors file of boolean or 0/1 tensors (out, in)
@@ -99,7 +95,7 @@ def read_masks(path: Path | str) -> dict[int, tuple[dict[str, Tensor], dict[str,
             run = RunDirectory(path)
             return {layer: run.state(layer, Stage.INITIAL) for layer in run.layers()}
         tensors = load_file(path)
-        masks: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        masks: dict[int, State] = {}
         for key, tensor in tensors.items():
             layer, name = key.split(".", 1)
             masks.setdefault(int(layer), ({}, {}))[0][name] = tensor.bool()

@@ -13,7 +13,6 @@ from barber.models.decoder import DecoderView
 from barber.models.providers import LayerProvider
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number -> integers that are as wide
-
 PACKAGES = ("torch", "transformers", "datasets", "safetensors")
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from barber.atomic_files import append, draft_json, sync_folder, write_json
 from barber.errors import UserError, first_line
@@ -30,7 +29,7 @@ from barber.events import (
     ZeroShotSkipped,
 )
 from barber.runs.checksums import EVENTS, JOB, commit, hasher
-from barber.runs.packed_masks import draft_tensors, pack, read_packed
+from barber.runs.states import drafted_layer
 
 if TYPE_CHECKING:
     from barber.job_spec import JobSpec
@@ -61,7 +60,7 @@ def create(path: Path, spec: JobSpec | None = None) -> Path:
 def record(path: Path, events: Generator[Event], skip: int = 0) -> Iterator[Event]:
     """Pass a run's events on, writing each into the run directory before the consumer sees it.
 
-    skip: how many events the directory holds already (see resume.Finished.recorded); `events` begins with them, and
+    skip: how many events the directory holds already (see resume.Finished.event_count); `events` begins with them, and
     they are passed on only.
     """
     with closing(events):
@@ -103,28 +102,10 @@ def _draft(path: Path, event: Event) -> list[str]:
     """Write the drafts of the files that an event changes, which also hold what was in them before; their names."""
     match event:
         case LayerInitialised():
-            return _draft_layer(path, event, Stage.INITIAL)
+            return drafted_layer(path, event.layer, Stage.INITIAL, event.masks, event.weights)
         case SubBlockRebuilt():
             name = f"saliency/layer_{event.layer:03}.json"
             known = json.loads((path / name).read_text("utf-8")) if (path / name).exists() else {}
-            draft_json(path / name, known | {key: module["histogram"] for key, module in event.modules.items()})
-            return [*_draft_layer(path, event, Stage.REBUILT), name]
+            draft_json(path / name, known | {key: module.histogram.to_dict() for key, module in event.modules.items()})
+            return [*drafted_layer(path, event.layer, Stage.REBUILT, event.masks, event.weights), name]
     return []
-
-
-def _draft_layer(path: Path, event: LayerInitialised | SubBlockRebuilt, stage: Stage) -> list[str]:
-    names = [f"masks/layer_{event.layer:03}.safetensors"]
-    target = path / names[0]
-    tensors, shapes = read_packed(target) if target.exists() else ({}, {})
-    for name, mask in event.masks.items():
-        tensors[f"{stage}/{name}"], shapes[f"{stage}/{name}"] = pack(mask), list(mask.shape)
-    draft_tensors(target, tensors, shapes)
-    if event.weights:
-        names.append(f"weights/layer_{event.layer:03}.safetensors")
-        target = path / names[1]
-        if not target.parent.exists():
-            target.parent.mkdir()
-            sync_folder(path)
-        known = load_file(target) if target.exists() else {}
-        draft_tensors(target, known | {f"{stage}/{name}": weight for name, weight in event.weights.items()})
-    return names

@@ -20,7 +20,6 @@ from barber.runs.packed_masks import draft_tensors, read_packed
 from barber.runs.recorder import follow
 
 FOLDERS = ("masks", "weights", "saliency")
-
 FOLLOWING = ("perplexity.json", "zeroshot.json", "generations.jsonl")  # grow with the events, see record.follow
 
 
@@ -39,8 +38,8 @@ class Finished:
     before: list[Event] = field(default_factory=list)
 
     @property
-    def recorded(self) -> int:
-        """How many events the directory holds: what record.record is to skip."""
+    def event_count(self) -> int:
+        """How many events the directory holds: what recorder.record is to skip."""
         return len(self.before) + len(self.events)
 
 
@@ -71,7 +70,7 @@ def reopen(path: Path, started: RunStarted) -> Finished:
     notes = read_checksums(path)
     current = {name: digest(path / name) for name in {name for one in notes for name in one["files"]} - {EVENTS}}
     trusted = _trusted(path, notes, current)
-    events = [Event.from_dict(json.loads(line)) for line in trusted]
+    events = [Event.read(json.loads(line)) for line in trusted]
     recorded = next((event for event in events if isinstance(event, RunStarted)), None)
     if recorded and (found := _differences(_identity(recorded), _identity(started))):
         raise UserError(f"The run in {path} was another one ({'; '.join(found)}): resume it with what it began with.")
@@ -125,7 +124,7 @@ def _names(started: RunStarted) -> dict[int, set[str]]:
     """The names of the weights of each layer."""
     names = defaultdict(set)
     for module in started.modules:
-        names[module["layer"]].add(module["name"])
+        names[module.layer].add(module.name)
     return names
 
 

@@ -100,17 +100,17 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from barber.models.layerwise import load_layerwise
-from barber.models.loading import load
+from barber.models.loading import find_source, load
 
 way, small, big, out, spare = sys.argv[1:]
-for load_once in (load, load_layerwise):  # what the first load imports and starts is not what is measured
-    load_once(small, device="cpu")
+load(small, device="cpu")  # what the first load imports and starts is not what is measured
+load_layerwise(find_source(small, device="cpu"))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(spare),) * 2)
 if way == "full":
     load(big, device="cpu")
 else:
-    streamed = load_layerwise(big, device="cpu")
+    streamed = load_layerwise(find_source(big, device="cpu"))
     for _ in range(2):
         for layer in streamed.view.layers:
             streamed.open(layer.index)

@@ -90,7 +90,7 @@ def test_wanda_and_rebuild_keep_the_count(family, dtype):
             keyed = {(event.layer, name): mask for name, mask in event.masks.items()}
             (initial if isinstance(event, LayerInitialised) else masks).update(keyed)
         if isinstance(event, SubBlockRebuilt):
-            zeros = sum(module["zeros"] for module in event.modules.values())
+            zeros = sum(module.zeros for module in event.modules.values())
             assert zeros == sum(int(initial[event.layer, name].sum()) for name in event.modules)
             assert event.swaps > 0
         if isinstance(event, RunFinished):

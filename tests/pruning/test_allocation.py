@@ -47,7 +47,7 @@ def with_outliers(family: str = "llama"):
 def zeros_of(model, config: PruneConfig) -> dict[tuple[int, str], int]:
     events = list(prune(model, sequences(), config))
     found = {
-        (event.layer, name): counts["zeros"]
+        (event.layer, name): counts.zeros
         for event in events
         if isinstance(event, LayerInitialised)
         for name, counts in event.modules.items()

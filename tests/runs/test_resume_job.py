@@ -63,7 +63,7 @@ def test_another_run_is_refused_and_left_as_it_is(tmp_path):
 def test_the_number_of_a_device_does_not_count(tmp_path):
     path = create(tmp_path / "run", job())
     list(record(path, stream([replace(started("paper"), device="cuda:0")])))
-    assert reopen(path, replace(started("paper"), device="cuda:1")).recorded == 1
+    assert reopen(path, replace(started("paper"), device="cuda:1")).event_count == 1
 
 
 def test_masks_of_a_layer_come_with_its_values(tmp_path):
@@ -151,7 +151,7 @@ def test_a_disk_that_is_too_small_is_said_before(tmp_path):
 
 def test_a_layer_of_one_sub_block_is_redone_from_its_initial_mask(tmp_path):
     """Sub-block by sub-block, its initial mask looks whole when the process dies, but belongs to what is redone."""
-    begun = replace(started("paper"), modules=[m for m in started("paper").modules if m["kind"] == "attention"])
+    begun = replace(started("paper"), modules=[m for m in started("paper").modules if m.kind == "attention"])
     events = [begun, *(e for e in story("one-pass") if "self_attn.q_proj" in getattr(e, "modules", ()))]
     path = create(tmp_path / "run", job())
     list(record(path, stream(events[:-1])))

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from barber.models.decoder import DecoderView
 from barber.models.layerwise import LayerwiseModel, load_layerwise
-from barber.models.loading import load
+from barber.models.loading import find_source, load
 
 TOKENS = torch.arange(3, 43)[None]
 
 
 def stream(folder: Path, **options) -> LayerwiseModel:
-    return load_layerwise(str(folder), device="cpu", **options)
+    return load_layerwise(find_source(str(folder), device="cpu", **options))
 
 
 def named(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ def test_a_streamed_job_gets_no_model(tmp_path):
         events = list(hub.run(name, small(stream=stream)))
         assert [e.streamed for e in events if isinstance(e, Estimated)] == [stream]
         assert any(isinstance(e, TextGenerated) for e in events) != stream
-        assert any("No texts are written" in e.message for e in events if isinstance(e, Notice)) == stream
+        assert any("No texts are generated" in e.message for e in events if isinstance(e, Notice)) == stream
         held[stream] = hub._loaded and hub._loaded.name
         masks[stream] = RunDirectory(hub.path(name)).masks(0, Stage.REBUILT)
     assert held == {False: "storyteller", True: None}
