@@ -179,6 +179,17 @@ INITIAL_MASKS: dict[str, InitialMask] = _by_name(
         settings=("retain_reconstruction",),
         hessians=3,
     ),
+    InitialMask(
+        "alps",
+        "ALPS",
+        "barber.kernels.alps:alps",
+        "gram",
+        MATRIX,
+        kind="update",
+        prepare="barber.kernels.alps:Curvature.of",
+        settings=("retain_reconstruction",),
+        hessians=5,
+    ),
     InitialMask("ria", "RIA", "barber.kernels.scores:ria", "squares", MATRIX),
     InitialMask("random", "Random (control)", "barber.kernels.scores:random", None, MATRIX, kind="seeded"),
 )

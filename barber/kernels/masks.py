@@ -1,4 +1,7 @@
-"""Masks with exact counts from scores, as pure tensor functions. Masks are boolean, True = pruned."""
+"""Masks with exact counts from scores, as pure tensor functions. Masks are boolean, True = pruned.
+
+A score that is no number counts as the least, so that counts are exact whatever the scores hold.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from torch import Tensor
 
 from barber.config import Sparsity
 from barber.errors import UserError
-from barber.kernels.order_statistics import beyond, smallest_bound
+from barber.kernels.order_statistics import beyond, smallest_bound, without_nan
 from barber.registry import MATRIX, ROW
 
 BLOCK_COLUMNS = 128  # within which SparseGPT's scores compete, as published
@@ -16,6 +19,7 @@ SMALL_GROUP = 64  # groups of so many or fewer are sorted with their positions; 
 
 def prune_smallest(scores: Tensor, count: int) -> Tensor:
     """Mask of the `count` smallest scores in each row of (groups, n); ties go to the earlier position."""
+    scores = without_nan(scores, -torch.inf)
     if count == 0 or scores.shape[1] <= SMALL_GROUP:
         order = scores.argsort(dim=1, stable=True)[:, :count]
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
@@ -56,6 +60,7 @@ def check_pattern(mask: Tensor, sparsity: Sparsity, name: str) -> None:
 def smallest_by_row(scores: Tensor, zeros: int) -> Tensor:
     """Mask of `zeros` small scores of (out, in): as many in each row, and one more where the row's next is smallest."""
     each, more = divmod(zeros, len(scores))
+    scores = without_nan(scores, -torch.inf)
     order = scores.argsort(dim=1, stable=True)
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :each], True)
     if more:

@@ -1,4 +1,7 @@
-"""Saliency scores of weights: pure functions on (out, in) tensors, all in fp32."""
+"""Saliency scores of weights: pure functions on (out, in) tensors, all in fp32.
+
+Those of initial masks are finite for all finite weights: what overflows counts as the largest number.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,13 @@ import torch
 from torch import Tensor
 
 RIA_POWER = 0.5  # of the input's norm, as published
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+def _norm(squares: Tensor) -> Tensor:
+    """Of each input, (in,): zero times infinity would be no number."""
+    return squares.clamp(max=LARGEST).sqrt()
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -20,7 +30,7 @@ def wanda(weight: Tensor, squares: Tensor) -> Tensor:
 
     squares: (in,) sums of squared inputs over all calibration tokens.
     """
-    return weight.float().abs() * squares.sqrt()
+    return weight.float().abs().mul_(_norm(squares)).clamp_(max=LARGEST)
 
 
 def wandd(weight: Tensor, squares: Tensor) -> Tensor:
@@ -37,8 +47,11 @@ def ria(weight: Tensor, squares: Tensor) -> Tensor:
     squares: (in,) sums of squared inputs over all calibration tokens. In a row or column of zeros alone the share is 0.
     """
     size, tiny = weight.float().abs(), torch.finfo(torch.float32).tiny
+    # Shares have no unit. A power of two changes no digit, and below 1 no sum overflows.
+    _, exponent = size.amax().frexp()
+    size = size.ldexp(-exponent)
     shares = size / size.sum(1, keepdim=True).clamp_min(tiny) + size / size.sum(0).clamp_min(tiny)
-    return shares * squares.sqrt().pow(RIA_POWER)
+    return shares * _norm(squares).pow(RIA_POWER)
 
 
 def random(weight: Tensor, name: str) -> Tensor:

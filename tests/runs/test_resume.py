@@ -90,7 +90,7 @@ def test_reopening_can_die_too(order, tmp_path, monkeypatch):
         found = deaths(monkeypatch, path, copies, lambda path=path: reopen(path, started(order)))
         assert len(found) > 3
         for copy in found:
-            assert check(order, copy)finished.event_count == boundary(order, count)
+            assert check(order, copy).event_count == boundary(order, count)
         go_on(order, found[-2], check(order, found[-2]))
 
 
@@ -162,4 +162,4 @@ def test_a_former_version_of_a_line_is_not_an_event(tmp_path):
     path = interrupted("paper", tmp_path / "run", 8)
     lines = (path / "events.jsonl").read_bytes().splitlines(keepends=True)
     (path / "events.jsonl").write_bytes(b"".join([*lines[:4], *lines[5:]]))
-    assert check("paper", path)finished.event_count == 4
+    assert check("paper", path).event_count == 4

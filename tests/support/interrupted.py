@@ -187,4 +187,4 @@ def go_on(order: str, path: Path, finished: Finished) -> None:
     again = list(record(path, stream([*kept, Progress("rebuild", 1, 2), *rest]), skip=finished.event_count))
     assert [event for event in again if not isinstance(event, Progress)] == written(order)
     assert content(path) == content(whole_run(order))
-    assert check(order, path)finished.event_count == len(written(order))
+    assert check(order, path).event_count == len(written(order))
