@@ -8,11 +8,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from barber.config import METHODS, Allocation, Granularity, Metric, Order, Refiner, Target
 from barber.errors import UserError
-from barber.registry import WindowStart
+from barber.fields import Setting
+from barber.settings import FLAGS
 
 if TYPE_CHECKING:
     from barber.job_spec import JobSpec
@@ -31,10 +31,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see --help.\n")
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Flags that are absent stay out of the namespace, so that defaults can depend on what was given."""
     parser = _Parser(
@@ -44,54 +40,24 @@ def build_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    flag = parser.add_argument
-    flag("--model", help="hub id or Hugging Face folder (default: the bundled storyteller)")
-    flag("--seed", type=int, help="seed of the calibration sampling (default 0)")
-    flag("--nsamples", type=int, help="calibration sequences (default 128)")
-    flag("--seqlen", type=int, help="tokens per sequence (default 2048, or the model's maximum if that is smaller)")
-    flag("--sparsity_ratio", type=float, help="share of the weights to prune, between 0 and 1")
-    flag("--sparsity_type", help="unstructured (default) or n:m, n zeros in every m inputs, like 2:4")
-    flag("--prune_method", choices=METHODS, help="initial mask")
-    flag("--prune_barber", action="store_true", help="rebuild the initial mask")
-    flag("--prune_metric", choices=[str(metric) for metric in Metric], help="saliency of the rebuild (default WD)")
-    flag("--prune_granularity", choices=[str(g) for g in Granularity], help="swap groups (default output1)")
-    flag("--threshold", help="share of the gaining pairs that are swapped, 0 to 1 (default 0.01), or auto")
-    flag("--rounds", type=int, help="rounds of swaps at most (default 1; 4 with --threshold auto)")
-    flag("--refiner", choices=[str(refiner) for refiner in Refiner], help="what improves the mask (default barber)")
-    flag("--target", choices=[str(target) for target in Target], help="what sub-blocks are compared with")
-    flag("--allocation", choices=[str(a) for a in Allocation], help="ratios of the layers (default uniform)")
-    flag("--order", choices=[str(order) for order in Order], help="initialise the whole model first (paper, default)")
-    flag("--reconstruct", action="store_true", help="re-fit the kept weights of each sub-block, zeros staying zeros")
-    flag("--retain_reconstruction", action="store_true", help="keep SparseGPT's updated weights in the rebuild")
-    flag("--initial_masks", metavar="PATH", help="masks file or run directory to take the initial mask from")
-    flag(
-        "--calibration",
-        metavar="SPEC",
-        help="c4 (default), wikitext2, ptb, storyteller, or a file of text or ids",
-    )
-    flag("--eval_data", metavar="SPEC[,SPEC]", help="perplexity data, same choices, or none (default wikitext2)")
-    flag("--text_field", metavar="NAME", help="key or column of the text in data files (default text)")
-    flag("--window_start", choices=list(WindowStart), help="begin windows with BOS: as the tokenizer (default auto)")
-    flag("--eval_windows", type=int, metavar="N", help="at most N perplexity windows per data set (default all)")
-    flag("--prompt", help="text to continue with the dense, the initial and the rebuilt model")
-    flag("--datasets_cache_dir", metavar="DIR", help="where data sets are kept")
-    flag("--cache_dir", metavar="DIR", help="where downloaded models are kept")
-    flag("--save_data", metavar="FILE", type=_path, help="write the calibration tokens (.npy)")
-    flag("--save_model", metavar="DIR", type=_path, help="write the pruned model as a Hugging Face folder")
-    flag("--save_ppl", metavar="DIR", type=_path, help="write the perplexities")
-    flag("--save_zeroshot", metavar="DIR", type=_path, help="run zero-shot tasks and write their results")
-    flag("--zeroshot_tasks", metavar="TASK[,TASK]", help="lm-eval tasks (default: the published seven)")
-    flag("--limit", type=int, metavar="N", help="at most N items per zero-shot task")
-    flag("--run_dir", metavar="DIR", type=_path, help="record the run: masks, events, histograms")
-    flag("--resume", metavar="DIR", type=_path, help="go on with the run that was begun in this --run_dir")
-    flag("--delete", action="store_true", help="delete the model that --save_model wrote, after the evaluation")
-    flag("--stream", action="store_true", help="read the model layer by layer (by itself where it does not fit)")
-    flag("--max_memory", metavar="SIZE", help="of the device at most, like 12GiB (default: what is free)")
-    flag("--device", help="auto (default), cpu, cuda, cuda:1 ...")
-    flag("--compute", help="matrix products of the pruning: native (default), bfloat16, or tf32 on CUDA")
-    flag("--dtype", help="auto (default), float32, bfloat16, float16")
-    flag("--trust_remote_code", action="store_true", help="run Python code that a model brings along")
+    for flag in FLAGS:
+        text = f"{flag.described}{flag.usual and f' (default {flag.usual})'}".replace("%", "%%")
+        parser.add_argument(f"--{flag.flag}", help=text, **_parsed(flag))
     return parser
+
+
+def _parsed(flag: Setting) -> dict[str, Any]:
+    """How argparse is to read a flag; bounds and the rest are read by the configuration itself."""
+    if flag.kind is bool:
+        return {"action": "store_true"}
+    if flag.closed:
+        return {"choices": list(flag.choices)}
+    kind = _path if flag.kind is Path else flag.kind if flag.kind in (int, float) and not flag.words else str
+    return {"type": kind, "metavar": flag.metavar or None}
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

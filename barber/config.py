@@ -6,66 +6,42 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from decimal import Decimal
-from enum import StrEnum
 from fractions import Fraction
 
 from barber.errors import UserError
-from barber.registry import INITIAL_MASKS
+from barber.fields import Choice, Group, Need, Setting, read_all, setting, titles
+from barber.registry import BARBER, INITIAL_MASKS, METRICS, REFINERS, InitialMask, Refiner
 
 
-class Metric(StrEnum):
-    """Saliency of a weight in the rebuild (LLM-Barber, arXiv 2408.10631): weight times gradient, or either alone."""
-
-    WD = "WD"
-    W = "W"
-    D = "D"
-
-
-class Granularity(StrEnum):
+class Granularity(Choice):
     """Within which groups of weights pruned and kept ones may be swapped."""
 
-    LAYER = "layer"  # one weight matrix
-    INPUT = "input1"  # one input column of a matrix
-    OUTPUT = "output1"  # one output row of a matrix
-    BLOCK = "block"  # all matrices of the sub-block
+    BLOCK = "block", "the whole block"  # all matrices of the sub-block
+    LAYER = "layer", "one matrix"
+    OUTPUT = "output1", "one output row"  # of a matrix
+    INPUT = "input1", "one input column"  # of a matrix
 
 
-class Refiner(StrEnum):
-    """What improves the initial mask."""
-
-    BARBER = "barber"  # swaps by saliency in the sub-block (LLM-Barber, arXiv 2408.10631)
-    ONE_SWAP = "one-swap"  # exact greedy swaps in each output row, on the error of the weight's own output
-    DSNOT = "dsnot"  # grow and prune in each output row by the row's mean error (DSnoT, arXiv 2310.08915)
-
-
-class Target(StrEnum):
+class Target(Choice):
     """What a sub-block's output is compared with."""
 
-    BLOCK = "block"  # its own output with dense weights on the sparse stream, as published
-    DENSE_STREAM = "dense-stream"  # what the dense model really had there
+    BLOCK = "block", "itself, unpruned"  # its own output with dense weights on the sparse stream, as published
+    DENSE_STREAM = "dense-stream", "the unpruned model"  # what the dense model really had there
 
 
-class Order(StrEnum):
+class Order(Choice):
     """When a sub-block gets its initial mask."""
 
-    PAPER = "paper"  # before any is rebuilt: initialise the whole model, then rebuild it, as published
-    ONE_PASS = "one-pass"  # just before it is rebuilt, on the stream that the final sub-blocks before it produce
+    PAPER = "paper", "the whole model first"  # before any is rebuilt, as published
+    ONE_PASS = "one-pass", "each block before its rebuild"  # on the stream that the final sub-blocks before it produce
 
 
-class Allocation(StrEnum):
+class Allocation(Choice):
     """How the pruned weights are shared out over the layers; the count of the whole model stays the same."""
 
-    UNIFORM = "uniform"
-    OWL = "owl"  # layers with more outliers of Wanda's score keep more (OWL, arXiv 2310.05175)
-    SALIENCY = "saliency"  # the same rule, on the saliency of the rebuild
-
-
-def choice(enum: type[StrEnum], value: str, what: str) -> StrEnum:
-    """`value` as a member of `enum`, or a UserError that lists the members."""
-    try:
-        return enum(value)
-    except ValueError:
-        raise UserError(f"{what} {value!r} is unknown: choose one of {', '.join(enum)}.") from None
+    UNIFORM = "uniform", "the same in every layer"
+    OWL = "owl", "by outliers (OWL)"  # layers with more outliers of Wanda's score keep more (OWL, arXiv 2310.05175)
+    SALIENCY = "saliency", "by saliency"  # the same rule, on the saliency of the rebuild
 
 
 @dataclass(frozen=True)
@@ -114,70 +90,198 @@ class Sparsity:
         return f"{self.n}:{self.m}" if self.m else f"{(Decimal(str(self.ratio)) * 100).normalize():f}%"
 
 
-METHODS = ("magnitude", "wanda", "wandd", "sparsegpt", "ria", "random")
+MASKS = "masks"  # the method of a run that takes its initial masks from an earlier one
 AUTO = "auto"
 AUTO_ROUNDS = 4  # most of what there is to gain; later rounds cost as much and change little
 VALIDATION_EVERY = 4  # one calibration sequence in so many measures what the others propose
 
+REBUILT = Need(("barber",), bool, "is a setting of the rebuild, which was not asked: add --prune_barber")
+REFINED = Need(
+    ("barber", "reconstruct"),
+    lambda barber, reconstruct: barber or reconstruct,
+    "is a setting of the rebuild and of --reconstruct: add one of them",
+)
+COMPARED = Need(
+    ("barber", "refiner", "reconstruct"),
+    lambda barber, refiner, reconstruct: reconstruct or (barber and not REFINERS[refiner].by_row),
+    "is a setting of the refiner barber and of --reconstruct, since {refiner} compares each weight with its own dense "
+    "output: leave it out",
+)
+NOT_AUTO = Need(("threshold",), lambda threshold: threshold != AUTO, "is what --threshold auto chooses: leave it out")
+NO_MASKS = Need(
+    ("method",), lambda method: method != MASKS, "is a setting of making initial masks, which are given: leave it out"
+)
+
+
+def own(setting: str, key: str, entries: dict[str, InitialMask] | dict[str, Refiner], *others: str) -> Need:
+    """What a setting needs that only some initial masks (key "method") or refiners (key "refiner") have.
+
+    others: further values of the key with which it has an effect.
+    """
+    owners = [name for name, entry in entries.items() if setting in entry.settings]
+    return Need(
+        (key,),
+        lambda chosen: chosen in (*owners, *others),
+        f"is a setting of the {key} {' and '.join(owners)}, not of {{{key}}}: leave it out",
+    )
+
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """One pruning run.
+    """One pruning run. Each field is a setting, which says of itself what it does, what is allowed and when it applies.
 
-    sparsity: see Sparsity.
-    method: the initial mask, one of METHODS, or "masks" (taken from `initial_masks`).
-    barber: whether a rebuild by `refiner` follows the initial mask.
-    metric, granularity, threshold, rounds: of the refiner "barber". threshold: the share of the gaining pairs that
-    change places, in [0, 1], or "auto": share, granularity and exact one-swaps compete in every round, judged by the
-    error on sequences that are held out. rounds: how often saliency is measured and weights change places at most;
-    None means 1 for a fixed threshold, as published, and AUTO_ROUNDS for "auto".
-    target: what a sub-block is compared with. allocation: how the pruned weights are shared out over the layers.
-    reconstruct: re-fit the kept weights of each sub-block after its mask is final.
-    retain_reconstruction: keep the values that the initialiser updated (SparseGPT) where it kept the weight.
-    initial_masks: a run directory or masks file of an earlier run, with method "masks".
-    order: whether the whole model is initialised first, or each sub-block just before it is rebuilt.
+    A value that has no effect is allowed: a run file holds all of them.
     """
 
-    sparsity: Sparsity
-    method: str = "magnitude"
-    barber: bool = True
-    metric: Metric = Metric.WD
-    granularity: Granularity = Granularity.OUTPUT
-    threshold: float | str = 0.01
-    refiner: Refiner = Refiner.BARBER
-    rounds: int | None = None
-    target: Target = Target.BLOCK
-    allocation: Allocation = Allocation.UNIFORM
-    reconstruct: bool = False
-    retain_reconstruction: bool = False
-    initial_masks: str | None = None
-    order: Order = Order.PAPER
+    sparsity: Sparsity = setting(
+        help="share of the weights to prune, like 50% or 0.5, or n:m, n zeros in every m consecutive inputs, like 2:4",
+        title="Pattern",
+        flags=(
+            Setting(
+                name="sparsity_ratio",
+                flag="sparsity_ratio",
+                help="share of the weights to prune, between 0 and 1",
+                kind=float,
+            ),
+            Setting(
+                name="sparsity_type",
+                flag="sparsity_type",
+                help="unstructured, or n:m, n zeros in every m consecutive inputs, like 2:4",
+                default="unstructured",
+            ),
+        ),
+        choices={pattern: pattern for pattern in ("50%", "60%", "70%", "2:4", "4:8")},
+        open=True,
+        convert=Sparsity.parse,
+        example="50% or 2:4",
+        group=Group.FIRST,
+        beside="method",
+    )
+    method: str = setting(
+        "magnitude",
+        help="what makes the initial mask",
+        title="Initial mask",
+        flag="prune_method",
+        explicit=True,
+        choices=titles(INITIAL_MASKS.values()),
+        also=(MASKS,),
+        group=Group.FIRST,
+        width=2,
+    )
+    barber: bool = setting(
+        True,
+        help="let each sub-block swap pruned weights that matter for kept ones that do not (the rebuild)",
+        title="Rebuild the mask block by block",
+        noun="Rebuild",
+        flag="prune_barber",
+        public="rebuild",
+        group=Group.FIRST,
+    )
+    threshold: float | str = setting(
+        0.01,
+        help="share of the pairs that is swapped, of those whose pruned weight matters more than its kept one",
+        title="Threshold",
+        least=0,
+        most=1,
+        words={AUTO: "chosen by held-out error"},
+        example="0.1",
+        group=Group.FIRST,
+        needs=(REBUILT, own("threshold", "refiner", REFINERS)),
+    )
+    allocation: Allocation = setting(
+        Allocation.UNIFORM,
+        help="how pruned weights are shared out over the layers, where sensitive ones may keep more; the count of the "
+        "whole model stays the same",
+        title="Share pruned",
+        group=Group.METHOD,
+        needs=(NO_MASKS,),
+    )
+    refiner: str = setting(
+        BARBER,
+        help="by which rule the rebuild swaps weights",
+        title="Rebuild by",
+        choices=titles(REFINERS.values()),
+        group=Group.METHOD,
+        needs=(REBUILT,),
+    )
+    granularity: Granularity = setting(
+        Granularity.OUTPUT,
+        help="within which weights pruned and kept ones are swapped",
+        title="Swaps happen within",
+        flag="prune_granularity",
+        group=Group.METHOD,
+        needs=(REBUILT, own("granularity", "refiner", REFINERS), NOT_AUTO),
+    )
+    metric: str = setting(
+        "WD",
+        help="how much a weight matters in the rebuild (its saliency)",
+        title="Saliency",
+        flag="prune_metric",
+        choices=titles(METRICS.values()),
+        group=Group.METHOD,
+        needs=(REBUILT, own("metric", "refiner", REFINERS)),
+    )
+    rounds: int | None = setting(
+        None,
+        help="how often saliency is measured and weights are swapped at most; 1 with a fixed threshold and "
+        f"{AUTO_ROUNDS} with auto, unless given",
+        title="Rounds at most",
+        metavar="N",
+        least=1,
+        most=1000,
+        placeholder="default",
+        group=Group.METHOD,
+        needs=(REBUILT, own("rounds", "refiner", REFINERS)),
+    )
+    target: Target = setting(
+        Target.BLOCK,
+        help="what a sub-block's output is compared with: its own with dense weights on what the pruned model sends "
+        "it, or what the dense model has there",
+        title="Compare each block with",
+        group=Group.METHOD,
+        needs=(REFINED, COMPARED),
+    )
+    order: Order = setting(
+        Order.PAPER,
+        help="when a sub-block gets its initial mask: before any is rebuilt, as published, or when its turn comes, on "
+        "what the finished ones before it send",
+        title="Initialise",
+        group=Group.METHOD,
+        needs=(REFINED, NO_MASKS),
+    )
+    reconstruct: bool = setting(
+        False,
+        help="train the kept weights of each sub-block once its mask is final; zeros stay zero",
+        title="Re-fit the kept weights",
+        group=Group.METHOD,
+    )
+    retain_reconstruction: bool = setting(
+        False,
+        help="keep the values that the initial mask's method updated, as SparseGPT does",
+        title="Keep the values that SparseGPT updated",
+        group=Group.METHOD,
+        needs=(REBUILT, own("retain_reconstruction", "method", INITIAL_MASKS, MASKS)),
+    )
+    initial_masks: str | None = setting(
+        None,
+        help="take the initial mask from this masks file or run directory",
+        local=", instead of making one",
+        metavar="PATH",
+    )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metric", choice(Metric, self.metric, "Metric"))
-        object.__setattr__(self, "granularity", choice(Granularity, self.granularity, "Granularity"))
-        object.__setattr__(self, "refiner", choice(Refiner, self.refiner, "Refiner"))
-        object.__setattr__(self, "target", choice(Target, self.target, "Target"))
-        object.__setattr__(self, "order", choice(Order, self.order, "Order"))
-        object.__setattr__(self, "allocation", choice(Allocation, self.allocation, "Allocation"))
-        if (self.method == "masks") != (self.initial_masks is not None):
+        read_all(self)
+        if (self.method == MASKS) != (self.initial_masks is not None):
             raise UserError("Method 'masks' and a masks path go together: give both or neither.")
-        if self.method not in (*METHODS, "masks"):
-            raise UserError(f"Method {self.method!r} is unknown: choose one of {', '.join(METHODS)}.")
-        if self.threshold != AUTO and not (isinstance(self.threshold, float | int) and 0 <= self.threshold <= 1):
-            raise UserError(f"Threshold {self.threshold} is not allowed: give a number from 0 to 1, like 0.1, or auto.")
-        if self.rounds is not None and self.rounds < 1:
-            raise UserError(f"Rounds {self.rounds} is not allowed: give 1 or more.")
-        own = self.barber and self.refiner is not Refiner.BARBER
-        if own and self.target is not Target.BLOCK and not self.reconstruct:
+        if self.barber and REFINERS[self.refiner].by_row and self.target is not Target.BLOCK and not self.reconstruct:
             raise UserError(
                 f"Refiner {self.refiner} compares each weight with its own dense output: target {self.target} is for "
                 "the refiner barber and for re-fitting."
             )
-        if self.order is Order.ONE_PASS and (self.method == "masks" or not self.refined):
+        if self.order is Order.ONE_PASS and (self.method == MASKS or not self.refined):
             raise UserError(
                 f"Order {self.order} makes each initial mask just before its rebuild, but this run "
-                f"{'has masks already' if self.method == 'masks' else 'rebuilds nothing'}: leave the order out."
+                f"{'has masks already' if self.method == MASKS else 'rebuilds nothing'}: leave the order out."
             )
         if self.allocation is not Allocation.UNIFORM:
             if self.sparsity.m:
@@ -185,7 +289,7 @@ class PruneConfig:
                     f"Allocation {self.allocation} gives each layer a ratio of its own, which {self.sparsity} does not "
                     "allow: use an unstructured ratio or allocation uniform."
                 )
-            if self.method == "masks":
+            if self.method == MASKS:
                 raise UserError("Masks of an earlier run have their ratios already: leave the allocation out.")
 
     def __str__(self) -> str:
@@ -194,11 +298,11 @@ class PruneConfig:
         if self.allocation is not Allocation.UNIFORM:
             parts.append(f"ratios by {self.allocation}")
         if self.barber:
-            settings = [str(self.metric)]
+            settings = [self.metric]
             settings += [] if self.auto else [str(self.granularity)]
             settings += [f"threshold {self.threshold}"]
             settings += [f"up to {self.most_rounds} rounds"] if self.most_rounds > 1 else []
-            parts.append(f"rebuilt by {', '.join(settings) if self.refiner is Refiner.BARBER else self.refiner}")
+            parts.append(f"rebuilt by {', '.join(settings) if self.refiner == BARBER else self.refiner}")
         if self.reconstruct:
             parts.append("kept weights re-fitted")
         if self.refined and self.target is not Target.BLOCK:
@@ -210,7 +314,7 @@ class PruneConfig:
     @property
     def auto(self) -> bool:
         """Whether held-out error chooses the swaps."""
-        return self.barber and self.refiner is Refiner.BARBER and self.threshold == AUTO
+        return self.barber and self.refiner == BARBER and self.threshold == AUTO
 
     @property
     def most_rounds(self) -> int:

@@ -3,68 +3,230 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, fields, replace
+from os.path import expanduser, isfile
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 from barber.bundled import STORYTELLER
 from barber.config import PruneConfig
 from barber.errors import UserError
-from barber.registry import DATA_SOURCES
+from barber.fields import Group, Need, read_all, setting, settings_of, titles
+from barber.registry import DATA_SOURCES, WindowStart
+
+MOST_SEQUENCES = 2**16  # of one kind
+MOST_POSITIONS = 2**20  # of a sequence
+MOST_TOKENS = 2**28  # of the calibration, 2 GiB of token ids
+
+SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMG]i?B", re.IGNORECASE)
+DATA = titles(sorted(DATA_SOURCES.values(), key=lambda source: source.hub is not None))  # the bundled ones first
+
+
+def _size(text: str) -> str:
+    if not SIZE.fullmatch(text):
+        raise UserError(f"Memory limit {text!r} is not a size: give one like 12GiB or 800MB.")
+    return text.replace(" ", "").upper()  # "12gb" would be gigabits
+
+
+def data_specs(text: str) -> tuple[str, ...]:
+    """The data specs that commas part, none for "none"; a comma inside the path of a file that is there parts nothing.
+
+    Raises UserError where nothing is named.
+    """
+    if text.strip() == "none":
+        return ()
+    specs: list[str] = []
+    pieces = text.split(",")
+    while pieces:
+        ends = range(len(pieces), 1, -1)
+        whole = next((end for end in ends if isfile(expanduser(",".join(pieces[:end]).strip()))), 1)
+        specs.append(",".join(pieces[:whole]).strip())
+        del pieces[:whole]
+    if specs := [spec for spec in specs if spec]:
+        return tuple(specs)
+    raise UserError(f"Evaluation data {text!r} names nothing: give one, or several with commas between, or none.")
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What to do from beginning to end.
+    """What to do from beginning to end. Each field but these is a setting, see `PruneConfig`.
 
-    model, device, dtype, cache_dir, trust_remote_code: see load.load.
-    prune: the pruning, or None to evaluate the dense model only.
-    calibration, evaluation: data specs (see calibration.load_calibration); nsamples sequences of seqlen tokens, drawn
-    with seed. seqlen None takes the published 2048, or the model's own maximum where that is smaller.
-    evaluation_required: whether evaluation data that cannot be had ends the job; otherwise it is named and left out.
-    text_field: the key or column that holds the text in .jsonl, .json, .csv and .parquet files. window_start: what each
-    window begins with, see registry.WindowStart.
-    eval_windows: at most so many perplexity windows per data set, None for all of it.
-    prompts: continued greedily at each stage. zeroshot_tasks, zeroshot_limit: lm-eval tasks, items per task.
-    stream: read the model layer by layer even where it fits into memory. max_memory: of the device (of the host, if
-    that is the device), like "12GiB"; None for most of what is free.
-    compute: in what matrix products of the pruning are made: "native" (the dtype of the weights), "tf32" or "bfloat16";
-    sums are fp32 in any case.
-    run_dir, save_model, save_data: where to write the run, the final model and the calibration tokens (.npy).
+    Attributes:
+        prune: the pruning, or None to evaluate the dense model only.
+        evaluation_required: whether evaluation data that cannot be had ends the job; else it is named and left out.
     """
 
-    model: str = STORYTELLER
+    model: str = setting(
+        STORYTELLER,
+        help="a hub id",
+        local=" or a Hugging Face folder with safetensors",
+        title="Model",
+        open=True,
+        example="facebook/opt-125m",
+        group=Group.FIRST,
+    )
     prune: PruneConfig | None = None
-    calibration: str = "c4"
-    evaluation: tuple[str, ...] = ("wikitext2",)
-    nsamples: int = 128
-    seqlen: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    eval_windows: int | None = None
-    prompts: tuple[str, ...] = ()
-    zeroshot_tasks: tuple[str, ...] = ()
-    zeroshot_limit: int | None = None
-    stream: bool = False
-    max_memory: str | None = None
-    compute: str = "native"
-    run_dir: Path | None = None
-    save_model: Path | None = None
-    save_data: Path | None = None
-    cache_dir: str | None = None
-    datasets_cache_dir: str | None = None
-    trust_remote_code: bool = False
+    calibration: str = setting(
+        "c4",
+        help=f"text that saliency is measured on: {', '.join(DATA_SOURCES)}",
+        local=", or a file: .txt, .jsonl, .json, .csv (each also .gz) or .parquet with text, .npy with token ids",
+        title="Calibration text",
+        metavar="SPEC",
+        choices=DATA,
+        open=True,
+        group=Group.DATA,
+    )
+    nsamples: int = setting(
+        128,
+        help="calibration sequences",
+        title="Samples",
+        noun="Samples",
+        metavar="N",
+        least=1,
+        most=MOST_SEQUENCES,
+        group=Group.DATA,
+    )
+    seqlen: int | None = setting(
+        None,
+        help="tokens of a sequence; 2048, or what the model has where that is less, unless given",
+        title="Tokens each",
+        noun="Sequence length",
+        metavar="N",
+        least=2,
+        most=MOST_POSITIONS,
+        placeholder="auto",
+        group=Group.DATA,
+        beside="nsamples",
+    )
+    evaluation: tuple[str, ...] = setting(
+        ("wikitext2",),
+        help=f"text that perplexity is measured on, several with commas between: {', '.join(DATA_SOURCES)}",
+        local=", or files of text or token ids; one that is also the calibration is halved; none measures nothing",
+        title="Evaluation text",
+        flag="eval_data",
+        metavar="SPEC[,SPEC]",
+        choices=DATA,
+        open=True,
+        convert=data_specs,
+        group=Group.DATA,
+    )
+    text_field: str = setting(
+        "text",
+        help="key or column that holds the text in files of data; empty and null rows are skipped and counted",
+        noun="Text field",
+        metavar="NAME",
+    )
+    window_start: WindowStart = setting(
+        WindowStart.AUTO,
+        help="what each sequence begins with; the papers' perplexities are of none",
+        title="Windows begin with",
+        group=Group.DATA,
+    )
+    eval_windows: int | None = setting(
+        None,
+        help="perplexity windows of each data set at most; all of them unless given",
+        title="Windows at most",
+        noun="Evaluation windows",
+        metavar="N",
+        least=1,
+        most=MOST_SEQUENCES,
+        placeholder="all",
+        group=Group.DATA,
+    )
+    seed: int = setting(
+        0,
+        help="seed of the calibration sampling",
+        title="Seed",
+        metavar="N",
+        least=0,
+        most=2**32 - 1,
+        group=Group.DATA,
+        beside="eval_windows",
+    )
+    prompts: tuple[str, ...] = setting(
+        (),
+        help="text to continue with the dense, the initial and the rebuilt model",
+        noun="Prompt",
+        flag="prompt",
+        separate=False,
+        example="'Once upon a time'",
+    )
+    zeroshot_tasks: tuple[str, ...] = setting(
+        (),
+        help="lm-eval tasks, several with commas between; story_ending is bundled; with --save_zeroshot the published "
+        "seven unless given",
+        metavar="TASK[,TASK]",
+        example="story_ending",
+    )
+    zeroshot_limit: int | None = setting(
+        None,
+        help="items of a zero-shot task at most; all of them unless given",
+        noun="Limit",
+        flag="limit",
+        metavar="N",
+        least=1,
+        most=10**6,
+        needs=(
+            Need(
+                ("zeroshot_tasks",), bool, "is a setting of zero-shot tasks, which were not asked: add --zeroshot_tasks"
+            ),
+        ),
+    )
+    stream: bool = setting(
+        False,
+        help="read the model one layer at a time, as is done anyway where it does not fit into memory; slower, and no "
+        "texts are written",
+        title="Read the model layer by layer",
+        group=Group.MEMORY,
+    )
+    max_memory: str | None = setting(
+        None,
+        help="memory of the device at most, like 12GiB; a model that does not fit is read layer by layer",
+        title="Memory at most",
+        noun="Memory limit",
+        metavar="SIZE",
+        convert=_size,
+        example="12GiB",
+        placeholder="most of what is free",
+        group=Group.MEMORY,
+    )
+    device: str = setting("auto", help="auto, cpu, cuda, cuda:1 and so on", example="cpu")
+    dtype: str = setting("auto", help="auto, float32, bfloat16 or float16", example="bfloat16")
+    compute: str = setting(
+        "native",
+        help="in what the matrix products of the pruning are made; their sums are fp32 in any case",
+        choices={"native": "the dtype of the weights", "tf32": "TensorFloat-32, on CUDA", "bfloat16": "bfloat16"},
+    )
+    run_dir: Path | None = setting(
+        None, help="record the run in this folder: masks, events, histograms", metavar="DIR", example="out/run"
+    )
+    save_model: Path | None = setting(
+        None, help="write the pruned model into this folder, for transformers", metavar="DIR", example="out/model"
+    )
+    save_data: Path | None = setting(
+        None, help="write the calibration tokens to this .npy file", metavar="FILE", example="out/tokens.npy"
+    )
+    cache_dir: str | None = setting(None, help="where downloaded models are kept", metavar="DIR", example="cache")
+    datasets_cache_dir: str | None = setting(None, help="where data sets are kept", metavar="DIR", example="cache")
+    trust_remote_code: bool = setting(False, help="run Python code that a model brings along")
     evaluation_required: bool = True
-    text_field: str = "text"
-    window_start: str = "auto"
+
+    def __post_init__(self) -> None:
+        read_all(self)
+        if self.nsamples * (self.seqlen or 0) > MOST_TOKENS:
+            raise UserError(
+                f"{self.nsamples} samples of {self.seqlen} tokens are more than {MOST_TOKENS} tokens: give fewer or "
+                "shorter ones."
+            )
+        if self.prune:
+            self.prune.split_sizes(self.nsamples)
 
     def absolute(self) -> JobSpec:
         """The same job with absolute paths, so that it means the same in every working directory.
 
         A model, masks or data are a path where there is such a file or folder, and none of the names of ours.
         """
-        places = {name: getattr(self, name) for name in ("run_dir", "save_model", "save_data")}
+        paths = {name: getattr(self, name) for name in ("run_dir", "save_model", "save_data")}
         folders = {name: getattr(self, name) for name in ("cache_dir", "datasets_cache_dir")}
         prune = self.prune
         if prune and prune.initial_masks:
@@ -73,9 +235,9 @@ class JobSpec:
             self,
             model=self.model if self.model == STORYTELLER else _absolute(self.model),
             prune=prune,
-            calibration=_data(self.calibration),
-            evaluation=tuple(_data(spec) for spec in self.evaluation),
-            **{name: path and Path(os.path.abspath(path)) for name, path in places.items()},
+            calibration=_absolute_data(self.calibration),
+            evaluation=tuple(_absolute_data(spec) for spec in self.evaluation),
+            **{name: path and Path(os.path.abspath(path)) for name, path in paths.items()},
             **{name: path and os.path.abspath(Path(path).expanduser()) for name, path in folders.items()},
         )
 
@@ -90,15 +252,13 @@ class JobSpec:
         """The inverse of `to_dict`. Raises UserError for a setting that this version does not know."""
         prune = data.get("prune")
         unknown = data.keys() - {field.name for field in fields(cls)}
-        unknown |= (prune or {}).keys() - {field.name for field in fields(PruneConfig)}
+        unknown |= (prune or {}).keys() - settings_of(PruneConfig).keys()
         if unknown:
             raise UserError(
                 f"The job has settings that this version does not know ({', '.join(sorted(unknown))}): go on with the "
                 "version that it was begun with."
             )
-        hints = get_type_hints(cls)
-        values = {name: _restored(value, Path in get_args(hints[name])) for name, value in data.items()}
-        return cls(**values | {"prune": prune and PruneConfig.from_dict(prune)})
+        return cls(**data | {"prune": prune and PruneConfig.from_dict(prune)})
 
 
 def _absolute(text: str) -> str:
@@ -110,17 +270,11 @@ def _absolute(text: str) -> str:
         return text
 
 
-def _data(spec: str) -> str:
+def _absolute_data(spec: str) -> str:
     return spec if spec in DATA_SOURCES else _absolute(spec)
 
 
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return list(value)
     return str(value) if isinstance(value, Path) else value
-
-
-def _restored(value: object, is_path: bool) -> object:
-    if isinstance(value, list):
-        return tuple(_restored(item, is_path) for item in value)
-    return Path(value) if is_path and value is not None else value

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pkgutil import resolve_name
 from typing import Any, Literal
+
+from barber.fields import Choice
 
 ROW, MATRIX, COLUMNS = "row", "matrix", "columns"
 
@@ -116,15 +117,15 @@ class SaliencyMetric:
         return resolve_name(self.implementation)
 
 
-class WindowStart(StrEnum):
+class WindowStart(Choice):
     """What a window of text begins with: the tokenizer's beginning-of-text token, or whatever stands there.
 
     Some models (Gemma) predict nothing well without that token; the papers cut their windows without it.
     """
 
-    AUTO = "auto"  # BOS where the tokenizer itself puts it before a text
-    NONE = "none"
-    BOS = "bos"
+    AUTO = "auto", "what the tokenizer puts before a text"
+    NONE = "none", "whatever stands there"
+    BOS = "bos", "the beginning-of-text token"
 
 
 @dataclass(frozen=True)

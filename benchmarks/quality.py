@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pandas as pd
 
-from barber.config import AUTO, METHODS, Allocation, Order, PruneConfig, Refiner, Sparsity, Target
+from barber.config import AUTO, Allocation, Order, PruneConfig, Sparsity, Target
 from barber.data.token_sets import CalibrationSet, EvaluationSet, drain
 from barber.errors import UserError
 from barber.evaluation.perplexity import perplexity
@@ -31,6 +31,7 @@ from barber.jobs.report import gap_recovered
 from barber.models.decoder import DecoderView, DenseWeights
 from barber.models.loading import LoadedModel, load
 from barber.pruning.prune import prune
+from barber.registry import INITIAL_MASKS
 from benchmarks.tables import INITIAL, INPUTS, PUBLISHED, RUN, markdown
 
 
@@ -87,8 +88,8 @@ TREATMENTS = {
     "auto-one-pass": Treatment(
         "auto, one pass", {"auto-one-pass": {"threshold": AUTO, "order": Order.ONE_PASS}}, own_masks=True
     ),
-    "one-swap": Treatment("one-swap", {"one-swap": {"refiner": Refiner.ONE_SWAP}}),
-    "dsnot": Treatment("dsnot", {"dsnot": {"refiner": Refiner.DSNOT}}),
+    "one-swap": Treatment("one-swap", {"one-swap": {"refiner": "one-swap"}}),
+    "dsnot": Treatment("dsnot", {"dsnot": {"refiner": "dsnot"}}),
     "auto+re-fit": Treatment("auto + re-fit", {"auto+re-fit": {"threshold": AUTO, "reconstruct": True}}),
 }
 GROUPS = {
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("--data", default="storyteller", help="text for both; a file is halved")
     parser.add_argument("--calibration", help="text for calibration, instead of --data")
     parser.add_argument("--evaluation", help="text for evaluation, instead of --data")
-    parser.add_argument("--methods", type=listed(*METHODS), default="magnitude,wanda")
+    parser.add_argument("--methods", type=listed(*INITIAL_MASKS), default="magnitude,wanda")
     parser.add_argument("--patterns", type=listed(), default="50%,60%,70%,2:4,4:8")
     parser.add_argument("--treatments", type=named, default="default", help=f"of {', '.join([*GROUPS, *TREATMENTS])}")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default="0,1,2")

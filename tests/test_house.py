@@ -22,12 +22,14 @@ GROUND = {
     "config",
     "errors",
     "events",
+    "fields",
     "hub_access",
     "input_files",
     "job_spec",
     "memory",
     "progress",
     "registry",
+    "settings",
 }
 PACKAGES = {  # package of barber: the packages that it may import, beside itself and the ground floor
     "kernels": set(),

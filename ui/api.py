@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import Parameter, Signature
 
 import gradio as gr
 
@@ -10,45 +11,36 @@ from analysis import frames
 from barber.errors import UserError
 from barber.events import JobPlanned, Progress
 from barber.progress import Eta
+from barber.settings import SHOWN
 from ui.gpu import SHARED, on_gpu
 from ui.hub import Hub
-from ui.settings import DEFAULTS, to_spec
+from ui.settings import DEFAULTS, FIELDS, to_spec
 from ui.worker import Worker
 
 DESCRIPTION = (
     "Prune a model, rebuild its masks and measure what came of it. Streams progress as {phase, where, share_done, "
-    "seconds_left}; the last value is the summary {run, model, config, weights, zeros, swaps, perplexity, flips}."
+    "seconds_left}; the last value is the summary {run, model, config, weights, zeros, swaps, perplexity, flips}. "
+    "A setting without effect beside the others is ignored."
 )
+
+
+def parameter(name: str) -> Parameter:
+    """A setting as a parameter of the endpoint: numbers and switches as they are, everything else as text."""
+    one = SHOWN[name]
+    plain = one.hint if one.kind in (bool, int, float) else str | None if one.optional else str
+    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=DEFAULTS[name], annotation=plain)
+
+
+def signature() -> Signature:
+    """The signature of the endpoint, made from the settings."""
+    return Signature([parameter(name) for name in FIELDS], return_annotation="Iterator[dict]")
 
 
 def build(hub: Hub) -> None:
     """Add the endpoint /run to the surrounding Blocks."""
 
-    def run(
-        model: str = DEFAULTS["model"],
-        method: str = DEFAULTS["method"],
-        sparsity: str = DEFAULTS["sparsity"],
-        rebuild: bool = DEFAULTS["rebuild"],
-        metric: str = DEFAULTS["metric"],
-        granularity: str = DEFAULTS["granularity"],
-        threshold: float | str = DEFAULTS["threshold"],
-        retain_reconstruction: bool = DEFAULTS["retain_reconstruction"],
-        calibration: str = DEFAULTS["calibration"],
-        nsamples: int = DEFAULTS["nsamples"],
-        seqlen: int | None = DEFAULTS["seqlen"],
-        evaluation: str = DEFAULTS["evaluation"],
-        eval_windows: int | None = DEFAULTS["eval_windows"],
-        seed: int = DEFAULTS["seed"],
-        refiner: str = DEFAULTS["refiner"],
-        rounds: int | None = DEFAULTS["rounds"],
-        target: str = DEFAULTS["target"],
-        allocation: str = DEFAULTS["allocation"],
-        reconstruct: bool = DEFAULTS["reconstruct"],
-        order: str = DEFAULTS["order"],
-        stream: bool = DEFAULTS["stream"],
-        max_memory: str | None = DEFAULTS["max_memory"],
-    ) -> Iterator[dict]:
-        values = {name: value for name, value in locals().items() if name in DEFAULTS}
+    def run(*given: object) -> Iterator[dict]:
+        values = dict(zip(FIELDS, given, strict=True))
         worker = None
         try:
             spec = to_spec(values)
@@ -73,4 +65,5 @@ def build(hub: Hub) -> None:
             if worker:
                 worker.stop()
 
+    run.__signature__, run.__annotations__ = signature(), {name: parameter(name).annotation for name in FIELDS}
     gr.api(on_gpu(run), api_name="run", api_description=DESCRIPTION, **SHARED)

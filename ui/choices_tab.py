@@ -5,11 +5,11 @@ from __future__ import annotations
 import gradio as gr
 
 from analysis import choices
-from barber.config import PruneConfig, Refiner
+from barber.config import PruneConfig
 from barber.events import Event, RunStarted
+from barber.registry import BARBER, REFINERS
 from ui.hub import Hub
 from ui.plots import plot
-from ui.titles import REFINER_TITLES
 from ui.views import CALM, empty, intro, nothing_yet, results_there
 
 EMPTY = empty("Press <b>Run</b>. Here you will see what each block tried, and what helped most.")
@@ -102,8 +102,8 @@ def why_empty(events: list[Event]) -> str:
         return EMPTY
     if not config.barber:
         return empty("This run has no rebuild, so nothing was chosen. Switch the rebuild on and run again.")
-    if config.refiner is not Refiner.BARBER:
-        title = REFINER_TITLES[config.refiner]
+    if config.refiner != BARBER:
+        title = REFINERS[config.refiner].title
         return empty(
             f"<b>{title}</b> follows a rule of its own, so nothing was chosen. Rebuild by Barber to see choices."
         )

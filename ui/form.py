@@ -2,129 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
+
 import gradio as gr
 
-from barber.config import AUTO, AUTO_ROUNDS, Refiner
-from ui import settings, titles
+from barber.config import AUTO
+from barber.fields import Group, Setting
+from barber.settings import SETTINGS, SHOWN
+from ui import settings
 from ui.catalogue import choices
 
-TARGET_INFO = "Itself: on the input that the pruned layers before it send. The model: as if nothing were pruned."
-ORDER_INFO = (
-    "Before its rebuild: each block gets its initial mask when its turn comes, on what the finished blocks before it "
-    "send. As published, the whole model gets it first."
-)
-STREAM_INFO = "One layer at a time in memory, for models that do not fit. Slower, and no texts are written."
-MEMORY_INFO = "Like 12GiB. A model that does not fit is read layer by layer."
 Form = dict[str, gr.components.Component]
+SWAPS = "swaps"  # the switch of a threshold that may be a number or be chosen
+SWAPS_HELP = (
+    "How many pruned and kept weights are swapped. By held-out error, each block tries several amounts and keeps what "
+    "helps most on samples set aside."
+)
+DECIDING = tuple(dict.fromkeys(name for one in SHOWN.values() for need in one.needs for name in need.on))
+# Enter takes what was typed into a field that allows it, and not the first choice that holds those letters.
+KEEP_TYPED = """() => {
+  let typed = null;
+  const open = event => event.target.closest?.(".bb-open") && event.target.matches("input");
+  document.addEventListener("input", event => { if (open(event)) typed = event.target; }, true);
+  document.addEventListener("keydown", event => {
+    if (event.key !== "Enter") { if (event.key.startsWith("Arrow")) typed = null; return; }
+    if (!open(event) || typed !== event.target) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    typed = null;
+    event.target.blur();
+  }, true);
+}"""
 
 
 def build() -> Form:
     """The fields of settings.FORM, by name."""
     form: Form = {}
-    form["model"] = gr.Dropdown(
-        choices(),
-        value=settings.FORM["model"],
-        label="Model",
-        info=f"Pick one, or type a hub id{'' if settings.on_a_space() else ' or a local folder'}.",
-        allow_custom_value=True,
-        elem_id="model",
-    )
-    with gr.Row():
-        form["method"] = _choice("method", "Initial mask", titles.METHOD_TITLES, scale=2, min_width=150)
-        form["sparsity"] = gr.Dropdown(
-            list(titles.PATTERNS),
-            value=settings.FORM["sparsity"],
-            label="Pattern",
-            allow_custom_value=True,
-            scale=1,
-            min_width=90,
-            elem_id="sparsity",
-        )
-    form["rebuild"] = _tick("rebuild", "Rebuild the mask block by block")
-    form["swaps"] = gr.Radio(
-        [(title, name) for name, title in titles.SWAPS_TITLES.items()],
-        value=settings.FORM["swaps"],
-        label="Swaps",
-        info="How many pruned and kept weights change places. By held-out error, each block tries several amounts and "
-        "keeps what helps most on samples set aside.",
-        elem_id="swaps",
-    )
-    form["threshold"] = gr.Slider(
-        0,
-        1,
-        value=settings.FORM["threshold"],
-        step=0.01,
-        label="Threshold",
-        info="A pruned weight that matters more than a kept one is a pair; this share of the pairs changes places.",
-        visible=False,
-        elem_id="threshold",
-    )
-    with gr.Accordion("Method in detail", open=False):
-        _build_details(form)
-    with gr.Accordion("Data and seed", open=False):
-        _build_data(form)
-    with gr.Accordion("Memory", open=False):
-        _build_memory(form)
+    for group in Group:
+        with gr.Accordion(group.value, open=False) if group else nullcontext():
+            for row in rows(group):
+                with gr.Row() if len(row) > 1 else nullcontext():
+                    for one in row:
+                        form |= _fields(one, alone=len(row) == 1)
     _show_what_matters(form)
     return {name: form[name] for name in settings.FORM}
 
 
-def _build_details(form: Form) -> None:
-    form["allocation"] = _choice(
-        "allocation", "Share pruned", titles.ALLOCATION_TITLES, "Unless it is the same, sensitive layers keep more."
-    )
-    form["refiner"] = _choice("refiner", "Rebuild by", titles.REFINER_TITLES)
-    form["granularity"] = _choice("granularity", "Swaps happen within", titles.GRANULARITY_TITLES, visible=False)
-    form["metric"] = _choice("metric", "Saliency", titles.METRIC_TITLES, "How much a weight matters.")
-    form["rounds"] = _number(
-        "rounds", "Rounds at most", "default", f"Empty: {AUTO_ROUNDS}, or 1 with a fixed threshold."
-    )
-    form["target"] = _choice("target", "Compare each block with", titles.TARGET_TITLES, TARGET_INFO)
-    form["order"] = _choice("order", "Initialise", titles.ORDER_TITLES, ORDER_INFO)
-    form["reconstruct"] = _tick(
-        "reconstruct", "Re-fit the kept weights", "A short training of each block, once its mask is final."
-    )
-    form["retain_reconstruction"] = _tick("retain_reconstruction", "Keep the values that SparseGPT updated")
+def rows(group: Group) -> list[list[Setting]]:
+    """The settings of a section of the form, those side by side together."""
+    own = [one for one in SHOWN.values() if one.group is group]
+    return [[one, *(other for other in own if other.beside == one.name)] for one in own if not one.beside]
 
 
-def _build_data(form: Form) -> None:
-    form["calibration"] = _dataset("calibration", "Calibration text")
-    with gr.Row():
-        form["nsamples"] = _number("nsamples", "Samples")
-        form["seqlen"] = _number("seqlen", "Tokens each", "auto")
-    form["evaluation"] = _dataset("evaluation", "Evaluation text")
-    with gr.Row():
-        form["eval_windows"] = _number("eval_windows", "Windows at most", "all")
-        form["seed"] = _number("seed", "Seed")
-
-
-def _build_memory(form: Form) -> None:
-    form["stream"] = _tick("stream", "Read the model layer by layer", STREAM_INFO)
-    form["max_memory"] = gr.Textbox(
-        settings.FORM["max_memory"],
-        label=titles.LABELS["max_memory"],
-        info=MEMORY_INFO,
-        placeholder="most of what is free",
-        elem_id="max_memory",
-    )
+def visible(values: Mapping[str, object]) -> dict[str, bool]:
+    """Which fields are shown, for the values of DECIDING; a fixed threshold is any that is not AUTO."""
+    shown = {name: one.unmet(values) is None for name, one in SHOWN.items() if one.needs}
+    return shown | {SWAPS: shown["threshold"], "threshold": shown["threshold"] and values["threshold"] != AUTO}
 
 
 def _show_what_matters(form: Form) -> None:
-    """Settings without effect are hidden: those of the rebuild without one, and those that its kind does not have."""
-    dependent = ("refiner", "swaps", "threshold", "granularity", "metric", "rounds", "retain_reconstruction", "order")
+    fields = [form[_field(name)] for name in DECIDING]
+    dependent = list(visible(_at_first()))
 
-    def suit(rebuild: bool, refiner: str, swaps: str, reconstruct: bool) -> list[dict]:
-        by_barber = rebuild and refiner == Refiner.BARBER
-        fixed = by_barber and swaps != AUTO
-        shown = {"refiner": rebuild, "threshold": fixed, "granularity": fixed, "retain_reconstruction": rebuild}
-        shown["order"] = rebuild or reconstruct
-        return [gr.update(visible=shown.get(name, by_barber)) for name in dependent]
+    def suit(*values: object) -> list[dict]:
+        shown = visible(dict(zip(DECIDING, values, strict=True)))
+        return [gr.update(visible=shown[name]) for name in dependent]
 
-    deciding = [form[name] for name in ("rebuild", "refiner", "swaps", "reconstruct")]
     gr.on(
-        [field.change for field in deciding],
+        [field.change for field in fields],
         suit,
-        deciding,
+        fields,
         [form[name] for name in dependent],
         queue=False,
         show_progress="hidden",
@@ -132,39 +80,49 @@ def _show_what_matters(form: Form) -> None:
     )
 
 
-def _choice(name: str, label: str, options: dict[str, str], info: str | None = None, **look: object) -> gr.Dropdown:
-    return gr.Dropdown(
-        [(title, value) for value, title in options.items()],
-        value=settings.FORM[name],
-        label=label,
-        info=info,
-        elem_id=name,
-        **look,
-    )
+def _fields(one: Setting, alone: bool) -> Form:
+    """The field of a setting, with its help where there is room for it; of a threshold, also its switch."""
+    name, local = one.public, not settings.on_a_space()
+    at_first = visible(_at_first())
+    look = {
+        "value": settings.FORM[name],
+        "label": one.title,
+        "info": one.sentence(local) if alone else None,
+        "visible": at_first.get(name, True),
+        "scale": one.width if not alone else None,
+        "min_width": 90,
+        "elem_id": name,
+    }
+    if one.kind is bool:
+        del look["scale"]
+        return {name: gr.Checkbox(**look)}
+    if one.words:
+        switch = gr.Radio(
+            [*((title, word) for word, title in one.words.items()), ("fixed threshold", settings.FIXED)],
+            value=settings.FORM[SWAPS],
+            label="Swaps",
+            info=SWAPS_HELP,
+            visible=at_first[SWAPS],
+            elem_id=SWAPS,
+        )
+        return {SWAPS: switch, name: gr.Slider(one.least, one.most, step=0.01, **look)}
+    if one.kind is float:
+        return {name: gr.Slider(one.least, one.most, step=0.01, **look)}
+    if one.kind is int:
+        return {name: gr.Number(placeholder=one.placeholder or None, **look)}
+    if one.open:
+        options = choices() if name == "model" else [(title, value) for value, title in one.choices.items()]
+        return {name: gr.Dropdown(options, allow_custom_value=True, elem_classes="bb-open", **look)}
+    if one.closed:
+        return {name: gr.Dropdown([(title, value) for value, title in one.choices.items()], **look)}
+    return {name: gr.Textbox(placeholder=one.placeholder or None, **look)}
 
 
-def _tick(name: str, label: str, info: str | None = None) -> gr.Checkbox:
-    return gr.Checkbox(settings.FORM[name], label=label, info=info, elem_id=name)
+def _field(name: str) -> str:
+    """The field of the form that a setting of DECIDING depends on."""
+    return SWAPS if name == "threshold" else SETTINGS[name].public
 
 
-def _dataset(name: str, label: str) -> gr.Dropdown:
-    return gr.Dropdown(
-        list(titles.DATASETS),
-        value=settings.FORM[name],
-        label=label,
-        info=None if settings.on_a_space() else "A data set, or a local .txt, .jsonl or .npy file.",
-        allow_custom_value=True,
-        elem_id=name,
-    )
-
-
-def _number(name: str, label: str, placeholder: str | None = None, info: str | None = None) -> gr.Number:
-    return gr.Number(
-        settings.FORM[name],
-        label=label,
-        info=info,
-        precision=0,
-        min_width=90,
-        elem_id=name,
-        placeholder=placeholder,
-    )
+def _at_first() -> dict[str, object]:
+    """The values of DECIDING that the form begins with."""
+    return {name: settings.FORM[_field(name)] for name in DECIDING}

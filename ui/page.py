@@ -50,6 +50,7 @@ def build(runs: Path | None = None) -> gr.Blocks:
                             tab.build(hub, shown_id, ended)
                         opened.select(fn=None, js=FIT, api_visibility="private")
         api.build(hub)
+        page.load(fn=None, js=form.KEEP_TYPED, api_visibility="private")
         page.load(
             run_panel.fill_from_link,
             None,

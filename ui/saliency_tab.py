@@ -5,8 +5,9 @@ from __future__ import annotations
 import gradio as gr
 
 from analysis import figures, frames
-from barber.config import PruneConfig, Refiner
+from barber.config import PruneConfig
 from barber.events import Event, RunStarted
+from barber.registry import BARBER
 from barber.runs.directory import RunDirectory
 from ui.hub import Hub
 from ui.plots import plot
@@ -96,6 +97,6 @@ def measure(events: list[Event]) -> str:
     config = next(PruneConfig.from_dict(event.config) for event in events if isinstance(event, RunStarted))
     if not config.barber:
         return "how large a weight is, as this run has no rebuild"
-    if config.refiner is not Refiner.BARBER:
+    if config.refiner != BARBER:
         return "how large a weight and its inputs are, as this rebuild looks at no gradient"
     return "how much the block's error feels a weight"

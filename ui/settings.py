@@ -2,104 +2,74 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from barber.config import AUTO, Order, PruneConfig, Sparsity
+from barber.config import AUTO, PruneConfig
 from barber.errors import UserError
+from barber.fields import Group, Setting
 from barber.job_spec import JobSpec
 from barber.jobs.presets import FIRST_LOOK as PRESET
-from barber.pruning.problem import split_sequences
+from barber.settings import PRUNING, SHOWN
 from barber.storyteller import documents
-from ui.titles import CHOICES, DATASETS, FIXED, LABELS
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMG]i?B", re.IGNORECASE)
 PROMPTS = ("Once upon a time", "The capital of France is", "The most important thing about science is")
+# The order that those who give the values to the API by position know; later settings follow these.
+PUBLISHED = (
+    "model", "method", "sparsity", "rebuild", "metric", "granularity", "threshold", "retain_reconstruction",
+    "calibration", "nsamples", "seqlen", "evaluation", "eval_windows", "seed", "refiner", "rounds", "target",
+    "allocation", "reconstruct", "order", "stream", "max_memory",
+)  # fmt: skip
+FIXED = "fixed"  # beside AUTO: the form's switch between the two kinds of threshold
+
+
+def shown(value: object) -> object:
+    """A value as the form, the API and links have it: a number, a switch, a text or None."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _values(spec: JobSpec) -> dict[str, object]:
+    """What a job says, by the public names of its settings."""
+    return {
+        name: shown(getattr(spec.prune if one.name in PRUNING else spec, one.name))
+        for name, one in SHOWN.items()
+        if one.name not in PRUNING or spec.prune
+    }
 
 
 def data_for(model: str) -> dict[str, object]:
     """Data settings that suit a model: the bundled one has its own stories, others take the published defaults."""
-    spec = PRESET if model == PRESET.model else JobSpec()
+    preset, published = _values(PRESET), _values(JobSpec())
+    own = preset if model == PRESET.model else published
     return {
-        "calibration": spec.calibration,
-        "nsamples": spec.nsamples,
-        "seqlen": spec.seqlen,
-        "evaluation": ",".join(spec.evaluation),
-        "eval_windows": spec.eval_windows,
+        name: own[name] for name, one in SHOWN.items() if one.group is Group.DATA and preset[name] != published[name]
     }
 
 
-DEFAULTS: dict[str, object] = {
-    "model": PRESET.model,
-    "method": PRESET.prune.method,
-    "sparsity": str(PRESET.prune.sparsity),
-    "rebuild": PRESET.prune.barber,
-    "metric": str(PRESET.prune.metric),
-    "granularity": str(PRESET.prune.granularity),
-    "threshold": PRESET.prune.threshold,
-    "retain_reconstruction": PRESET.prune.retain_reconstruction,
-    **data_for(PRESET.model),
-    "seed": PRESET.seed,
-    "refiner": str(PRESET.prune.refiner),
-    "rounds": PRESET.prune.rounds,
-    "target": str(PRESET.prune.target),
-    "allocation": str(PRESET.prune.allocation),
-    "reconstruct": PRESET.prune.reconstruct,
-    "order": str(PRESET.prune.order),
-    "stream": PRESET.stream,
-    "max_memory": PRESET.max_memory,
-}
-FIELDS = tuple(DEFAULTS)
+FIELDS = (*PUBLISHED, *(name for name in SHOWN if name not in PUBLISHED))
+DEFAULTS: dict[str, object] = {name: _values(PRESET)[name] for name in FIELDS}
 FORM = {"swaps": AUTO} | DEFAULTS | {"threshold": 0.1}  # in the form, a switch and a number make up the threshold
 
 
 def to_spec(values: Mapping[str, object]) -> JobSpec:
-    """The job that the values of FIELDS describe. Raises UserError for the first value that is not allowed."""
-    model = _text(values, "model", "Give a model: pick one or type a hub id or a local folder.")
-    calibration = _text(values, "calibration", "Give calibration data, for example storyteller or wikitext2.")
-    evaluation = tuple(part.strip() for part in str(values["evaluation"] or "").split(",") if part.strip())
-    if not evaluation:
-        raise UserError("Give evaluation data, for example storyteller or wikitext2.")
+    """The job that the values of FIELDS describe. Raises UserError for the first value that is not allowed.
+
+    A setting without effect beside the others has its default, whatever its value is.
+    """
+    typed = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+    given = {one.name: one.read(typed[name]) for name, one in SHOWN.items()}
+    given = {one.name: one.default if one.unmet(given) else given[one.name] for one in SHOWN.values()}
     if on_a_space():
-        _refuse_paths(model, (calibration, *evaluation))
-    rebuilds, refits = bool(values["rebuild"]), bool(values["reconstruct"])
-    prune = PruneConfig(
-        sparsity=Sparsity.parse(str(values["sparsity"] or "")),
-        method=str(values["method"]),
-        barber=rebuilds,
-        metric=str(values["metric"]),
-        granularity=str(values["granularity"]),
-        threshold=AUTO if values["threshold"] == AUTO else _number(values, "threshold"),
-        refiner=str(values["refiner"]),
-        rounds=_whole(values, "rounds", 1, optional=True),
-        target=str(values["target"]),
-        allocation=str(values["allocation"]),
-        reconstruct=refits,
-        retain_reconstruction=bool(values["retain_reconstruction"]),
-        order=str(values["order"]) if rebuilds or refits else Order.PAPER,  # hidden then, as it has no effect
-    )
-    nsamples = _whole(values, "nsamples", 1)
-    if prune.refined:
-        split_sequences(nsamples, prune)  # raises where too few samples are left to judge
-    return replace(
-        PRESET,
-        model=model,
-        prune=prune,
-        calibration=calibration,
-        evaluation=evaluation,
-        nsamples=nsamples,
-        seqlen=_whole(values, "seqlen", 2, optional=True),
-        seed=_whole(values, "seed", 0),
-        eval_windows=_whole(values, "eval_windows", 1, optional=True),
-        stream=bool(values["stream"]),
-        max_memory=_size(values, "max_memory"),
-        prompts=PRESET.prompts if model == PRESET.model else PROMPTS,
-    )
+        _refuse_paths(given)
+    prune = PruneConfig(**{name: given.pop(name) for name in PRUNING if name in given})
+    prompts = PRESET.prompts if given["model"] == PRESET.model else PROMPTS
+    return replace(PRESET, prune=prune, prompts=prompts, **given)
 
 
 def sample_prompts(model: str) -> list[str]:
@@ -132,15 +102,14 @@ def problem(*values: object) -> str | None:
 
 
 def from_query(query: Mapping[str, str]) -> dict[str, object]:
-    """The values that a link carries, for the fields it names; what cannot be read is left out."""
+    """The values that a link carries, for the fields it names; what its field could not show is left out."""
     values: dict[str, object] = {}
     for name, text in query.items():
-        if name not in DEFAULTS:
-            continue
-        try:
-            values[name] = _parse(name, text)
-        except ValueError:
-            continue
+        if one := SHOWN.get(name):
+            try:
+                values[name] = _from_link(one, text)
+            except (UserError, ValueError):
+                continue
     return values
 
 
@@ -149,61 +118,21 @@ def on_a_space() -> bool:
     return "SPACE_ID" in os.environ
 
 
-def _refuse_paths(model: str, specs: tuple[str, ...]) -> None:
+def _from_link(one: Setting, text: str) -> object:
+    """A value for the field of a setting; one that is not allowed is shown, and refused when the run begins."""
+    if one.kind is int:
+        return int(text) if text else None
+    if one.closed or one.kind in (bool, float):
+        return shown(one.read(text))
+    return text or None
+
+
+def _refuse_paths(given: Mapping[str, object]) -> None:
+    model = str(given["model"])
     if not HUB_ID.fullmatch(model) or Path(model).exists():
         raise UserError(f"Model {model!r} is not a hub id: files of the server cannot be used here, give owner/name.")
-    for spec in specs:
-        if spec not in DATASETS:
-            raise UserError(f"Data {spec!r} cannot be used here: choose one of {', '.join(DATASETS)}.")
-
-
-def _text(values: Mapping[str, object], name: str, missing: str) -> str:
-    text = str(values[name] or "").strip()
-    if not text:
-        raise UserError(missing)
-    return text
-
-
-def _number(values: Mapping[str, object], name: str) -> float:
-    try:
-        return float(values[name])
-    except (TypeError, ValueError):
-        raise UserError(f"{LABELS[name]} {values[name]!r} is not a number.") from None
-
-
-def _whole(values: Mapping[str, object], name: str, least: int, optional: bool = False) -> int | None:
-    value = values[name]
-    if optional and (value in (None, "") or (value == 0 and name != "rounds")):
-        return None
-    number = _number(values, name)
-    if not math.isfinite(number) or number != int(number) or number < least:
-        raise UserError(f"{LABELS[name]} {number:g} is not allowed: give a whole number of at least {least}.")
-    return int(number)
-
-
-def _size(values: Mapping[str, object], name: str) -> str | None:
-    text = str(values[name] or "").strip()
-    if text and not SIZE.fullmatch(text):
-        raise UserError(f"{LABELS[name]} {text!r} is not a size: give one like 12GiB or 800MB, or leave it empty.")
-    return text.replace(" ", "").upper() or None  # "12gb" would be gigabits
-
-
-def _parse(name: str, text: str) -> object:
-    """A value of a link, typed as the field is. Raises ValueError."""
-    if isinstance(DEFAULTS[name], bool):
-        return text.lower() in ("true", "1", "yes")
-    if name == "threshold":
-        return AUTO if text == AUTO else _within(float(text), 0, 1)
-    if name in ("nsamples", "seqlen", "seed", "eval_windows", "rounds"):
-        return int(text) if text else None
-    if name == "max_memory":
-        return text or None
-    if text not in CHOICES.get(name, (text,)):
-        raise ValueError(text)
-    return text
-
-
-def _within(number: float, least: float, most: float) -> float:
-    if not least <= number <= most:
-        raise ValueError(number)
-    return number
+    for one in SHOWN.values():
+        value = given[one.name]
+        for spec in (value,) if isinstance(value, str) else value if one.many else ():
+            if one.local and one.choices and spec not in one.choices:
+                raise UserError(f"Data {spec!r} cannot be used here: choose one of {', '.join(one.choices)}.")

@@ -121,8 +121,6 @@ def _check_before_loading(spec: JobSpec, ranks: Ranks, resumed: bool) -> None:
         raise UserError("--run_dir records a pruning run, but no pruning was asked: add it, or leave --run_dir out.")
     if spec.zeroshot_tasks:
         zero_shot.check_tasks(spec.zeroshot_tasks)
-    if spec.prune and spec.prune.refined:
-        spec.prune.split_sizes(spec.nsamples)
 
 
 def _lock(spec: JobSpec, ranks: Ranks, stack: ExitStack) -> Iterator[Event]:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from os.path import expanduser, isfile
 from pathlib import Path
 from typing import Any
 
 from barber.bundled import STORYTELLER
-from barber.config import AUTO, PruneConfig, Refiner, Sparsity
+from barber.config import MASKS, PruneConfig, Sparsity
 from barber.errors import UserError
 from barber.evaluation.zero_shot import PUBLISHED_TASKS
 from barber.job_spec import JobSpec
 from barber.jobs.presets import FIRST_LOOK
+from barber.registry import INITIAL_MASKS
 from barber.runs.directory import RunDirectory
-
-BARBER_FLAGS = ("prune_metric", "prune_granularity", "threshold", "rounds")
-REBUILD_FLAGS = (*BARBER_FLAGS, "retain_reconstruction", "refiner")
-CONFIG_FLAGS = (*REBUILD_FLAGS, "target", "allocation", "reconstruct", "order")
-PRUNING_FLAGS = {"sparsity_ratio", "sparsity_type", "prune_method", "prune_barber", "initial_masks", *CONFIG_FLAGS}
-SPEC_FLAGS = {
-    "model", "nsamples", "seqlen", "seed", "device", "dtype", "calibration", "eval_windows", "run_dir", "save_model",
-    "save_data", "cache_dir", "datasets_cache_dir", "trust_remote_code", "stream", "max_memory",
-    "compute", "text_field", "window_start",
-}  # fmt: skip
+from barber.settings import FLAGS, PRUNING, SETTINGS
 
 PUBLISHED_EVALUATION = ("wikitext2", "ptb", "c4")  # what the published --save_ppl measures
 
@@ -34,125 +25,67 @@ def job_from(given: dict[str, Any]) -> JobSpec:
     The bundled model brings its own data, and its preset pruning where no pruning flag is given; any other model takes
     the published defaults, and without a pruning flag only its dense weights are evaluated.
     """
-    given = {name: _home(value) if name in ("model", "initial_masks") else value for name, value in given.items()}
-    base = FIRST_LOOK if given.get("model", STORYTELLER) == STORYTELLER else JobSpec()
-    changes = {name: value for name, value in given.items() if name in SPEC_FLAGS}
-    if PRUNING_FLAGS & given.keys():
-        changes["prune"] = _prune_config(given)
-    changes["evaluation_required"] = "eval_data" in given
-    if "eval_data" in given:
-        changes["evaluation"] = _data_names(given["eval_data"])
-    elif "save_ppl" in given and base is not FIRST_LOOK:
-        changes["evaluation"] = PUBLISHED_EVALUATION
-    if "prompt" in given:
-        changes["prompts"] = (given["prompt"],)
-    if "save_zeroshot" in given or "zeroshot_tasks" in given:
-        changes["zeroshot_tasks"] = _names(given.get("zeroshot_tasks", ",".join(PUBLISHED_TASKS)), "--zeroshot_tasks")
-    if given.get("limit", 1) < 1:
-        raise UserError(f"--limit {given['limit']} is not allowed: give 1 or more items per task.")
-    changes["zeroshot_limit"] = given.get("limit")
+    for flag in FLAGS:
+        if given.get(flag.flag) == "":
+            raise UserError(f"--{flag.flag} is empty: give {flag.allowed}, or leave it out.")
+    values = {name: _home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given}
+    if "save_zeroshot" in given:
+        values.setdefault("zeroshot_tasks", PUBLISHED_TASKS)
+    base = FIRST_LOOK if values.get("model", STORYTELLER) == STORYTELLER else JobSpec()
+    required = "evaluation" in values
+    if "save_ppl" in given and base is not FIRST_LOOK:
+        values.setdefault("evaluation", PUBLISHED_EVALUATION)
     if given.get("delete") and "save_model" not in given:
         raise UserError("--delete removes the folder that --save_model writes: give --save_model too, or leave it out.")
-    return replace(base, **changes)
+    pruning = {name: values.pop(name) for name in PRUNING if name in values}
+    asked = bool(pruning or {"sparsity_ratio", "sparsity_type"} & given.keys())
+    if asked:
+        pruning = {"barber": False} | pruning
+        _check_initial_mask(pruning)
+    _refuse_without_effect(pruning | values)
+    if asked:
+        method = {"method": MASKS} if "initial_masks" in pruning else {}
+        values["prune"] = PruneConfig(_sparsity(given), **pruning | method)
+    return replace(base, **values, evaluation_required=required)
 
 
 def with_flags(job: JobSpec, given: dict[str, Any]) -> JobSpec:
     """A recorded job with the flags that were given once more; what was not given stays as it is."""
-    given = {name: _home(value) if name in ("model", "initial_masks") else value for name, value in given.items()}
-    changes = {name: value for name, value in given.items() if name in SPEC_FLAGS - {"run_dir"}}
-    if "eval_data" in given:
-        changes["evaluation"] = _data_names(given["eval_data"])
-    if "prompt" in given:
-        changes["prompts"] = (given["prompt"],)
-    if "zeroshot_tasks" in given:
-        changes["zeroshot_tasks"] = _names(given["zeroshot_tasks"], "--zeroshot_tasks")
-    elif "save_zeroshot" in given and not job.zeroshot_tasks:
-        changes["zeroshot_tasks"] = PUBLISHED_TASKS
-    if "limit" in given:
-        changes["zeroshot_limit"] = given["limit"]
-    names = {flag: flag for flag in (*CONFIG_FLAGS, "initial_masks")} | {
-        "prune_metric": "metric",
-        "prune_granularity": "granularity",
-        "prune_method": "method",
-        "prune_barber": "barber",
-    }
-    prune = {name: given[flag] for flag, name in names.items() if flag in given} | _threshold(given)
-    if "initial_masks" in given:
-        prune |= {"method": "masks"}
-    elif "prune_method" in given:
-        prune |= {"initial_masks": None}
+    values = {name: _home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given and name != "run_dir"}
+    if "save_zeroshot" in given and not job.zeroshot_tasks:
+        values.setdefault("zeroshot_tasks", PUBLISHED_TASKS)
+    pruning = {name: values.pop(name) for name in PRUNING if name in values}
+    if "initial_masks" in pruning:
+        pruning["method"] = MASKS
+    elif "method" in pruning:
+        pruning["initial_masks"] = None
     ratio = job.prune.sparsity.ratio
     if "sparsity_type" in given or given.get("sparsity_ratio", ratio) != ratio:
         known = {"sparsity_ratio": ratio} if given.get("sparsity_type") == "unstructured" else {}
-        prune["sparsity"] = _sparsity(known | given)
-    return replace(job, **changes, prune=replace(job.prune, **prune))
+        pruning["sparsity"] = _sparsity(known | given)
+    return replace(job, **values, prune=replace(job.prune, **pruning))
 
 
-def _home(path: str) -> str:
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+def _home(value: Any) -> Any:
+    """A path with ~ put in full; every other value as it is."""
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value
 
 
-def _data_names(text: str) -> tuple[str, ...]:
-    """The data specs of --eval_data; "none" measures nothing."""
-    return () if text.strip() == "none" else _names(text, "--eval_data")
-
-
-def _names(text: str, flag: str) -> tuple[str, ...]:
-    """The names that commas part; a comma inside the path of a file that is there parts nothing."""
-    names: list[str] = []
-    pieces = text.split(",")
-    while pieces:
-        ends = range(len(pieces), 1, -1)
-        whole = next((end for end in ends if isfile(expanduser(",".join(pieces[:end]).strip()))), 1)
-        names.append(",".join(pieces[:whole]).strip())
-        del pieces[:whole]
-    names = [name for name in names if name]
-    if not names:
-        raise UserError(f"{flag} {text!r} names nothing: give one name, or several with commas between.")
-    return tuple(names)
-
-
-def _prune_config(given: dict[str, Any]) -> PruneConfig:
-    masks, rebuild = given.get("initial_masks"), given.get("prune_barber", False)
-    alone = [flag for flag in REBUILD_FLAGS if flag in given and not rebuild]
-    if alone:
-        raise UserError(f"--{alone[0]} is a setting of the rebuild, which was not asked: add --prune_barber.")
-    if "target" in given and not (rebuild or given.get("reconstruct")):
-        raise UserError("--target is a setting of the rebuild and of --reconstruct: add one of them.")
-    foreign = [
-        flag for flag in BARBER_FLAGS if flag in given and given.get("refiner", Refiner.BARBER) != Refiner.BARBER
-    ]
-    if foreign:
-        raise UserError(f"--{foreign[0]} is a setting of the refiner barber, not of {given['refiner']}: leave it out.")
-    if masks and "prune_method" in given:
+def _check_initial_mask(pruning: dict[str, Any]) -> None:
+    if "initial_masks" in pruning and "method" in pruning:
         raise UserError("--initial_masks and --prune_method both name an initial mask: give one of them.")
-    sparsity = _sparsity(given)
-    if not masks and "prune_method" not in given:
-        raise UserError(
-            "No initial mask was chosen: add --prune_method magnitude, wanda, wandd, sparsegpt, ria or random."
-        )
-    names = {"prune_metric": "metric", "prune_granularity": "granularity"}
-    if given.get("threshold") == AUTO and "prune_granularity" in given:
-        raise UserError("--threshold auto chooses the granularity itself: leave --prune_granularity out.")
-    return PruneConfig(
-        sparsity=sparsity,
-        method="masks" if masks else given["prune_method"],
-        barber=rebuild,
-        initial_masks=masks,
-        **{names.get(flag, flag): given[flag] for flag in CONFIG_FLAGS if flag in given} | _threshold(given),
-    )
+    if "initial_masks" not in pruning and "method" not in pruning:
+        *names, last = INITIAL_MASKS
+        raise UserError(f"No initial mask was chosen: add --prune_method {', '.join(names)} or {last}.")
 
 
-def _threshold(given: dict[str, Any]) -> dict[str, Any]:
-    """The threshold as a number, or "auto" as it is."""
-    if given.get("threshold", AUTO) == AUTO:
-        return {}
-    try:
-        return {"threshold": float(given["threshold"])}
-    except ValueError:
-        raise UserError(
-            f"Threshold {given['threshold']!r} is not a number: give one from 0 to 1, like 0.1, or auto."
-        ) from None
+def _refuse_without_effect(values: dict[str, Any]) -> None:
+    """UserError for a setting that does not apply beside the others. values: those given, by name."""
+    method = {"method": MASKS} if "initial_masks" in values else {}
+    all_values = {name: one.default for name, one in SETTINGS.items()} | values | method
+    for name in values:
+        if need := SETTINGS[name].unmet(all_values):
+            raise UserError(f"--{SETTINGS[name].flag} {need.otherwise.format(**all_values)}.")
 
 
 def _sparsity(given: dict[str, Any]) -> Sparsity:
@@ -171,9 +104,9 @@ def _sparsity(given: dict[str, Any]) -> Sparsity:
     if ratio is not None:
         return Sparsity(ratio)
     if given.get("initial_masks"):
-        if Path(given["initial_masks"]).is_file():
+        if Path(_home(given["initial_masks"])).is_file():
             raise UserError(
                 f"The pattern of the masks in {given['initial_masks']} is unknown: add the sparsity ratio or type."
             )
-        return RunDirectory(given["initial_masks"]).sparsity
+        return RunDirectory(_home(given["initial_masks"])).sparsity
     raise UserError("No sparsity was given: add --sparsity_ratio between 0 and 1, or --sparsity_type n:m like 2:4.")

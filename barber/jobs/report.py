@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from barber.atomic_files import json_bytes, reason_and_remedy, write_file
-from barber.config import Refiner
 from barber.errors import UserError
 from barber.events import (
     Estimated,
@@ -23,6 +22,7 @@ from barber.events import (
     ZeroShotMeasured,
     ZeroShotSkipped,
 )
+from barber.registry import BARBER
 
 if TYPE_CHECKING:
     from barber.job_spec import JobSpec
@@ -185,7 +185,7 @@ def write_results(summary: Report, ppl: Path | None, zeroshot: Path | None) -> N
     Raises UserError where they cannot be written.
     """
     config = summary.spec.prune
-    after = config and (config.threshold if config.refiner is Refiner.BARBER else config.refiner)
+    after = config and (config.threshold if config.refiner == BARBER else config.refiner)
     name = f"log_{config.method}_{after}.txt" if config else "log_dense.txt"
     for folder, text, kinds, json_name in (
         (ppl, summary.perplexities(), (PerplexityMeasured,), "perplexity.json"),

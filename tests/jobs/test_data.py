@@ -127,7 +127,7 @@ def test_a_dense_model_that_overflows_says_so_in_its_report(world, tmp_path, cap
 def test_a_job_of_any_size_can_be_stopped_while_its_data_is_drawn(world):
     prune = PruneConfig(Sparsity.parse("50%"), "wanda")
     spec = JobSpec(
-        model=str(world / "model"), prune=prune, calibration="storyteller", evaluation=(), nsamples=10**6, seqlen=16,
+        model=str(world / "model"), prune=prune, calibration="storyteller", evaluation=(), nsamples=2**16, seqlen=16,
         device="cpu",
     )  # fmt: skip
     events = run_job(spec)

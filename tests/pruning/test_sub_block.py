@@ -216,7 +216,7 @@ def test_every_initial_mask_can_be_refined(method):
         ({"threshold": "auto"}, 3, "Threshold auto"),
         ({"reconstruct": True}, 3, "Reconstruction"),
         ({"rounds": 0}, 8, "Rounds 0"),
-        ({"threshold": "automatic"}, 8, "Threshold automatic"),
+        ({"threshold": "automatic"}, 8, "Threshold 'automatic'"),
         ({"threshold": 1.5}, 8, "Threshold 1.5"),
         ({"refiner": "best"}, 8, "Refiner"),
         ({"target": "moon"}, 8, "Target"),

@@ -93,11 +93,11 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 @given(
     st.builds(
         JobSpec,
-        model=words,
+        model=words.filter(str.strip),
         prune=st.none() | st.just(PruneConfig(Sparsity.parse("2:4"), "wanda", threshold="auto", target="dense-stream")),
         evaluation=st.lists(words, max_size=2).map(tuple),
         prompts=st.lists(words, max_size=2).map(tuple),
-        seqlen=st.none() | st.integers(1, 4096),
+        seqlen=st.none() | st.integers(2, 4096),
         run_dir=st.none() | st.just(Path("runs/one")),
         save_model=st.none() | st.just(Path("model")),
         save_data=st.none() | st.just(Path("tokens.npy")),

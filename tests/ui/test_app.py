@@ -74,10 +74,10 @@ def test_a_run_measures_all_three_stages_and_keeps_its_directory(outputs, server
     [
         ({"sparsity": "150%"}, "Sparsity ratio 1.5 is not allowed"),
         ({"sparsity": "5:4"}, "Pattern 5:4 is not possible"),
-        ({"threshold": 2}, "Threshold 2.0 is not allowed"),
+        ({"threshold": 2}, "Threshold 2 is not allowed"),
         ({"threshold": "much"}, "Threshold 'much' is not a number"),
         ({"threshold": "auto", "nsamples": 2}, "Threshold auto holds every 4th calibration sequence out, but got 2"),
-        ({"rounds": -1}, "Rounds at most -1 is not allowed"),
+        ({"rounds": -1}, "Rounds -1 is not allowed"),
         ({"refiner": "comb"}, "Refiner 'comb' is unknown"),
         ({"allocation": "owl", "sparsity": "2:4"}, "Allocation owl gives each layer a ratio of its own"),
         ({"method": "scissors"}, "Method 'scissors' is unknown"),
@@ -86,7 +86,7 @@ def test_a_run_measures_all_three_stages_and_keeps_its_directory(outputs, server
         ({"calibration": "no-such-file.txt"}, "no-such-file.txt"),
         ({"seqlen": 100_000}, "Sequence length 100000"),
         ({"order": "sideways"}, "Order 'sideways' is unknown"),
-        ({"max_memory": "much"}, "Memory at most 'much' is not a size"),
+        ({"max_memory": "much"}, "Memory limit 'much' is not a size"),
         ({"max_memory": "1KiB"}, "storyteller needs about"),
     ],
 )

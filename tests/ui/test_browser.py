@@ -77,6 +77,45 @@ def test_a_link_fills_the_form_and_what_has_no_effect_is_hidden(browser, server,
     page.close()
 
 
+@pytest.mark.parametrize("typed", ["0", "4", "0.45"])
+def test_a_typed_pattern_stays_as_typed(browser, server, complaints, typed):
+    """Enter after letters that a choice holds, as 0 is in 50%, does not take that choice."""
+    page = visit(browser, server, SHORT, complaints)
+    pattern = page.locator("#sparsity input")
+    pattern.click()
+    pattern.fill("")
+    pattern.press_sequentially(typed)
+    pattern.press("Enter")
+    expect(pattern).to_have_value(typed)
+    page.locator("#run").click()
+    if typed == "0.45":
+        expect(page.locator("#status [role=progressbar]")).to_be_visible(timeout=30 * SECONDS)
+    else:
+        expect(page.locator("#status [role=alert]")).to_contain_text(f"Sparsity ratio {typed} is not allowed")
+    page.close()
+
+
+def test_a_choice_is_still_taken_with_the_arrow_keys(browser, server, complaints):
+    page = visit(browser, server, SHORT, complaints)
+    pattern = page.locator("#sparsity input")
+    pattern.click()
+    pattern.fill("4")
+    pattern.press("ArrowDown")
+    pattern.press("Enter")
+    expect(pattern).to_have_value("4:8")
+    page.close()
+
+
+def test_an_option_is_shown_with_the_method_that_has_it(browser, server, complaints):
+    page = visit(browser, server, SHORT + "&method=sparsegpt", complaints)
+    page.get_by_role("button", name="Method in detail").click()
+    expect(page.locator("#retain_reconstruction")).to_be_visible()
+    page.locator("#method input").click()
+    page.get_by_role("option", name="RIA").click()
+    expect(page.locator("#retain_reconstruction")).not_to_be_visible()
+    page.close()
+
+
 def test_the_end_of_a_run_tells_what_came_of_it(finished):
     status = finished.locator("#status")
     expect(status).to_contain_text("of the gap recovered")

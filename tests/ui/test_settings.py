@@ -6,9 +6,11 @@ import pytest
 from safetensors import safe_open
 
 from barber.bundled import MODEL_DIR
-from barber.config import METHODS, Allocation, Granularity, Metric, Order, PruneConfig, Refiner, Target
+from barber.config import AUTO, Granularity, Order, PruneConfig
 from barber.errors import UserError
-from ui import settings, titles
+from barber.fields import Group
+from barber.settings import SETTINGS, SHOWN
+from ui import form, settings
 from ui.catalogue import CATALOGUE
 
 
@@ -61,17 +63,66 @@ def test_what_is_no_size_is_refused(given):
         settings.to_spec(settings.DEFAULTS | {"max_memory": given})
 
 
-def test_every_choice_of_a_setting_has_a_title():
-    for options, names in (
-        (titles.METHOD_TITLES, METHODS),
-        (titles.REFINER_TITLES, Refiner),
-        (titles.TARGET_TITLES, Target),
-        (titles.ALLOCATION_TITLES, Allocation),
-        (titles.GRANULARITY_TITLES, Granularity),
-        (titles.METRIC_TITLES, Metric),
-        (titles.ORDER_TITLES, Order),
-    ):
-        assert set(map(str, options)) == set(map(str, names))
+DEPENDENT = {
+    "swaps", "threshold", "allocation", "refiner", "granularity", "metric", "rounds", "target", "order",
+    "retain_reconstruction",
+}  # fmt: skip
+
+
+def visible(**changes: object) -> set[str]:
+    defaults = {name: SETTINGS[name].default for name in form.DECIDING}
+    return {name for name, shown in form.visible(defaults | changes).items() if shown and name in DEPENDENT}
+
+
+def test_the_form_shows_what_has_an_effect():
+    of_barber = {"swaps", "metric", "rounds"}
+    fixed = of_barber | {"threshold", "granularity", "refiner", "target", "order", "allocation"}
+    assert visible(threshold=settings.FIXED) == fixed
+    assert visible(threshold=AUTO) == fixed - {"threshold", "granularity"}
+    assert visible(refiner="dsnot") == fixed - of_barber - {"threshold", "granularity", "target"}
+    assert visible(refiner="dsnot", reconstruct=True) == visible(refiner="dsnot") | {"target"}
+    assert visible(barber=False) == {"allocation"}
+    assert visible(barber=False, reconstruct=True) == {"allocation", "target", "order"}
+    assert visible(method="sparsegpt") == fixed | {"retain_reconstruction"}
+
+
+def test_what_has_no_effect_reaches_no_run():
+    given = {"method": "wanda", "retain_reconstruction": True, "granularity": "layer", "threshold": AUTO}
+    prune = settings.to_spec(settings.DEFAULTS | given).prune
+    assert (prune.retain_reconstruction, prune.granularity) == (False, Granularity.OUTPUT)
+    prune = settings.to_spec(settings.DEFAULTS | given | {"method": "sparsegpt", "threshold": 0.1}).prune
+    assert (prune.retain_reconstruction, prune.granularity) == (True, Granularity.LAYER)
+    assert settings.to_spec(settings.DEFAULTS | {"refiner": "dsnot", "target": "dense-stream"}).prune.target == "block"
+
+
+def test_every_setting_of_the_form_has_its_place_and_title():
+    placed = [one for group in Group for row in form.rows(group) for one in row]
+    assert sorted(one.public for one in placed) == sorted(SHOWN)
+    assert all(one.title for one in placed)
+    assert [[one.public for one in row] for row in form.rows(Group.FIRST)][:2] == [["model"], ["method", "sparsity"]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"sparsity": "0"}, "Sparsity ratio 0 is not allowed"),
+        ({"sparsity": "4"}, "Sparsity ratio 4 is not allowed"),
+        ({"sparsity": ""}, "Sparsity is empty"),
+        ({"nsamples": 12.7}, "Samples 12.7 is not allowed: give a whole number"),
+        ({"nsamples": 10**8}, "Samples 100000000 is not allowed"),
+        ({"seed": None}, "Seed is empty"),
+        ({"seed": True}, "Seed True is not a number"),
+        ({"seqlen": 0}, "Sequence length 0 is not allowed"),
+        ({"rounds": float("inf")}, "Rounds inf is not allowed"),
+        ({"model": " "}, "Model is empty"),
+        ({"evaluation": " , "}, "names nothing"),
+        ({"rebuild": "perhaps"}, "neither on nor off"),
+        ({"threshold": "auto", "nsamples": 3}, "held|holds every 4th"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_with_a_sentence(wrong, sentence):
+    with pytest.raises(UserError, match=sentence):
+        settings.to_spec(settings.DEFAULTS | wrong)
 
 
 def test_a_space_gives_no_access_to_its_files(monkeypatch, tmp_path):
