@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
+from typing import Any
 
 from barber.errors import UserError
 
@@ -226,10 +227,10 @@ class PruneConfig:
         """Whether some calibration sequences judge, instead of being learned from."""
         return self.auto or self.reconstruct
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict; `sparsity` as its short text, so that a person can read the file."""
         return asdict(self) | {"sparsity": str(self.sparsity)}
 
     @classmethod
-    def from_dict(cls, data: dict) -> PruneConfig:
+    def from_dict(cls, data: dict[str, Any]) -> PruneConfig:
         return cls(**data | {"sparsity": Sparsity.parse(data["sparsity"])})

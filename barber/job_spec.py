@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from barber.bundled import STORYTELLER
 from barber.config import PruneConfig
@@ -73,13 +73,13 @@ class JobSpec:
         return cls(**values | {"prune": prune and PruneConfig.from_dict(prune)})
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
-def _restored(value: object, is_path: bool) -> object:
+def _restored(value: Any, is_path: bool) -> Any:
     if isinstance(value, list):
         return tuple(_restored(item, is_path) for item in value)
     return Path(value) if is_path and value is not None else value

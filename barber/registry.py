@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-ROW, MATRIX, COLUMNS = "row", "matrix", "columns"
+Within = Literal["row", "matrix", "columns"]
+ROW: Within = "row"
+MATRIX: Within = "matrix"
+COLUMNS: Within = "columns"
+
+
+def _function(implementation: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = resolve_name(implementation)
+    return found
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class InitialMask:
     title: str
     implementation: str
     statistic: Literal["squares", "gram"] | None
-    within: Literal["row", "matrix", "columns"]
+    within: Within
     kind: Literal["score", "seeded", "update"] = "score"
     prepare: str = ""
     settings: tuple[str, ...] = ()
@@ -47,7 +55,7 @@ class InitialMask:
     @property
     def call(self) -> Callable[..., Any]:
         """The implementation."""
-        return resolve_name(self.implementation)
+        return _function(self.implementation)
 
     @property
     def passes(self) -> float:
@@ -62,8 +70,8 @@ class Refiner:
     Attributes:
         name: on the command line and in a run's files.
         title: in the app.
-        implementation: "module:function". Row by row: (mask, dense, values, statistic, m) -> mask, all (out, in) but the
-            statistic. Otherwise see `pruning.rebuild.barber`.
+        implementation: "module:function". Row by row: (mask, dense, values, statistic, m) -> mask, all (out, in) but
+            the statistic. Otherwise see `pruning.rebuild.barber`.
         statistic: what a refiner that works row by row needs to know of a weight's inputs: "gram" or "moments".
         settings: names of the settings that only this refiner has.
     """
@@ -77,7 +85,7 @@ class Refiner:
     @property
     def call(self) -> Callable[..., Any]:
         """The implementation."""
-        return resolve_name(self.implementation)
+        return _function(self.implementation)
 
     @property
     def by_row(self) -> bool:
@@ -102,7 +110,7 @@ class SaliencyMetric:
     @property
     def call(self) -> Callable[..., Any]:
         """The implementation."""
-        return resolve_name(self.implementation)
+        return _function(self.implementation)
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ class HubData:
     column: str
     calibration: Split
     evaluation: Split
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,10 @@ class DataSource:
     hub: HubData | None = None
 
 
-def _by_name(*entries):
+Entry = TypeVar("Entry", InitialMask, Refiner, SaliencyMetric, DataSource)
+
+
+def _by_name(*entries: Entry) -> dict[str, Entry]:
     return {entry.name: entry for entry in entries}
 
 

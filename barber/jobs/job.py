@@ -6,7 +6,7 @@ The command line and the app both consume `run_job`; what differs between them i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 
@@ -52,7 +52,7 @@ TEXT_TOKENS = 120
 
 def run_job(
     spec: JobSpec, loaded: LoadedModel | None = None, *, resumed: bool = False, ranks: Ranks | None = None
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Do a job. The model is dense again, bit for bit, when the stream ends, however it ends.
 
     loaded: the model of spec.model, if it is in memory already. resumed: spec.run_dir holds this very job, which was

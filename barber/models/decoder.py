@@ -27,7 +27,7 @@ class Weight:
 
     @property
     def parameter(self) -> nn.Parameter:
-        return self.module.weight
+        return self.module.get_parameter("weight")
 
     def oriented(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape seen as (out, in): GPT-2's Conv1D stores (in, out)."""
@@ -137,8 +137,8 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _find_layers(model: nn.Module) -> nn.ModuleList:
     """The outermost ModuleList that is as long as the config says."""
-    config = model.config.get_text_config()
-    depth = config.num_hidden_layers
+    config: Any = model.config
+    depth = config.get_text_config().num_hidden_layers
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not lists:
         raise UserError(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub as hub
 import torch
@@ -67,7 +68,7 @@ def load(
     """
     source = find_source(name, device, dtype, cache_dir, trust_remote_code)
     with explained(name):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
             config=source.config,
             use_safetensors=True,
@@ -75,6 +76,7 @@ def load(
             output_loading_info=True,
             **source.options,
         )
+    model, report = loaded
     check_complete(name, report["missing_keys"])
     return finish(source, model.to(source.device))
 
@@ -151,7 +153,7 @@ def _pick_dtype(dtype: str, config: PreTrainedConfig, place: torch.device) -> to
         if dtype not in DTYPES:
             raise UserError(f"Dtype {dtype!r} is unknown: choose auto, {', '.join(DTYPES)}.")
         return DTYPES[dtype]
-    native = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    native: Any = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
     return torch.float32 if native == torch.float16 and place.type == "cpu" else native
 
 

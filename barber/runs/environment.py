@@ -28,7 +28,7 @@ def model_hash(provider: LayerProvider, view: DecoderView) -> str:
             bits = weight.contiguous().view(BITS[weight.element_size()])
             digest.update(f"{layer.index}.{name}".encode())
             for side in (0, 1):
-                digest.update(bits.sum(side, dtype=torch.int64).cpu().numpy())
+                digest.update(bits.sum(side, dtype=torch.int64).cpu().numpy().data)
     return digest.hexdigest()
 
 
