@@ -21,6 +21,8 @@ from barber.runs.apply import at_stage
 from barber.runs.directory import RunDirectory, create, record
 from tests.support.families import FAMILIES, build, held
 
+pytestmark = pytest.mark.slow
+
 PATTERNS = ("50%", "75%", "2:4", "1:4")
 
 

@@ -38,6 +38,7 @@ def test_unknown_split_is_the_users_to_mend():
         documents("test", 1)
 
 
+@pytest.mark.process
 def test_package_stays_light():
     code = (
         "import sys, barber.storyteller as s; s.documents('train', 1); print(s.MODEL_DIR.name, 'torch' in sys.modules)"
