@@ -34,7 +34,6 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """Flags that are absent stay out of the namespace, so that defaults can depend on what was given."""
     parser = _Parser(
-        prog="main.py",
         description="Prune a language model in one shot and rebuild its mask (LLM-Barber). Without --model, the "
         "bundled model runs with settings worth seeing.",
         argument_default=argparse.SUPPRESS,

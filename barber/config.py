@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 from barber.errors import UserError
 from barber.fields import Choice, Group, Need, Setting, read_all, setting, titles
@@ -353,10 +354,10 @@ class PruneConfig:
             )
         return sequences - sequences // VALIDATION_EVERY, sequences // VALIDATION_EVERY
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict; `sparsity` as its short text, so that a person can read the file."""
         return asdict(self) | {"sparsity": str(self.sparsity)}
 
     @classmethod
-    def from_dict(cls, data: dict) -> PruneConfig:
+    def from_dict(cls, data: dict[str, Any]) -> PruneConfig:
         return cls(**data | {"sparsity": Sparsity.parse(data["sparsity"])})

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from os.path import expanduser, isfile
 from pathlib import Path
+from typing import Any
 
 from barber.bundled import STORYTELLER
 from barber.config import PruneConfig
@@ -274,7 +275,7 @@ def _absolute_data(spec: str) -> str:
     return spec if spec in DATA_SOURCES else _absolute(spec)
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value

@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from barber.fields import Choice
 
-ROW, MATRIX, COLUMNS = "row", "matrix", "columns"
+Within = Literal["row", "matrix", "columns"]
+ROW: Within = "row"
+MATRIX: Within = "matrix"
+COLUMNS: Within = "columns"
+
+
+def _function(implementation: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = resolve_name(implementation)
+    return found
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class InitialMask:
     title: str
     implementation: str
     statistic: Literal["squares", "gram"] | None
-    within: Literal["row", "matrix", "columns"]
+    within: Within
     kind: Literal["score", "seeded", "update"] = "score"
     prepare: str = ""
     settings: tuple[str, ...] = ()
@@ -49,12 +57,12 @@ class InitialMask:
     @property
     def call(self) -> Callable[..., Any]:
         """The implementation."""
-        return resolve_name(self.implementation)
+        return _function(self.implementation)
 
     @property
     def prepare_call(self) -> Callable[..., Any]:
         """The implementation of `prepare`; without one, the statistic stays as it is."""
-        return resolve_name(self.prepare) if self.prepare else lambda statistic, name: statistic
+        return _function(self.prepare) if self.prepare else lambda statistic, name: statistic
 
     @property
     def calibrated(self) -> bool:
@@ -89,7 +97,7 @@ class Refiner:
     @property
     def call(self) -> Callable[..., Any]:
         """The implementation."""
-        return resolve_name(self.implementation)
+        return _function(self.implementation)
 
     @property
     def by_row(self) -> bool:
@@ -114,7 +122,7 @@ class SaliencyMetric:
     @property
     def call(self) -> Callable[..., Any]:
         """The implementation."""
-        return resolve_name(self.implementation)
+        return _function(self.implementation)
 
 
 class WindowStart(Choice):
@@ -161,7 +169,7 @@ class HubData:
     column: str
     calibration: Split
     evaluation: Split
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,10 @@ class DataSource:
     hub: HubData | None = None
 
 
-def _by_name(*entries):
+Entry = TypeVar("Entry", InitialMask, Refiner, SaliencyMetric, DataSource)
+
+
+def _by_name(*entries: Entry) -> dict[str, Entry]:
     return {entry.name: entry for entry in entries}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -75,7 +76,8 @@ def _distinct(evaluations: dict[str, EvaluationSet]) -> list[EvaluationSet]:
 
 def check_vocabulary(loaded: LoadedModel, sets: Iterable[tuple[str, torch.Tensor]]) -> None:
     """UserError if any token id is beyond the model's embedding, as ids made with another tokenizer are."""
-    size = loaded.model.get_input_embeddings().num_embeddings
+    embedding: Any = loaded.model.get_input_embeddings()
+    size = embedding.num_embeddings
     for source, tokens in sets:
         if tokens.numel() and int(tokens.max()) >= size:
             raise UserError(

@@ -5,7 +5,7 @@ The command line and the app both consume `run_job`; what differs between them i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ from barber.runs.writer_lock import one_writer
 
 def run_job(
     spec: JobSpec, loaded: LoadedModel | None = None, *, resumed: bool = False, ranks: Ranks | None = None
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Do a job. The model is dense again, bit for bit, when the stream ends, however it ends.
 
     loaded: the model of spec.model, if it is in memory already. resumed: spec.run_dir holds this very job, which was

@@ -64,7 +64,7 @@ class Report:
     def add(self, event: Event) -> None:
         kept = (Notice, PerplexityMeasured, ZeroShotMeasured, ZeroShotSkipped, RunFinished, Saved)
         if isinstance(event, SubBlockRebuilt):  # without histograms: of hundreds of layers they are many numbers
-            self.events.append(replace(event.bare(), modules={}, rounds=[]))
+            self.events.append(replace(event, modules={}, rounds=[]).bare())
         elif isinstance(event, kept) or (isinstance(event, TextGenerated) and event.done):
             self.events.append(event.bare())
         if isinstance(event, Saved) and event.what == "model":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,10 +14,10 @@ def kept_sum(scores: Tensor, mask: Tensor) -> float:
     """Sum of the finite scores (out, in) where the mask is False, in double precision."""
     size = portion(scores.device)
     parts = zip(scores.flatten().split(size), mask.flatten().split(size), strict=True)
-    return sum((part * ~pruned).sum(dtype=torch.float64) for part, pruned in parts).item()
+    return float(sum((part * ~pruned).sum(dtype=torch.float64) for part, pruned in parts))
 
 
-def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48) -> dict:
+def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48) -> dict[str, Any]:
     """log10 saliency of one weight matrix, binned by what became of each weight.
 
     saliency: (out, in); initial, rebuilt: bool (out, in), True = pruned. Returns JSON-able: `edges`, bins + 1 values of

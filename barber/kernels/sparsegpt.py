@@ -24,6 +24,7 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
     for _ in range(6):
         factor, failed = torch.linalg.cholesky_ex(hessian + damping * torch.eye(len(hessian), device=hessian.device))
         if not failed:
+            inverse: Tensor
             inverse, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
             if not failed:
                 return inverse

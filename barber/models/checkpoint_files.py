@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import set_module_tensor_to_device
@@ -77,20 +78,20 @@ class Checkpoint:
         self.device = source.device
         self.tensors = tensor_files(source)
         self.skeleton = empty_model(source)
-        self.conversions = get_model_conversion_mapping(self.skeleton)
+        self.conversions: Any = get_model_conversion_mapping(self.skeleton)
         rehearsal = {key: torch.empty(tensor.shape, device=META) for key, tensor in self.tensors.items()}
         self.info = self._load(rehearsal, META)
         check_complete(source.name, (), self.info.mismatched_keys)
         state = self.skeleton.state_dict()
         self.names = {key: name for key in self.tensors if (name := self._name(key, state)) in state}
 
-    def _load(self, tensors: Mapping, device: torch.device):
+    def _load(self, tensors: dict[str, Any], device: torch.device):
         """Let transformers put tensors (name in the checkpoint -> tensor or lazy slice) into the skeleton.
 
         It is told that others stay on disk, for then it loads one tensor after another: its threads would each keep
         freed memory.
         """
-        dtype = self.skeleton.config.dtype
+        dtype: Any = self.skeleton.config.dtype
         options = LoadStateDictConfig(
             dtype=dtype,
             dtype_plan=self.skeleton._get_dtype_plan(dtype),
@@ -103,7 +104,7 @@ class Checkpoint:
             raise ValueError(f"{min(info.conversion_errors)} cannot be made from the checkpoint's tensors")
         return info
 
-    def _name(self, key: str, state: Mapping[str, Tensor]) -> str:
+    def _name(self, key: str, state: dict[str, Tensor]) -> str:
         """The name in the model, by the rule of transformers' loading: without conversions if they lead nowhere."""
         renamings = [entry for entry in self.conversions if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self.conversions if isinstance(entry, WeightConverter)]

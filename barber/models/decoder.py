@@ -30,7 +30,7 @@ class Weight:
 
     @property
     def parameter(self) -> nn.Parameter:
-        return self.module.weight
+        return self.module.get_parameter("weight")
 
     def oriented(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape seen as (out, in): GPT-2's Conv1D stores (in, out)."""
@@ -177,7 +177,8 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _find_layers(model: nn.Module) -> nn.ModuleList:
     """The outermost ModuleList that is as long as the config says, of the part that reads text if there are others."""
-    config = model.config.get_text_config(decoder=True)
+    whole: Any = model.config
+    config = whole.get_text_config(decoder=True)
     depth = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     if depth is not None and (not isinstance(depth, int) or depth < 1):
         raise UserError(

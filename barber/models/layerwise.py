@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import set_module_tensor_to_device
@@ -72,7 +73,8 @@ class LayerwiseModel:
         """
         parts = len(self.prefixes) + 1
         with draft_folder(path, placing) as draft:
-            folder, weight_map, size = draft / "part", {}, 0
+            weight_map: dict[str, str] = {}
+            folder, size = draft / "part", 0
             for number, index in enumerate((None, *range(len(self.prefixes))), 1):
                 file = draft / f"model-{number:05d}-of-{parts:05d}.safetensors"
                 state = self._outside() if index is None else self._final(index, final)
@@ -158,9 +160,9 @@ def _fill_buffers(model: PreTrainedModel, source: Source) -> None:
 
 def _generation_config(source: Source) -> GenerationConfig:
     """The generation config, from the model's config where it has no file of its own."""
-    cache = {"cache_dir": source.options["cache_dir"]}
+    cache: dict[str, Any] = {"cache_dir": source.options["cache_dir"]}
     try:
         return GenerationConfig.from_pretrained(source.path, **cache)
     except OSError:
-        made = {"config_file_name": "config.json", "_from_model_config": True}
+        made: dict[str, Any] = {"config_file_name": "config.json", "_from_model_config": True}
         return GenerationConfig.from_pretrained(source.path, **made, **cache)

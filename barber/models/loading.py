@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub as hub
 import torch
@@ -74,7 +75,7 @@ def load(
 def load_source(source: Source) -> LoadedModel:
     """Load a model that `find_source` found. Raises UserError."""
     with no_waiting(source.path), explained(source.name):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
             config=source.config,
             use_safetensors=True,
@@ -83,6 +84,7 @@ def load_source(source: Source) -> LoadedModel:
             ignore_mismatched_sizes=True,  # they are refused below, by name
             **source.options,
         )
+        model, report = loaded
         check_complete(source.name, report["missing_keys"], report["mismatched_keys"])
         return finish(source, model.to(source.device))
 
@@ -185,7 +187,7 @@ def _pick_dtype(dtype: str, config: PreTrainedConfig, place: torch.device) -> to
         if dtype not in DTYPES:
             raise UserError(f"Dtype {dtype!r} is unknown: choose auto, {', '.join(DTYPES)}.")
         return DTYPES[dtype]
-    native = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    native: Any = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
     return torch.float32 if native == torch.float16 and place.type == "cpu" else native
 
 

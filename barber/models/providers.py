@@ -58,7 +58,9 @@ class ResidentProvider:
 class LayerReader(Protocol):
     """Where the layers of a model can be had at any time, dense."""
 
-    view: DecoderView
+    @property
+    def view(self) -> DecoderView:
+        """The structure of the model."""
 
     def open(self, index: int) -> None:
         """Put the dense weights of a layer onto the device, unless it has weights there."""
@@ -94,7 +96,7 @@ class LayerwiseProvider:
         self.reader.close(index)
 
     def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
-        held = self._dense.get(index, {})
+        held: Mapping[str, Tensor] = self._dense.get(index, {})
         if not all(weight.name in held for weight in weights):
             held = self.reader.dense(index)
         return {weight.name: held[weight.name] for weight in weights}

@@ -35,7 +35,7 @@ class StoredTensor:
         data = torch.empty(self.nbytes, dtype=torch.uint8)
         with open(self.file, "rb") as file:
             file.seek(self.start)
-            if file.readinto(data.numpy()) != self.nbytes:
+            if file.readinto(data.numpy().data) != self.nbytes:
                 raise ValueError(f"{self.file.name} is cut off")
         return data.view(self.dtype).view(self.shape)
 

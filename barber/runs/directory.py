@@ -93,7 +93,7 @@ class RunDirectory:
         file = self.path / "masks" / f"layer_{layer:03}.safetensors"
         tensors, shapes = read_packed(file) if file.exists() else ({}, {})
         here = f"{stage}/"
-        return {k.removeprefix(here): unpack(v, tuple(shapes[k])) for k, v in tensors.items() if k.startswith(here)}
+        return {k.removeprefix(here): unpack(v, shapes[k]) for k, v in tensors.items() if k.startswith(here)}
 
     def weights(self, layer: int, stage: str) -> Values:
         """name -> (out, in) values that are not the dense ones under the mask; mostly empty."""

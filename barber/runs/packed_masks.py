@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def pack(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask.cpu().numpy()))
 
 
-def unpack(bits: Tensor, shape: tuple[int, int]) -> Tensor:
+def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
     """The inverse of `pack`: boolean (out, in)."""
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=shape[0] * shape[1]).astype(bool).reshape(shape))
 

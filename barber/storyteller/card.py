@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -21,7 +22,7 @@ from barber.storyteller.measure import (
 from barber.storyteller.probe import Score, overall, probe, questions
 from barber.storyteller.train import Recipe, Step
 
-PRUNED = {"50%": {"share": 0.5}, "60%": {"share": 0.6}, "2:4": {"n_of_m": (2, 4)}}
+PRUNED: dict[str, dict[str, Any]] = {"50%": {"share": 0.5}, "60%": {"share": 0.6}, "2:4": {"n_of_m": (2, 4)}}
 WIDTH, HEIGHT, MARGIN = 640, 260, 40  # of the loss curve, in pixels
 
 
@@ -67,7 +68,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stories
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> LlamaForCausalLM:
     """Write the folder in fp16, and give back the model as `from_pretrained` loads it, on the CPU in fp32."""
     folder.mkdir(parents=True, exist_ok=True)
-    half = copy.deepcopy(model).to("cpu", torch.float16)
+    half = copy.deepcopy(model).to("cpu", torch.float16)  # type: ignore[arg-type]  # as in train
     half.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -119,7 +120,7 @@ def loss_curve(history: Sequence[Step], floor: float) -> str:
     )
 
 
-def _pruned(model: LlamaForCausalLM, **pattern: object) -> LlamaForCausalLM:
+def _pruned(model: LlamaForCausalLM, **pattern: Any) -> LlamaForCausalLM:
     pruned = copy.deepcopy(model)
     prune_by_magnitude(pruned, **pattern)
     return pruned

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from barber.storyteller import documents
 from barber.storyteller.check import check
@@ -58,7 +58,7 @@ class Telling:
 
 @torch.no_grad()
 def tell_greedily(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, count: int, seed: int = 0
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int = 0
 ) -> list[Telling]:
     """Continue the first `count` documents of the split "prompts" greedily to their EOS, and judge each story."""
     tellings = []
@@ -68,13 +68,15 @@ def tell_greedily(
         told = model.generate(
             **tokens, do_sample=False, max_length=LONGEST, max_new_tokens=None, pad_token_id=tokenizer.pad_token_id
         )
-        text = tokenizer.decode(told[0], skip_special_tokens=True).strip()
+        text = str(tokenizer.decode(told[0], skip_special_tokens=True)).strip()
         tellings.append(Telling(text, check(text).error))
     return tellings
 
 
 @torch.no_grad()
-def prune_by_magnitude(model: nn.Module, share: float | None = None, n_of_m: tuple[int, int] | None = None) -> None:
+def prune_by_magnitude(
+    model: LlamaForCausalLM, share: float | None = None, n_of_m: tuple[int, int] | None = None
+) -> None:
     """Zero the smallest weights of each linear of the decoder layers, in place.
 
     Give `share` of each matrix, or `n_of_m`: n in every m consecutive inputs.

@@ -86,7 +86,8 @@ def candidates(kind: str, facts: dict[str, Entity]) -> Sequence[Entity]:
 
 def tell(rng: random.Random) -> Story:
     """Tell one story."""
-    sampler, facts, sentences = Sampler(rng), {}, []
+    facts: dict[str, Entity] = {}
+    sampler, sentences = Sampler(rng), []
     pending = ["<story>"]
     while pending:
         symbol = pending.pop()

@@ -109,7 +109,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    nn.init.normal_(model.get_input_embeddings().weight, std=recipe.spread)
+    nn.init.normal_(model.model.embed_tokens.weight, std=recipe.spread)
     return model
 
 
@@ -124,7 +124,9 @@ def _chunk(seed: int, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     return token_stream(tokenizer, documents("train", CHUNK, seed))
 
 
-def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray, recipe: Recipe) -> Iterator[Step]:
+def train(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray, recipe: Recipe
+) -> Iterator[Step]:
     """Train `model` in place on `tokens` (tokens,), yielding after each step, and end with its averaged weights.
 
     Stop iterating to stop early, with the weights of that step.
@@ -133,7 +135,7 @@ def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarr
     if not hasattr(torch.optim, "Muon"):
         raise UserError(f"Training was given torch {torch.__version__}, but needs 2.9 or later: upgrade torch.")
     device = torch.device(recipe.device)
-    model.to(device).train()
+    model.to(device).train()  # type: ignore[arg-type]  # transformers wraps `to` without its self
     if device.type == "cpu":
         model.set_attn_implementation(
             "eager"
@@ -176,14 +178,14 @@ def train(model: nn.Module, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarr
 
 
 @torch.no_grad()
-def spread_apart(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
+def spread_apart(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Move the embeddings of places, days, weathers ... as far apart as those of the names that facts are known of.
 
     Nothing but chance tells one place from another, so training draws their embeddings together, until what cannot be
     told apart cannot be carried from one sentence to a later one either. They keep their mean. (Colours stay: persons
     have them.)
     """
-    embeddings = model.get_input_embeddings().weight
+    embeddings = model.model.embed_tokens.weight
     first = {kind: name_ids(tokenizer, kind) for kind in world()}
     known = embeddings[[token for kind in KNOWLEDGE for token in first[kind]]]
     size = (known - known.mean(0)).square().mean().sqrt()
@@ -216,7 +218,7 @@ def name_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     return chosen
 
 
-def _loss(model: nn.Module, batch: Tensor, names: Tensor, emphasis: float) -> Tensor:
+def _loss(model: LlamaForCausalLM, batch: Tensor, names: Tensor, emphasis: float) -> Tensor:
     """Mean loss (nats per token) of windows (batch, seqlen + 1), recalled names counting 1 + `emphasis` times."""
     inputs, targets = batch[:, :-1], batch[:, 1:]
     with torch.autocast(batch.device.type, dtype=torch.bfloat16):
@@ -229,7 +231,7 @@ def _loss(model: nn.Module, batch: Tensor, names: Tensor, emphasis: float) -> Te
     return (losses * weights).sum() / weights.sum()
 
 
-def _optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
+def _optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the decoder layers, AdamW for embeddings and norms; `train` sets their rates."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}

@@ -30,6 +30,8 @@ from benchmarks.two_four import (
     timed_2_4,
 )
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 PAIRS = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]  # what may be kept of four

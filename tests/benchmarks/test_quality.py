@@ -13,6 +13,8 @@ import pytest
 
 from tests.support import tiny
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 SMALL = ["--methods=wanda,sparsegpt", "--patterns=2:4", "--seeds=0", "--sequences=4", "--windows=4", "--seqlen=64"]
 TREATMENTS = ["published", "auto", "one-swap", "dsnot", "auto+re-fit"]  # of the group "default"

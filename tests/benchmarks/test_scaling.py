@@ -17,6 +17,8 @@ from barber.pruning.distributed import Ranks
 from benchmarks import estimates, synthetic
 from benchmarks.measure import measured
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 # With its own changing threshold, glibc gives layers room that it cannot return when they are gone.
 STEADY = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}

@@ -212,6 +212,7 @@ def test_bad_requests(task):
         next(zero_shot(llama(), tokenizer(), "dense", [task], limit=0))
 
 
+@pytest.mark.process
 def test_the_module_alone_does_not_load_the_harness():
     code = "import sys, barber.evaluation.zero_shot; sys.exit('lm_eval' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

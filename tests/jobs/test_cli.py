@@ -18,6 +18,8 @@ from barber.cli import main
 from barber.jobs.report import gap_recovered
 from tests.support.tiny import SHARED, llama, tokenizer
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 PRUNE = ["--prune_method", "magnitude", "--sparsity_ratio", "0.5"]
 

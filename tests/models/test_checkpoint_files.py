@@ -134,6 +134,7 @@ def big(tmp_path_factory) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("way", "kind"), [("streamed", "file"), ("streamed", "shards"), ("full", "shards"), ("never closed", "shards")]
 )

@@ -64,6 +64,7 @@ def test_on_the_cpu_there_is_nothing_to_move(place):
     assert place.take(place.save(given)).data_ptr() == given.data_ptr()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size is Linux's")
 def test_no_room_is_one_sentence(tmp_path):
     """A limit of the size of files stands for a full disk: the file is reserved before it is mapped."""

@@ -20,6 +20,8 @@ from barber.runs.directory import RunDirectory
 from tests.support.jobs import equal_share, flags, recorded, run, save_world, start
 from tests.support.tiny import llama
 
+pytestmark = pytest.mark.process
+
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 BASE = ["--sparsity_ratio", "0.5", "--prune_barber"]
 FIXED = ["--prune_method", "wanda", "--prune_granularity", "block", "--threshold", "0.3"]

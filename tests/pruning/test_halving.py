@@ -31,7 +31,10 @@ PRUNE = ["--prune_method", "wanda", "--sparsity_ratio", "0.5", "--prune_barber",
          "--threshold", "0.3"]  # fmt: skip
 SAMPLES, SEQLEN, ENOUGH, TOO_LITTLE = 16, 512, 200, 50
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from tests.support.jobs import equal_share, flags, job, masks_told, recorded, sa
 from tests.support.layerwise import assert_same, named, rewrite, stream
 from tests.support.tiny import llama
 
+pytestmark = pytest.mark.slow
+
 RUNS = {
     "paper": {"method": "wanda", "granularity": "block", "threshold": 0.3},
     "one-pass": {"method": "wanda", "granularity": "block", "threshold": 0.3, "order": "one-pass"},

@@ -23,6 +23,8 @@ from tests.support.families import build, held
 from tests.support.jobs import equal_share, masks_told, same, values_told
 from tests.support.tiny import llama
 
+pytestmark = pytest.mark.slow
+
 ORDERS = ("one-pass", "paper")
 SWAPS = {
     "fixed": {"granularity": "block", "threshold": 0.3},

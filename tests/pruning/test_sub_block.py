@@ -25,6 +25,8 @@ from barber.runs.directory import RunDirectory
 from barber.runs.recorder import create, record
 from tests.support.families import FAMILIES, build, held
 
+pytestmark = pytest.mark.slow
+
 PATTERNS = ("50%", "75%", "2:4", "1:4")
 
 

@@ -33,6 +33,8 @@ from tests.support.interrupted import (
     written,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def no_waiting_for_the_disk():

@@ -38,6 +38,8 @@ from tests.support.interrupted import (
     written,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_another_run_is_refused_and_left_as_it_is(tmp_path):
     path = interrupted("paper", tmp_path / "run", 9)

@@ -18,6 +18,8 @@ from tests.support.jobs import flags, recorded, run, same, save_world, start
 from tests.support.layerwise import rewrite
 from tests.support.tiny import llama
 
+pytestmark = pytest.mark.process
+
 BASE = ["--prune_method", "sparsegpt", "--sparsity_ratio", "0.5", "--prune_barber", "--retain_reconstruction",
         "--prune_granularity", "block", "--threshold", "0.3"]  # fmt: skip
 WAYS = {"paper": [], "one-pass": ["--order", "one-pass"], "streamed": ["--stream"]}

@@ -21,6 +21,8 @@ from barber.storyteller.check import check
 from barber.storyteller.tokens import build_tokenizer, token_stream, words
 from barber.storyteller.train import Recipe, Step, build_model, train, training_tokens
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tokenizer():

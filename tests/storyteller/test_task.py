@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -47,6 +48,7 @@ def test_labels_give_nothing_away():
     assert max(labels.values()) < 0.35 * sum(labels.values())
 
 
+@pytest.mark.process
 def test_lm_eval_finds_the_task_from_any_directory(tmp_path):
     code = (
         "import sys; from lm_eval.tasks import TaskManager;"

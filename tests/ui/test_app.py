@@ -14,6 +14,8 @@ from barber.runs.directory import RunDirectory
 from tests.support.app_server import SMALL, Server, serving
 from ui import settings
 
+pytestmark = pytest.mark.process
+
 ASKED = {"method": "wanda", "sparsity": "50%", "granularity": "block", "threshold": 0.2} | SMALL
 
 

@@ -10,6 +10,8 @@ from playwright.sync_api import Browser, Page, expect
 from tests.support.app_server import Server, serving
 from tests.support.browsing import SECONDS, SHORT, drawn, launched, open_tab, visit
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:

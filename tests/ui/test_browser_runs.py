@@ -12,6 +12,8 @@ from tests.support.app_server import Server, serving
 from tests.support.browsing import LONG, SECONDS, SHORT, drawn, launched, open_tab, visit
 from ui.live import IN_ONE_PASS
 
+pytestmark = pytest.mark.browser
+
 BEGUN = LONG.replace("512", "128")  # long enough to be stopped, its first block not long in coming
 FIGURES = {
     "Mask flips": "flip-heatmap",
