@@ -186,14 +186,14 @@ def in_a_process(kind: str) -> dict:
 
 
 def report(found: dict[str, dict]) -> str:
-    """The outcomes as Markdown: counts, what is pruned (and what of it stays dense), what is refused, what not built."""
+    """The outcomes as Markdown: counts, then the types of each outcome with what was said of them."""
     kinds = {name: [k for k in sorted(found) if found[k]["outcome"] == name] for name in OUTCOMES}
     counts = "\n".join(f"| {name} | {len(kinds[name])} | {means} |" for name, means in OUTCOMES.items())
     whole = [kind for kind in kinds["pruned"] if not found[kind]["said"]]
     partly = [kind for kind in kinds["pruned"] if found[kind]["said"]]
     parts = [
-        f"# Model types\n\nAll {len(found)} types that `AutoModelForCausalLM` of transformers {version} knows, each tiny "
-        "and with random weights, by `python -m benchmarks.families --markdown docs/families.md`.\n\n"
+        f"# Model types\n\nAll {len(found)} types that `AutoModelForCausalLM` of transformers {version} knows, each "
+        "tiny and with random weights, by `python -m benchmarks.families --markdown docs/families.md`.\n\n"
         f"| outcome | types | what it means |\n|---|---:|---|\n{counts}",
         f"## Pruned as a whole: {len(whole)}\n\n{', '.join(whole)}.",
         f"## Pruned but for what stays dense: {len(partly)}\n\n" + _rows(found, partly, "what stays dense"),
