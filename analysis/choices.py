@@ -1,4 +1,4 @@
-"""What the rebuild chose by held-out error, and what else it tried: frames of a run's rounds, and their figures."""
+"""What the rebuild chose by validation error, and what else it tried: frames of a run's rounds, and their figures."""
 
 from __future__ import annotations
 
@@ -9,56 +9,57 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.style import BLUE, GREY, RED, SAND, TEAL, rounded, styled
-from barber.events import Event, SubBlockRebuilt
+from barber.config import Granularity
+from barber.events import Candidate, Event, Round, SubBlockRebuilt, SwapKind
 
 WITHIN = {
-    "block": "in the whole block",
-    "layer": "in one matrix",
-    "output1": "in one output row",
-    "input1": "in one input column",
+    Granularity.BLOCK: "in the whole block",
+    Granularity.LAYER: "in one matrix",
+    Granularity.OUTPUT: "in one output row",
+    Granularity.INPUT: "in one input column",
 }
 HOVER = "%{customdata}<br>%{y:.4g} % of the initial error<extra></extra>"
 LINES = {  # granularity -> name, colour, dash and marker of its line
-    "block": ("block", BLUE, "solid", "circle"),
-    "layer": ("matrix", SAND, "dash", "square"),
-    "output1": ("row", GREY, "dot", "triangle-up"),
-    "input1": ("column", GREY, "dashdot", "triangle-down"),
+    Granularity.BLOCK: ("block", BLUE, "solid", "circle"),
+    Granularity.LAYER: ("matrix", SAND, "dash", "square"),
+    Granularity.OUTPUT: ("row", GREY, "dot", "triangle-up"),
+    Granularity.INPUT: ("column", GREY, "dashdot", "triangle-down"),
 }
 
 
 def choices(events: Sequence[Event]) -> pd.DataFrame:
-    """One row per sub-block and round: what the round chose, and the held-out error before and after it.
+    """One row per sub-block and round: what the round chose, and the validation error before and after it.
 
-    round: from 1. move: "swap", "one-swap", or "" where nothing that was tried helped. fraction: of the gaining pairs.
+    round: from 1. swap: a SwapKind, NONE where nothing that was tried helped. fraction: of the gaining pairs.
     relative: the error after the round as a share of the error with the initial mask.
     """
     rows = [
         _place(event, number)
-        | _move(one)
-        | {"before": one["error_before"], "after": one["error"], "relative": _ratio(one["error"], _initial(event))}
+        | _swap(one)
+        | {"before": one.error_before, "after": one.error, "relative": _ratio(one.error, _initial(event))}
         for event, number, one in _rounds(events)
     ]
-    columns = ["layer", "sub_block", "kind", "round", "move", "granularity", "fraction", "swaps"]
+    columns = ["layer", "sub_block", "kind", "round", "swap", "granularity", "fraction", "swaps"]
     return pd.DataFrame(rows, columns=[*columns, "before", "after", "relative"])
 
 
 def candidates(events: Sequence[Event]) -> pd.DataFrame:
-    """One row per change that a round tried, no change at all included: its held-out error, as in `choices`.
+    """One row per change that a round tried, no change at all included: its validation error, as in `choices`.
 
     chosen: whether it is what the round chose.
     """
     rows = [
         _place(event, number)
-        | _move(tried)
+        | _swap(tried)
         | {
-            "error": tried["error"],
-            "relative": _ratio(tried["error"], _initial(event)),
-            "chosen": _move(tried) == _move(one),
+            "error": tried.error,
+            "relative": _ratio(tried.error, _initial(event)),
+            "chosen": _swap(tried) == _swap(one),
         }
         for event, number, one in _rounds(events)
-        for tried in one["curve"]
+        for tried in one.curve
     ]
-    columns = ["layer", "sub_block", "kind", "round", "move", "granularity", "fraction", "swaps"]
+    columns = ["layer", "sub_block", "kind", "round", "swap", "granularity", "fraction", "swaps"]
     return pd.DataFrame(rows, columns=[*columns, "error", "relative", "chosen"])
 
 
@@ -68,17 +69,17 @@ def most_telling(choices: pd.DataFrame) -> tuple[int, str]:
     return int(row["layer"]), row["sub_block"]
 
 
-def words(move: str, granularity: str, fraction: float, swaps: int) -> str:
-    """A change of the mask, as a person says it."""
-    if not move:
+def describe_swap(swap: str, granularity: str, fraction: float, swaps: int) -> str:
+    """A change of the mask, in words."""
+    if swap == SwapKind.NONE:
         return "no change"
-    if move == "one-swap":
+    if swap == SwapKind.ONE_SWAP:
         return f"exact one-swaps in each row: {swaps:,} pairs"
     return f"{100 * fraction:g} % of the gaining pairs {WITHIN[granularity]}: {swaps:,} pairs"
 
 
 def rounds_figure(choices: pd.DataFrame) -> go.Figure:
-    """Each sub-block's held-out error after every round, relative to the initial mask; a mark tells the move."""
+    """Each sub-block's validation error after every round, relative to the initial mask; marks tell kinds of swaps."""
     labels = [f"{row.layer} {'attn' if row.kind == 'attention' else row.kind}" for row in choices.itertuples()]
     frame = choices.assign(label=labels, percent=100 * choices["relative"])
     x = list(dict.fromkeys(labels))
@@ -101,15 +102,18 @@ def rounds_figure(choices: pd.DataFrame) -> go.Figure:
         marker={"color": RED, "size": 9},
         hovertemplate="layer %{x}<br>initial mask<extra></extra>",
     )
-    marks = (("swap", "share swapped", BLUE, "circle"), ("one-swap", "one-swaps", TEAL, "diamond"))
-    for move, name, colour, symbol in marks:
-        part = frame[frame["move"] == move]
+    marks = (
+        (SwapKind.BY_SALIENCY, "share swapped", BLUE, "circle"),
+        (SwapKind.ONE_SWAP, "one-swaps", TEAL, "diamond"),
+    )
+    for swap, name, colour, symbol in marks:
+        part = frame[frame["swap"] == swap]
         if part.empty:
             continue
         figure.add_scatter(
             x=part["label"].tolist(),
             y=rounded(part["percent"]),
-            customdata=[[row.round, _said(row)] for row in part.itertuples()],
+            customdata=[[row.round, _description(row)] for row in part.itertuples()],
             mode="markers",
             name=name,
             marker={"color": colour, "size": 9, "symbol": symbol},
@@ -123,10 +127,10 @@ def rounds_figure(choices: pd.DataFrame) -> go.Figure:
 
 
 def curve_figure(candidates: pd.DataFrame) -> go.Figure:
-    """Held-out error of all that one round of one sub-block tried, over the share of pairs that change places."""
+    """Validation error of all that one round of one sub-block tried, over the share of pairs that are swapped."""
     frame = candidates.assign(percent=100 * candidates["relative"])
-    start, single = frame[frame["move"] == ""], frame[frame["move"] == "one-swap"]
-    swaps = frame[frame["move"] == "swap"]
+    start, single = frame[frame["swap"] == SwapKind.NONE], frame[frame["swap"] == SwapKind.ONE_SWAP]
+    swaps = frame[frame["swap"] == SwapKind.BY_SALIENCY]
     fractions = sorted({value for value in swaps["fraction"] if value > 0})
     none = fractions[0] / 3 if fractions else 0.001  # where the log axis shows no change
     edges = [none / 1.4, 1.4 * (fractions[-1] if fractions else none)]
@@ -137,7 +141,7 @@ def curve_figure(candidates: pd.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=[row.fraction or none for row in line.itertuples()],
             y=rounded(line["percent"]),
-            customdata=[_said(row) for row in line.itertuples()],
+            customdata=[_description(row) for row in line.itertuples()],
             mode="lines+markers",
             name=name,
             line={"color": colour, "width": 2, "dash": dash},
@@ -148,7 +152,7 @@ def curve_figure(candidates: pd.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=[edges[0], *fractions, edges[1]],
             y=rounded(single["percent"]) * (len(fractions) + 2),
-            customdata=[_said(row) for row in single.itertuples()] * (len(fractions) + 2),
+            customdata=[_description(row) for row in single.itertuples()] * (len(fractions) + 2),
             mode="lines",
             name="one-swaps",
             line={"color": TEAL, "width": 2, "dash": "longdash"},
@@ -156,10 +160,10 @@ def curve_figure(candidates: pd.DataFrame) -> go.Figure:
         )
     _mark(figure, start, none, "no change", {"color": RED, "size": 9})
     chosen = frame[frame["chosen"]]
-    where = fractions[-1] if fractions and (chosen["move"] == "one-swap").any() else none
+    where = fractions[-1] if fractions and (chosen["swap"] == SwapKind.ONE_SWAP).any() else none
     ring = {"color": "rgba(0,0,0,0)", "size": 17, "line": {"color": BLUE, "width": 2.5}}
     _mark(figure, chosen, where, "chosen", ring)
-    styled(figure, x="share of the gaining pairs that change places", y="error, % of the initial", height=360)
+    styled(figure, x="share of the gaining pairs that are swapped", y="error, % of the initial", height=360)
     ticks = {"tickvals": [none, *fractions], "ticktext": ["none", *(f"{100 * value:g} %" for value in fractions)]}
     figure.update_xaxes(type="log", range=[math.log10(edge) for edge in edges], **ticks)
     high, low = frame["percent"].max(), frame["percent"].min()
@@ -176,7 +180,7 @@ def _mark(figure: go.Figure, part: pd.DataFrame, otherwise: float, name: str, ma
     figure.add_scatter(
         x=[row.fraction or otherwise],
         y=rounded([row.percent]),
-        customdata=[_said(row)],
+        customdata=[_description(row)],
         mode="markers",
         name=name,
         marker=marker,
@@ -184,7 +188,7 @@ def _mark(figure: go.Figure, part: pd.DataFrame, otherwise: float, name: str, ma
     )
 
 
-def _rounds(events: Sequence[Event]) -> list[tuple[SubBlockRebuilt, int, dict]]:
+def _rounds(events: Sequence[Event]) -> list[tuple[SubBlockRebuilt, int, Round]]:
     return [
         (event, number, one)
         for event in events
@@ -197,17 +201,17 @@ def _place(event: SubBlockRebuilt, number: int) -> dict:
     return {"layer": event.layer, "sub_block": event.sub_block, "kind": event.kind, "round": number}
 
 
-def _move(change: dict) -> dict:
-    return {name: change[name] for name in ("move", "granularity", "fraction", "swaps")}
+def _swap(change: Candidate) -> dict:
+    return {name: getattr(change, name) for name in ("swap", "granularity", "fraction", "swaps")}
 
 
 def _initial(event: SubBlockRebuilt) -> float:
-    return event.rounds[0]["error_before"]
+    return event.rounds[0].error_before
 
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
 
 
-def _said(row) -> str:
-    return words(row.move, row.granularity, row.fraction, row.swaps)
+def _description(row) -> str:
+    return describe_swap(row.swap, row.granularity, row.fraction, row.swaps)

@@ -9,10 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.frames import FATES
 from analysis.style import BLUE, FATE_COLOUR, GREY, RED, STAGE_COLOUR, rounded, styled, told
-from barber.events import Stage
+from barber.events import Fate, Stage
 
+CHANGED = (Fate.GROWN, Fate.CUT)
 STAGE_LABEL = {Stage.DENSE: "dense", Stage.INITIAL: "initial mask", Stage.REBUILT: "rebuilt"}
 
 
@@ -20,9 +20,7 @@ def flip_heatmap(flips: pd.DataFrame) -> go.Figure:
     """Share of each weight matrix whose mask the rebuild changed: modules down, layers across."""
     order = list(dict.fromkeys(flips["module"]))
     table = (100 * flips.pivot(index="module", columns="layer", values="share")).loc[order]
-    grown, cut = (
-        flips.pivot(index="module", columns="layer", values=kind).loc[order].to_numpy() for kind in ("grown", "cut")
-    )
+    grown, cut = (flips.pivot(index="module", columns="layer", values=kind).loc[order].to_numpy() for kind in CHANGED)
     figure = go.Figure(
         go.Heatmap(
             z=[rounded(row, 4) for row in table.to_numpy()],
@@ -51,10 +49,10 @@ def flip_heatmap(flips: pd.DataFrame) -> go.Figure:
 
 def flip_bars(flips: pd.DataFrame, by: str = "layer") -> go.Figure:
     """Weights grown (up) and cut (down), summed by "layer" or by "module"."""
-    sums = flips.groupby(by, sort=False)[["grown", "cut"]].sum()
+    sums = flips.groupby(by, sort=False)[list(CHANGED)].sum()
     x = sums.index.tolist()
     figure = go.Figure()
-    for kind, sign, colour in (("grown", 1, BLUE), ("cut", -1, RED)):
+    for kind, sign, colour in ((Fate.GROWN, 1, BLUE), (Fate.CUT, -1, RED)):
         figure.add_bar(
             x=x,
             y=(sign * sums[kind]).tolist(),
@@ -106,7 +104,7 @@ def saliency_histogram(histogram: pd.DataFrame, zeros: dict[str, int], log_count
     """
     figure = go.Figure()
     edges = rounded([*histogram["left"], *histogram["right"].tail(1)])
-    for fate in FATES:
+    for fate in Fate:
         counts = histogram[fate].tolist()
         figure.add_scatter(
             x=edges,
@@ -115,7 +113,7 @@ def saliency_histogram(histogram: pd.DataFrame, zeros: dict[str, int], log_count
             mode="lines",
             line={"color": FATE_COLOUR[fate], "width": 1.5, "shape": "hv"},
             fill=None if log_counts else "tozeroy",
-            fillcolor=_faded(FATE_COLOUR[fate], 0.55 if fate in ("grown", "cut") else 0.18),
+            fillcolor=_faded(FATE_COLOUR[fate], 0.55 if fate in CHANGED else 0.18),
             hovertemplate=f"log₁₀ S from %{{x:.2f}}<br>%{{y:,}} {fate}<extra></extra>",
         )
     styled(figure, x="log₁₀ saliency", y="weights", height=380)
@@ -127,13 +125,13 @@ def saliency_histogram(histogram: pd.DataFrame, zeros: dict[str, int], log_count
 def mask_map(fates: np.ndarray) -> go.Figure:
     """A weight matrix weight by weight, coloured by fate: rows are outputs, columns inputs."""
     rows, columns = fates.shape
-    steps = np.linspace(0, 1, len(FATES) + 1)
-    strength = {"kept": 0.75, "pruned": 0.12, "grown": 1.0, "cut": 1.0}
-    colours = [_faded(FATE_COLOUR[fate], strength[fate]) for fate in FATES]
+    steps = np.linspace(0, 1, len(Fate) + 1)
+    strength = {Fate.KEPT: 0.75, Fate.PRUNED: 0.12, Fate.GROWN: 1.0, Fate.CUT: 1.0}
+    colours = [_faded(FATE_COLOUR[fate], strength[fate]) for fate in Fate]
     scale = [[float(step), colour] for i, colour in enumerate(colours) for step in steps[i : i + 2]]
-    look = {"zmin": -0.5, "zmax": len(FATES) - 0.5, "colorscale": scale, "showscale": False, "hoverinfo": "skip"}
+    look = {"zmin": -0.5, "zmax": len(Fate) - 0.5, "colorscale": scale, "showscale": False, "hoverinfo": "skip"}
     figure = go.Figure(go.Heatmap(z=fates.tolist(), **look))
-    for fate, colour in zip(FATES, colours, strict=True):
+    for fate, colour in zip(Fate, colours, strict=True):
         marker = {"color": colour, "symbol": "square", "size": 12}
         figure.add_scatter(x=[None], y=[None], mode="markers", name=fate, marker=marker)
     styled(figure, x="input", y="output", height=80 + max(240, min(520, 5 * rows)))

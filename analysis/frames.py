@@ -11,6 +11,8 @@ import pandas as pd
 
 from barber.events import (
     Event,
+    Fate,
+    Histogram,
     PerplexityMeasured,
     RunFinished,
     RunStarted,
@@ -21,8 +23,6 @@ from barber.events import (
 from barber.jobs.report import gap_recovered
 from barber.runs.directory import RunDirectory
 
-FATES = ("kept", "pruned", "grown", "cut")
-
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
     """Module name -> its last part where that is unique, "self_attn.q_proj" -> "q_proj", else the name itself."""
@@ -32,7 +32,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 def modules(events: Sequence[Event]) -> pd.DataFrame:
     """One row per prunable weight, in the model's order: layer, sub_block, kind, name, module (short name), weights."""
-    rows = [row for event in events if isinstance(event, RunStarted) for row in event.modules]
+    rows = [module.to_dict() for event in events if isinstance(event, RunStarted) for module in event.modules]
     frame = pd.DataFrame(rows, columns=["layer", "sub_block", "kind", "name", "shape"])
     frame["module"] = frame["name"].map(short_names(list(dict.fromkeys(frame["name"]))))
     frame["weights"] = [math.prod(shape) for shape in frame["shape"]]
@@ -52,12 +52,12 @@ def flips(events: Sequence[Event]) -> pd.DataFrame:
             "sub_block": event.sub_block,
             "name": name,
             "module": names.get(name, name),
-            "weights": module["weights"],
-            "zeros": module["zeros"],
-            "grown": module["grown"],
-            "cut": module["cut"],
-            "share": (module["grown"] + module["cut"]) / module["weights"],
-            "gain": _rise(module["saliency_before"], module["saliency_after"]),
+            "weights": module.weights,
+            "zeros": module.zeros,
+            "grown": module.grown,
+            "cut": module.cut,
+            "share": (module.grown + module.cut) / module.weights,
+            "gain": _rise(module.saliency_before, module.saliency_after),
         }
         for event in events
         if isinstance(event, SubBlockRebuilt)
@@ -97,23 +97,23 @@ def sub_blocks(events: Sequence[Event]) -> pd.DataFrame:
 
 
 def refits(events: Sequence[Event]) -> pd.DataFrame:
-    """Held-out error of each sub-block before and after its kept weights were re-fitted, where they were.
+    """Validation error of each sub-block before and after its kept weights were re-fitted, where they were.
 
-    diverged: the fit went astray, and the best state it had stands.
+    diverged: whether a pass ended worse than the beginning, so that the best state stands.
     """
     rows = [
         {
             "layer": event.layer,
             "sub_block": event.sub_block,
             "kind": event.kind,
-            "before": event.reconstruction["error_before"],
-            "after": event.reconstruction["error_after"],
-            "change": _rise(event.reconstruction["error_before"], event.reconstruction["error_after"]),
-            "steps": event.reconstruction["steps"],
-            "diverged": event.reconstruction["diverged"],
+            "before": event.refit.error_before,
+            "after": event.refit.error_after,
+            "change": _rise(event.refit.error_before, event.refit.error_after),
+            "steps": event.refit.steps,
+            "diverged": event.refit.diverged,
         }
         for event in events
-        if isinstance(event, SubBlockRebuilt) and event.reconstruction
+        if isinstance(event, SubBlockRebuilt) and event.refit
     ]
     columns = ["layer", "sub_block", "kind", "before", "after", "change", "steps", "diverged"]
     return pd.DataFrame(rows, columns=columns)
@@ -131,17 +131,17 @@ def refit_words(refits: pd.DataFrame) -> str:
         if len(better)
         else "."
     )
-    astray = [f"layer {row.layer} {row.kind}" for row in refits[refits["diverged"].astype(bool)].itertuples()]
-    return f"{told} In {', '.join(astray)} it went astray, so the best weights before that stand." if astray else told
+    diverged = [f"layer {row.layer} {row.kind}" for row in refits[refits["diverged"].astype(bool)].itertuples()]
+    return f"{told} In {', '.join(diverged)} it diverged, so the best weights before that stand." if diverged else told
 
 
 def saliency(events: Sequence[Event], layer: int, name: str) -> pd.DataFrame:
     """Histogram of log10 saliency of one weight: left and right edge of each bin, and the count of each fate."""
     histogram = _histogram(events, layer, name)
     if not histogram:
-        return pd.DataFrame(columns=["left", "right", *FATES])
-    edges = histogram["edges"]
-    return pd.DataFrame({"left": edges[:-1], "right": edges[1:]} | {fate: histogram[fate] for fate in FATES})
+        return pd.DataFrame(columns=["left", "right", *map(str, Fate)])
+    edges = {"left": histogram.edges[:-1], "right": histogram.edges[1:]}
+    return pd.DataFrame(edges | {str(fate): histogram.of(fate) for fate in Fate})
 
 
 def without_saliency(events: Sequence[Event], layer: int, name: str) -> dict[str, int]:
@@ -149,30 +149,33 @@ def without_saliency(events: Sequence[Event], layer: int, name: str) -> dict[str
 
     Runs recorded before fates were told apart give their total, under the fate "".
     """
-    zeros = _histogram(events, layer, name).get("zeros", {})
-    zeros = zeros if isinstance(zeros, dict) else {"": zeros}
-    return {fate: zeros[fate] for fate in ("", *FATES) if zeros.get(fate)}
+    histogram = _histogram(events, layer, name)
+    zeros = histogram.zeros if histogram else {}
+    return {str(fate): zeros[fate] for fate in ("", *Fate) if zeros.get(fate)}
 
 
-def _histogram(events: Sequence[Event], layer: int, name: str) -> dict:
+def _histogram(events: Sequence[Event], layer: int, name: str) -> Histogram | None:
     for event in events:
         if isinstance(event, SubBlockRebuilt) and event.layer == layer and name in event.modules:
-            return event.modules[name]["histogram"]
-    return {}
+            return event.modules[name].histogram
+    return None
 
 
 def fates(run: RunDirectory, layer: int, name: str, rows: int = 96, columns: int = 192) -> np.ndarray:
-    """The top left corner of one weight matrix (out, in), each weight as its index in FATES."""
+    """The top left corner of one weight matrix (out, in), each weight as the index of its fate in Fate."""
     masks = [run.masks(layer, stage).get(name) for stage in (Stage.INITIAL, Stage.REBUILT)]
     if any(mask is None for mask in masks):
         return np.zeros((0, 0), dtype=np.uint8)
     initial, rebuilt = (mask[:rows, :columns].numpy() for mask in masks)
     cases = [~initial & ~rebuilt, initial & rebuilt, initial & ~rebuilt, ~initial & rebuilt]
-    return np.select(cases, range(len(FATES))).astype(np.uint8)
+    return np.select(cases, range(len(Fate))).astype(np.uint8)
 
 
 def perplexities(events: Sequence[Event]) -> pd.DataFrame:
-    """One row per dataset and stage, with the share of the gap recovered on the rows of the rebuilt stage."""
+    """One row per dataset and stage, with the share of the gap recovered on the rows of the rebuilt stage.
+
+    low, high: the 95 % interval, NaN where it is unknown. window_start: see events.PerplexityMeasured.
+    """
     rows = [
         {
             "dataset": event.dataset,
@@ -180,12 +183,16 @@ def perplexities(events: Sequence[Event]) -> pd.DataFrame:
             "perplexity": event.perplexity,
             "seqlen": event.seqlen,
             "tokens": event.tokens,
+            "window_start": event.window_start,
+            "low": event.low,
+            "high": event.high,
             "seconds": event.seconds,
         }
         for event in events
         if isinstance(event, PerplexityMeasured)
     ]
-    frame = pd.DataFrame(rows, columns=["dataset", "stage", "perplexity", "seqlen", "tokens", "seconds"])
+    columns = ["dataset", "stage", "perplexity", "seqlen", "tokens", "window_start", "low", "high", "seconds"]
+    frame = pd.DataFrame(rows, columns=columns).astype({"low": float, "high": float})
     value = {(row.dataset, row.stage): row.perplexity for row in frame.itertuples()}
     frame["recovered"] = [
         recovered(*(value.get((row.dataset, str(stage)), math.nan) for stage in Stage))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from barber.events import Stage
+from barber.events import Fate, Stage
 
 GREY, RED, BLUE = "#8b93a1", "#d2524a", "#3b82c9"
 SAND, TEAL = "#b9a27c", "#2f9e8f"  # where lines need more hues, without a meaning of their own
 TEXT = "#7d838e"
 GRID = "rgba(128, 134, 145, 0.18)"
 STAGE_COLOUR = {Stage.DENSE: GREY, Stage.INITIAL: RED, Stage.REBUILT: BLUE}
-FATE_COLOUR = {"kept": GREY, "pruned": SAND, "grown": BLUE, "cut": RED}
+FATE_COLOUR = {Fate.KEPT: GREY, Fate.PRUNED: SAND, Fate.GROWN: BLUE, Fate.CUT: RED}
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
 
 NO_CLICKS = {"itemclick": False, "itemdoubleclick": False}  # a click on a dropdown's list over it would hide a trace

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +12,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 from barber.config import METHODS, Allocation, Granularity, Metric, Order, Refiner, Target
 from barber.errors import UserError
+from barber.registry import WindowStart
 
 if TYPE_CHECKING:
     from barber.job_spec import JobSpec
     from barber.pruning.distributed import Ranks
 
 
-OUTPUTS = ("save_model", "run_dir", "save_data", "save_ppl", "save_zeroshot")
+RESULTS = ("save_ppl", "save_zeroshot")
+
+OUTPUTS = ("save_model", "run_dir", "save_data", *RESULTS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,8 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--reconstruct", action="store_true", help="re-fit the kept weights of each sub-block, zeros staying zeros")
     flag("--retain_reconstruction", action="store_true", help="keep SparseGPT's updated weights in the rebuild")
     flag("--initial_masks", metavar="PATH", help="masks file or run directory to take the initial mask from")
-    flag("--calibration", metavar="SPEC", help="c4 (default), wikitext2, ptb, storyteller, or a .txt/.jsonl/.npy file")
-    flag("--eval_data", metavar="SPEC[,SPEC]", help="perplexity data, same choices (default wikitext2)")
+    flag(
+        "--calibration",
+        metavar="SPEC",
+        help="c4 (default), wikitext2, ptb, storyteller, or a file of text or ids",
+    )
+    flag("--eval_data", metavar="SPEC[,SPEC]", help="perplexity data, same choices, or none (default wikitext2)")
+    flag("--text_field", metavar="NAME", help="key or column of the text in data files (default text)")
+    flag("--window_start", choices=list(WindowStart), help="begin windows with BOS: as the tokenizer (default auto)")
     flag("--eval_windows", type=int, metavar="N", help="at most N perplexity windows per data set (default all)")
     flag("--prompt", help="text to continue with the dense, the initial and the rebuilt model")
     flag("--datasets_cache_dir", metavar="DIR", help="where data sets are kept")
@@ -112,48 +120,60 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _job(given: dict) -> tuple[JobSpec, bool]:
     """The job, and whether it goes on with one that was begun before."""
-    from barber.jobs.options import job_from
-    from barber.runs.resume import difference, read_job
+    from barber.jobs.options import job_from, with_flags
+    from barber.runs.resume import job_difference, read_job
 
     folder = given.get("resume")
-    asked = {flag: value for flag, value in given.items() if flag not in ("resume", "save_ppl", "delete")}
     if folder is None:
-        return job_from(given), False
-    if asked and (found := difference(folder, job_from(asked | {"run_dir": folder}))):
+        return job_from(given).absolute(), False
+    job = read_job(folder)
+    if given.get("delete") and not job.save_model:
+        raise UserError(f"--delete removes what --save_model writes, which the run in {folder} does not: leave it out.")
+    if found := job_difference(folder, with_flags(job, given)):
         raise UserError(
             f"The run in {folder} was begun otherwise ({'; '.join(found)}): leave these flags out, --resume knows them."
         )
-    return read_job(folder), True
+    return job, True
 
 
 def _run(given: dict, ranks: Ranks) -> None:
     from transformers.utils import logging as transformers_logging
 
-    from barber.events import Estimated, Notice
+    from barber.events import Estimated, Notice, Saved
     from barber.jobs.job import run_job
     from barber.jobs.outputs import check_outputs
     from barber.jobs.report import Report, told, write_results
+    from barber.models.saving import folder_digests, remove_model
     from barber.progress import Eta
+    from barber.runs.saved_model import noted_files
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     spec, resumed = _job(given)
-    if ranks.writes:
-        check_outputs({flag: given.get(flag) for flag in OUTPUTS})
-    summary, eta = Report(spec), Eta()
-    with _bar(ranks.writes) as bar, contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events:
-        for event in events:
-            eta.update(event)
-            summary.add(event)
-            if isinstance(event, Notice | Estimated) and ranks.writes:
-                bar.write(event.message if isinstance(event, Notice) else told(event), file=sys.stderr)
-            _show(bar, eta, event)
+    if ranks.writes:  # those of a run that goes on, the job checks itself
+        check_outputs({flag: given.get(flag) for flag in (RESULTS if resumed else OUTPUTS)})
+    summary, eta, written = Report(spec), Eta(), {}
+    try:
+        with _bar(ranks.writes) as bar, contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events:
+            for event in events:
+                eta.update(event)
+                summary.add(event)
+                if isinstance(event, Notice | Estimated) and ranks.writes:
+                    bar.write(event.message if isinstance(event, Notice) else told(event), file=sys.stderr)
+                if given.get("delete") and isinstance(event, Saved) and event.what == "model":
+                    written = noted_files(spec.run_dir, spec.save_model) if spec.run_dir else folder_digests(event.path)
+                _show(bar, eta, event)
+    except Exception:
+        if ranks.writes and summary.has_results:  # what was measured is not lost with what failed
+            sys.stdout.write(summary.text())
+        raise
     if not ranks.writes:
         return
-    write_results(summary, given.get("save_ppl"), given.get("save_zeroshot"))
     sys.stdout.write(summary.text())
+    sys.stdout.flush()
+    write_results(summary, given.get("save_ppl"), given.get("save_zeroshot"))
     if given.get("delete") and summary.model_path:
-        shutil.rmtree(summary.model_path)
+        remove_model(summary.model_path, written)
         sys.stdout.write(f"Deleted the saved model {summary.model_path}.\n")
 
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from fractions import Fraction
 
 from barber.errors import UserError
+from barber.registry import INITIAL_MASKS
 
 
 class Metric(StrEnum):
@@ -21,7 +22,7 @@ class Metric(StrEnum):
 
 
 class Granularity(StrEnum):
-    """Within which groups of weights pruned and kept ones may change places."""
+    """Within which groups of weights pruned and kept ones may be swapped."""
 
     LAYER = "layer"  # one weight matrix
     INPUT = "input1"  # one input column of a matrix
@@ -116,7 +117,7 @@ class Sparsity:
 METHODS = ("magnitude", "wanda", "wandd", "sparsegpt", "ria", "random")
 AUTO = "auto"
 AUTO_ROUNDS = 4  # most of what there is to gain; later rounds cost as much and change little
-VALIDATION_EVERY = 4  # one calibration sequence in so many judges what the others propose
+VALIDATION_EVERY = 4  # one calibration sequence in so many measures what the others propose
 
 
 @dataclass(frozen=True)
@@ -223,8 +224,30 @@ class PruneConfig:
 
     @property
     def uses_validation(self) -> bool:
-        """Whether some calibration sequences judge, instead of being learned from."""
+        """Whether some calibration sequences are held out for validation."""
         return self.auto or self.reconstruct
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the run looks at calibration data at all."""
+        method = INITIAL_MASKS.get(self.method)
+        measured = method is not None and method.calibrated
+        return measured or self.refined or self.allocation is not Allocation.UNIFORM
+
+    def split_sizes(self, sequences: int) -> tuple[int, int]:
+        """How many calibration sequences are for training and how many for validation; all are both without validation.
+
+        Raises UserError where none would be left to validate on.
+        """
+        if not self.uses_validation:
+            return sequences, sequences
+        if sequences < VALIDATION_EVERY:
+            what = "Threshold auto" if self.auto else "Reconstruction"
+            raise UserError(
+                f"{what} holds every {VALIDATION_EVERY}th calibration sequence out, but got {sequences}: give "
+                f"{VALIDATION_EVERY} or more."
+            )
+        return sequences - sequences // VALIDATION_EVERY, sequences // VALIDATION_EVERY
 
     def to_dict(self) -> dict:
         """A JSON-able dict; `sparsity` as its short text, so that a person can read the file."""

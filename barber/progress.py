@@ -1,12 +1,57 @@
-"""How far a job is: events that count its steps, and from its events alone, how long it will take."""
+"""How far a job is: ticks of work that become Progress, and from a job's events alone, how long it will take."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from barber.events import Event, JobPlanned, Progress
+
+T = TypeVar("T")
+
+
+class Tick:
+    """One step of some work is done; `Phase.follow` makes a Progress of it."""
+
+
+TICK = Tick()
+Steps = Generator[Event | Tick, None, T]  # work that ticks after each of its steps, and returns a T
+
+
+@dataclass
+class Phase:
+    """A phase of a run, with as many steps for each layer at most. Work knows nothing of it: it ticks.
+
+    Attributes:
+        name: as in JobPlanned.
+        per_layer: steps of each layer at most; what needs fewer is taken as done when the next layer begins.
+        layers: how many there are.
+    """
+
+    name: str
+    per_layer: int
+    layers: int
+    done: int = 0
+
+    def follow(self, layer: int, where: str, work: Steps[T]) -> Generator[Event, None, T]:
+        """The events of some work on a layer, with a Progress for each of its ticks; what the work returns."""
+        end = (layer + 1) * self.per_layer
+        self.done = max(self.done, end - self.per_layer)
+        with closing(work):
+            while True:
+                try:
+                    item = next(work)
+                except StopIteration as finished:
+                    return finished.value
+                if isinstance(item, Tick):
+                    self.done = min(self.done + 1, end)
+                    item = Progress(
+                        self.name, self.done, self.layers * self.per_layer, f"layer {layer} {where}".strip()
+                    )
+                yield item
 
 
 @dataclass
@@ -54,18 +99,3 @@ class Eta:
         later = sum(c for phase, c in self.costs.items() if self.shares.get(phase, 0.0) == 0.0)
         pace = (now - self.started) / (self.fraction * sum(self.costs.values()))
         return here + later * pace
-
-
-def counting(phase: str, each: int, total: int) -> Iterator[Callable[[str], Iterator[Progress]]]:
-    """For each layer in turn: place -> events that count on inside the `each` steps of the layer, and end there."""
-    last = 0
-    while True:
-        done, last = last, last + each
-
-        def count(where: str, last: int = last) -> Iterator[Progress]:
-            nonlocal done
-            while True:
-                done = min(done + 1, last)
-                yield Progress(phase, done, total, where)
-
-        yield count

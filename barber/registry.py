@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pkgutil import resolve_name
 from typing import Any, Literal
 
@@ -25,9 +26,9 @@ class InitialMask:
         statistic: what it needs to know of the weight's inputs: "squares" or "gram" (see kernels/statistics.py), or
             None for a method that needs no calibration data.
         within: where scores compete: in each output row, in the matrix, or in each 128 columns (as SparseGPT does).
-        kind: "score": (weight, statistic) -> scores (out, in), of which the smallest are pruned; "seeded": the same of
-            (weight, its name); "update": (weight,
-            prepared statistic, sparsity, zeros) -> (mask, updated weight).
+        kind: "score": (weight, statistic if any) -> scores (out, in), of which the smallest are pruned; "seeded": the
+            same of (weight, its name); "update": (weight,
+            prepared statistic, sparsity, zeros) -> (updated weight (out, in) in fp32, mask).
         prepare: "module:function" of an update: (statistic, name of the weight) -> what is made once for all weights
             that share their inputs.
         settings: names of the settings that only this method has.
@@ -50,6 +51,16 @@ class InitialMask:
         return resolve_name(self.implementation)
 
     @property
+    def prepare_call(self) -> Callable[..., Any]:
+        """The implementation of `prepare`; without one, the statistic stays as it is."""
+        return resolve_name(self.prepare) if self.prepare else lambda statistic, name: statistic
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs calibration data."""
+        return self.statistic is not None
+
+    @property
     def passes(self) -> float:
         """Forward passes of the calibration set that it costs: one to gather its statistic, one to move on."""
         return 2.0 if self.statistic else 0.0
@@ -62,8 +73,8 @@ class Refiner:
     Attributes:
         name: on the command line and in a run's files.
         title: in the app.
-        implementation: "module:function". Row by row: (mask, dense, values, statistic, m) -> mask, all (out, in) but the
-            statistic. Otherwise see `pruning.rebuild.barber`.
+        implementation: "module:function". Row by row: (mask, dense, values, statistic, m) -> mask, where all but the
+            statistic are (out, in). Otherwise as `pruning.rebuild.barber`.
         statistic: what a refiner that works row by row needs to know of a weight's inputs: "gram" or "moments".
         settings: names of the settings that only this refiner has.
     """
@@ -103,6 +114,17 @@ class SaliencyMetric:
     def call(self) -> Callable[..., Any]:
         """The implementation."""
         return resolve_name(self.implementation)
+
+
+class WindowStart(StrEnum):
+    """What a window of text begins with: the tokenizer's beginning-of-text token, or whatever stands there.
+
+    Some models (Gemma) predict nothing well without that token; the papers cut their windows without it.
+    """
+
+    AUTO = "auto"  # BOS where the tokenizer itself puts it before a text
+    NONE = "none"
+    BOS = "bos"
 
 
 @dataclass(frozen=True)
@@ -169,6 +191,17 @@ INITIAL_MASKS: dict[str, InitialMask] = _by_name(
         settings=("retain_reconstruction",),
         hessians=3,
     ),
+    InitialMask(
+        "alps",
+        "ALPS",
+        "barber.kernels.alps:alps",
+        "gram",
+        MATRIX,
+        kind="update",
+        prepare="barber.kernels.alps:Curvature.of",
+        settings=("retain_reconstruction",),
+        hessians=5,
+    ),
     InitialMask("ria", "RIA", "barber.kernels.scores:ria", "squares", MATRIX),
     InitialMask("random", "Random (control)", "barber.kernels.scores:random", None, MATRIX, kind="seeded"),
 )
@@ -182,7 +215,7 @@ REFINERS: dict[str, Refiner] = _by_name(
         settings=("metric", "granularity", "threshold", "rounds"),
     ),
     Refiner("one-swap", "Exact one-swaps in each row", "barber.kernels.one_swap:one_swap", "gram"),
-    Refiner("dsnot", "DSnoT: by each row's mean error", "barber.kernels.dsnot:dsnot", "moments"),
+    Refiner("dsnot", "DSnoT: by each row's mean error", "barber.kernels.dsnot:dsnot_by_moments", "moments"),
 )
 
 METRICS: dict[str, SaliencyMetric] = _by_name(

@@ -186,7 +186,7 @@ def in_a_process(kind: str) -> dict:
 
 
 def report(found: dict[str, dict]) -> str:
-    """The outcomes as Markdown: counts, then the types of each outcome with what was said of them."""
+    """The outcomes as Markdown: counts, what is pruned (and what stays dense), what is refused, what not built."""
     kinds = {name: [k for k in sorted(found) if found[k]["outcome"] == name] for name in OUTCOMES}
     counts = "\n".join(f"| {name} | {len(kinds[name])} | {means} |" for name, means in OUTCOMES.items())
     whole = [kind for kind in kinds["pruned"] if not found[kind]["said"]]

@@ -63,7 +63,7 @@ def config_shapes(config: PreTrainedConfig) -> list[Shape]:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     names: dict[tuple[int, int], list[str]] = {}
     for weight in DecoderView(model).describe():
-        names.setdefault(tuple(weight["shape"]), []).append(weight["name"].rpartition(".")[2])
+        names.setdefault(tuple(weight.shape), []).append(weight.name.rpartition(".")[2])
     return [Shape(*shape, len(named), ", ".join(dict.fromkeys(named))) for shape, named in names.items()]
 
 

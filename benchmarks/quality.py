@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pandas as pd
 
 from barber.config import AUTO, METHODS, Allocation, Order, PruneConfig, Refiner, Sparsity, Target
-from barber.data.token_sets import CalibrationSet, EvaluationSet
+from barber.data.token_sets import CalibrationSet, EvaluationSet, drain
 from barber.errors import UserError
 from barber.evaluation.perplexity import perplexity
 from barber.events import LayerInitialised
@@ -155,12 +155,13 @@ def rows(options: argparse.Namespace, known: list[dict]) -> Iterator[dict]:
         FIRST_LOOK,
         calibration=options.calibration or options.data,
         evaluation=(options.evaluation or options.data,),
+        window_start="none",  # as all tables of docs/quality.md were made
         nsamples=options.sequences,
         eval_windows=options.windows,
     )
     done = {tuple(row[column] for column in [*RUN, "setting"]) for row in known}
     for seed in options.seeds:
-        calibration, (evaluation,) = load_data(replace(spec, seed=seed), loaded, seqlen)
+        calibration, (evaluation,) = drain(load_data(replace(spec, seed=seed), loaded, seqlen))
         sizes = (len(calibration.tokens), seqlen, len(evaluation.tokens))
         inputs = dict(zip(INPUTS, (options.model, calibration.source, evaluation.dataset, *sizes), strict=True))
         if any(inputs[column] != row[column] for row in known for column in INPUTS):

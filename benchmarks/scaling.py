@@ -6,8 +6,8 @@ python benchmarks/scaling.py --estimate 7b,70b,405b --tflops 400
 Each series varies one number and keeps the others; each point is a process of its own (with torchrun where there are
 several ranks), so that its peak memory is its own. Ratios are to the first point of the series. F is a forward pass of
 the rank's sequences, in processor seconds, which other programs on the machine disturb less than wall seconds. The
-model is a Llama of random weights. Estimates are of `barber.jobs.estimate`, for given rates: nothing is run for them. See
-docs/scaling.md.
+model is a Llama of random weights. Estimates are of `barber.jobs.estimate`, for given rates: nothing is run for them.
+See docs/scaling.md.
 """
 
 from __future__ import annotations

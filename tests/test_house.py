@@ -23,6 +23,7 @@ GROUND = {
     "errors",
     "events",
     "hub_access",
+    "input_files",
     "job_spec",
     "memory",
     "progress",

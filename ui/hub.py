@@ -104,6 +104,7 @@ class Hub:
 
         def job(loaded: LoadedModel | None) -> Iterator[Event]:
             prompts = () if loaded and not loaded.tokenizer else spec.prompts
+            self.path(run_id).mkdir(mode=0o700, exist_ok=True)  # other users of the machine may know no visitor's run
             return run_job(replace(spec, run_dir=self.path(run_id), prompts=prompts), loaded)
 
         return self._lend(spec, job)
@@ -159,8 +160,8 @@ class Hub:
         if not held or spec.stream or spec.max_memory:
             self._loaded = None
             with ExitStack() as stack:
-                means = set_up_job(spec, None, Ranks(), stack, resumed=False)
-            self._loaded = None if means.streamed else means.loaded
+                setup = set_up_job(spec, None, Ranks(), stack, resumed=False)
+            self._loaded = None if setup.layerwise else setup.loaded
         return self._loaded
 
 

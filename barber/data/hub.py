@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
-from barber.errors import UserError, first_line
+from barber.errors import UserError
 from barber.hub_access import quick_offline
 from barber.registry import DATA_SOURCES, Split
 
@@ -41,11 +41,20 @@ def hub_texts(spec: str, split: Split, cache_dir: str | None = None):
 
 
 def _reason(error: Exception) -> str:
+    """Why a data set of the hub could not be had and what to do, whatever the client raised."""
+    from datasets.exceptions import DatasetNotFoundError
+
     if "gated" in str(error).lower():
         return "it is gated: ask for access on its hub page and log in with `hf auth login`"
     if isinstance(error, ConnectionError):
         return "the hub cannot be reached and the local cache lacks it: connect to the network"
-    return f"the hub or the download failed ({first_line(error)}): check its name and your disk"
+    if isinstance(error, DatasetNotFoundError):
+        return "the hub has none of that name: look whether it was moved or renamed"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: make room, or give another --datasets_cache_dir"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "its cache may not be written: give another --datasets_cache_dir"
+    return f"the hub or its copy in the cache is broken ({type(error).__name__}): try again with an empty cache"
 
 
 def tokenizer_fingerprint(tokenizer) -> str:
@@ -57,20 +66,26 @@ def tokenizer_fingerprint(tokenizer) -> str:
     return hashlib.sha256(state.encode()).hexdigest()
 
 
-def cached_tokens(key: dict, cache_dir: str | None, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The tokens that `make` gives, from the cache if they were made before from the same JSON-able key.
+def recall_tokens(key: dict, cache_dir: str | None) -> torch.Tensor | None:
+    """The tokens that were remembered under a JSON-able key; None where there are none, or the file is damaged.
 
-    The cache is the folder `barber` under `cache_dir`, by default under the hub's home (HF_HOME). It is a convenience:
-    a damaged file is made anew, and a folder that cannot be written is left alone.
+    The cache is the folder `barber` under `cache_dir`, by default under the hub's home (HF_HOME).
     """
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = Path(cache_dir or constants.HF_HOME) / "barber" / f"{name}.safetensors"
     with suppress(OSError, SafetensorError, KeyError):
-        return safetensors.torch.load_file(path)["tokens"]
-    tokens = make()
+        return safetensors.torch.load_file(_cache_file(key, cache_dir))["tokens"]
+    return None
+
+
+def remember_tokens(key: dict, cache_dir: str | None, tokens: torch.Tensor) -> None:
+    """Keep tokens under a key. It is a convenience: a folder that cannot be written is left alone."""
+    path = _cache_file(key, cache_dir)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.part")
         unfinished.write_bytes(safetensors.torch.save({"tokens": tokens.contiguous()}, {"key": json.dumps(key)}))
         unfinished.replace(path)
-    return tokens
+
+
+def _cache_file(key: dict, cache_dir: str | None) -> Path:
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return Path(cache_dir or constants.HF_HOME) / "barber" / f"{name}.safetensors"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Generator
 from enum import Enum
 from pathlib import Path
 
@@ -10,10 +10,16 @@ import numpy as np
 import torch
 
 from barber.bundled import STORYTELLER
+from barber.data.documents import READERS, file_kind, read_documents
+from barber.data.windows import room_for
 from barber.errors import UserError
+from barber.events import Event, Notice, Progress
+from barber.input_files import regular_file
 from barber.registry import DATA_SOURCES
 
-FILE_TYPES = (".txt", ".jsonl", ".npy")
+FILE_TYPES = (*READERS, ".npy")
+
+PIECE = 32  # texts that are tokenised between two events
 
 
 class Part(Enum):
@@ -33,15 +39,15 @@ def local_file(spec: str) -> Path | None:
     """The resolved path of a spec that is a local file, None for a named data set; UserError for anything else."""
     if spec in DATA_SOURCES:
         return None
-    path = Path(spec).expanduser()
-    if path.suffix.lower() not in FILE_TYPES:
-        raise UserError(
-            f"Data {spec!r} is unknown: give one of {', '.join(DATA_SOURCES)}, or a file that ends in "
-            f"{', '.join(FILE_TYPES)}."
-        )
-    if not path.is_file():
-        raise UserError(f"Data file {spec!r} does not exist: give the path of a {', '.join(FILE_TYPES)} file.")
-    return path.resolve()
+    path = Path(spec)
+    allowed = f"give one of {', '.join(DATA_SOURCES)}, or a file that ends in {', '.join(FILE_TYPES)}"
+    known = file_kind(path) in FILE_TYPES
+    if not (known or path.suffix or path.name != spec):
+        raise UserError(f"Data {spec!r} is unknown: {allowed}.")
+    found = regular_file(spec, "Data file", allowed)
+    if not known:
+        raise UserError(f"Data file {spec!r} is of a format that is not read: {allowed}.")
+    return found
 
 
 def need_tokenizer(tokenizer, spec: str) -> None:
@@ -58,94 +64,74 @@ def tokenise(tokenizer, text: str) -> list[int]:
     return tokenizer(text, verbose=False).input_ids  # verbose would warn of texts longer than the model
 
 
-def file_tokens(path: Path, tokenizer, part: Part) -> torch.Tensor:
+def file_tokens(path: Path, tokenizer, part: Part, text_field: str) -> Generator[Event, None, torch.Tensor]:
     """Token ids of a part of a local file, int64.
 
-    Text gives one stream (tokens,): a .txt file is one document, each line of a .jsonl file one, and documents follow
-    each other with the tokenizer's own special tokens and nothing else between them. A .npy file gives what it holds,
-    (tokens,) or (sequences, seqlen). A half is a half of the documents; of a single document, of its tokens.
+    Text gives one stream (tokens,): the file's documents (see documents.read_documents) follow each other with the
+    tokenizer's own special tokens and nothing else between them. A .npy file gives what it holds, (tokens,) or
+    (sequences, seqlen). A half is a half of the documents; of a single document, of its tokens.
     """
-    if path.suffix.lower() == ".npy":
+    if file_kind(path) == ".npy":
         return part.of(_read_npy(path))
     need_tokenizer(tokenizer, path.name)
-    documents = _read_jsonl(path) if path.suffix.lower() == ".jsonl" else [_read_text(path)]
-    documents = [text for text in documents if text.strip()]
+    documents, skipped = read_documents(path, text_field)
     if not documents:
         raise UserError(f"Data file {path.name} holds no text: give a file with text in it.")
+    if skipped and part is not Part.SECOND:  # told when the first half was read
+        yield Notice(f"{skipped} of {skipped + len(documents)} rows of {path.name} hold no text and were skipped.")
     if len(documents) == 1:
         return part.of(torch.tensor(tokenise(tokenizer, documents[0]), dtype=torch.int64))
-    ids = [token for text in part.of(documents) for token in tokenise(tokenizer, text)]
-    return torch.tensor(ids, dtype=torch.int64)
+    documents = part.of(documents)
+    pieces = []
+    for index, text in enumerate(documents):
+        if index % PIECE == 0:
+            yield Progress("data", index, len(documents), path.name)
+        pieces.append(torch.tensor(tokenise(tokenizer, text), dtype=torch.int64))
+    return torch.cat(pieces)
 
 
-def story_rows(split: str, tokenizer, rows: int, seqlen: int, seed: int) -> torch.Tensor:
+def story_rows(
+    split: str, tokenizer, rows: int, seqlen: int, seed: int, first: int | None
+) -> Generator[Progress, None, torch.Tensor]:
     """The bundled stories of a split in windows, (rows, seqlen) int64, each BOS story EOS BOS story ...
 
     Every window begins with a story, so that nothing in it is told without its beginning; the last story is cut.
+    first: the token that each window begins with, where the tokenizer does not put it there itself.
     """
-    from barber.storyteller import documents
+    from barber.storyteller import all_tales
 
     need_tokenizer(tokenizer, STORYTELLER)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    full: list[list[int]] = []
-    row: list[int] = []
-    stories = 0
-    while len(full) < rows:
-        wanted = max(64, 2 * stories)
-        for text in documents(split, wanted, seed)[stories:]:
-            row += tokenise(tokenizer, text) + end
-            if len(row) >= seqlen:
-                full.append(row[:seqlen])
-                row = []
-        stories = wanted
-    return torch.tensor(full[:rows], dtype=torch.int64)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Data file {path.name} cannot be read as UTF-8 text: {error}.") from None
-
-
-def _read_jsonl(path: Path) -> list[str]:
-    texts = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, IndexError):
-            text = None
-        if not isinstance(text, str) or not _is_unicode(text):
-            raise UserError(
-                f'Line {number} of {path.name} is not of the form {{"text": "..."}}: mend it or leave it out.'
-            )
-        texts.append(text)
-    return texts
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether no lone surrogate is in a text: JSON can write them, UTF-8 and tokenizers cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    full, stories = room_for(rows, seqlen), all_tales(split, seed)
+    for index in range(rows):
+        if index % PIECE == 0:
+            yield Progress("data", index, rows, STORYTELLER)
+        row: list[int] = []
+        while len(row) < seqlen:
+            told = tokenise(tokenizer, next(stories).text) + end
+            row += told if row or first in (None, told[0]) else [first, *told]
+        full[index] = torch.tensor(row[:seqlen])
+    return full
 
 
 def _read_npy(path: Path) -> torch.Tensor:
+    """(tokens,) or (sequences, seqlen) int64."""
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"Data file {path.name} cannot be read as a .npy file of integers: {error}.") from None
-    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
-        found = f"{ids.dtype} {ids.shape}" if isinstance(ids, np.ndarray) else "several arrays"
+        with path.open("rb") as file:
+            ids = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception:  # numpy parses the header as Python code, whose errors have many classes
         raise UserError(
-            f"Data file {path.name} holds {found}, but integer token ids of shape (tokens,) or (sequences, seqlen) are "
-            "needed."
+            f"Data file {path.name} cannot be read as a .npy file of integers: write one by numpy.save, without "
+            "pickled objects."
+        ) from None
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
+        raise UserError(
+            f"Data file {path.name} holds {ids.dtype} {ids.shape}, but integer token ids are needed: one-dimensional "
+            "(tokens,), a stream that is cut into sequences, or two-dimensional (sequences, seqlen)."
         )
-    ids = torch.from_numpy(ids.astype(np.int64))
-    if ids.numel() and int(ids.min()) < 0:
-        raise UserError(f"Data file {path.name} holds the negative id {int(ids.min())}, but token ids start at 0.")
-    return ids
+    least, most = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    if least < 0:
+        raise UserError(f"Data file {path.name} holds the negative id {least}, but token ids start at 0.")
+    if most >= 2**63:
+        raise UserError(f"Data file {path.name} holds the id {most}, but no token has one so large.")
+    return torch.from_numpy(ids.astype(np.int64))

@@ -1,28 +1,31 @@
 """Calibration and evaluation data: token windows from one kind of spec.
 
-A spec is "c4", "wikitext2", "ptb" (from the hub, sampled as published), "storyteller" (bundled), or a local file:
-.txt (one document), .jsonl ({"text": ...} on each line) or .npy (token ids).
+A spec is "c4", "wikitext2", "ptb" (from the hub, sampled as published), "storyteller" (bundled), or a local file: text
+in one of the formats of documents.py, or token ids (.npy).
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
 from barber.bundled import STORYTELLER
-from barber.data.hub import cached_tokens, hub_texts, tokenizer_fingerprint
-from barber.data.sources import Part, file_tokens, local_file, need_tokenizer, story_rows, tokenise
+from barber.data.hub import hub_texts, recall_tokens, remember_tokens, tokenizer_fingerprint
+from barber.data.sources import PIECE, Part, file_tokens, local_file, need_tokenizer, story_rows, tokenise
+from barber.data.windows import begin_with, cut, draw, first_token, random_window, room_for
 from barber.errors import UserError
-from barber.registry import DATA_SOURCES
+from barber.events import Event, Progress
+from barber.registry import DATA_SOURCES, WindowStart
+
+T = TypeVar("T")
 
 C4_WINDOWS = 256  # as published: C4's validation text is cut to this many sequences
-
 STORY_TOKENS = 65536  # of evaluation stories, whose supply is endless
-
 DRAWS = 10000  # documents of C4 tried for one that is long enough
 
 
@@ -56,10 +59,31 @@ class CalibrationSet:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationSet:
-    """The windows that perplexity is measured on: tokens (windows, seqlen) int64, dataset its name with the split."""
+    """The windows that perplexity is measured on.
+
+    tokens: (windows, seqlen) int64. dataset: its name with the split. window_start: "bos" where every window begins
+    with the tokenizer's beginning-of-text token, else "none".
+    """
 
     tokens: torch.Tensor
     dataset: str
+    window_start: str = WindowStart.NONE
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How text becomes sequences of `seqlen` tokens.
+
+    tokenizer: None will do for .npy. first: the token that each sequence is to begin with, see windows.first_token; the
+    rows of a two-dimensional .npy file stay as they are. text_field: the key or column of the text in files that have
+    several. cache_dir: for hub downloads and their tokens.
+    """
+
+    tokenizer: Any
+    seqlen: int
+    first: int | None = None
+    text_field: str = "text"
+    cache_dir: str | None = None
 
 
 def load_calibration(
@@ -70,33 +94,13 @@ def load_calibration(
     seed: int,
     *,
     evaluation: Sequence[str] = (),
+    text_field: str = "text",
+    window_start: str = WindowStart.AUTO,
     cache_dir: str | None = None,
 ) -> CalibrationSet:
-    """`samples` sequences of `seqlen` tokens, drawn by `seed`.
-
-    A stream is cut at random places; the rows of a 2-D .npy file are taken in order. tokenizer: None will do for .npy.
-    evaluation: the specs that the run is measured on; a local file that is among them gives only its first half.
-    cache_dir: for hub downloads and their tokens. UserError for whatever the user can mend.
-    """
-    _check_at_least(samples, 1, "Number of calibration samples")
-    _check_at_least(seqlen, 2, "Sequence length")
-    path = local_file(spec)
-    if path:
-        part = Part.FIRST if path in [local_file(other) for other in evaluation] else Part.WHOLE
-        source = path.name + part.value
-        tokens = file_tokens(path, tokenizer, part)
-        if tokens.dim() == 2:
-            _check_rows(tokens, samples, seqlen, source)
-            return CalibrationSet(tokens[:samples], source, seed)
-        return CalibrationSet(_draw(tokens, samples, seqlen, random.Random(seed), source), source, seed)
-    need_tokenizer(tokenizer, spec)
-    if spec == STORYTELLER:
-        tokens = story_rows("calibration", tokenizer, samples, seqlen, seed)
-        return CalibrationSet(tokens, f"{spec} (calibration split)", seed)
-    split = DATA_SOURCES[spec].hub.calibration
-    key = _key(spec, split.name, tokenizer, seqlen) | {"samples": samples, "seed": seed}
-    tokens = cached_tokens(key, cache_dir, lambda: _draw_hub(spec, tokenizer, samples, seqlen, seed, cache_dir))
-    return CalibrationSet(tokens, f"{spec} ({split.name} split)", seed)
+    """`samples` sequences of `seqlen` tokens, drawn by `seed`; see `draw_calibration`, `Reading`, `WindowStart`."""
+    reading = Reading(tokenizer, seqlen, first_token(tokenizer, window_start), text_field, cache_dir)
+    return drain(draw_calibration(spec, reading, samples, seed, evaluation))
 
 
 def load_evaluation(
@@ -106,13 +110,58 @@ def load_evaluation(
     *,
     calibration: str | None = None,
     windows: int | None = None,
+    text_field: str = "text",
+    window_start: str = WindowStart.AUTO,
     cache_dir: str | None = None,
 ) -> EvaluationSet:
-    """Non-overlapping windows of `seqlen` tokens from the start of the data; a last, shorter rest is left out.
+    """Non-overlapping windows of `seqlen` tokens; see `cut_evaluation`, `Reading`, `WindowStart`."""
+    reading = Reading(tokenizer, seqlen, first_token(tokenizer, window_start), text_field, cache_dir)
+    return drain(cut_evaluation(spec, reading, windows, calibration))
 
-    calibration: the spec that the run is calibrated on; a local file that is the same gives only its second half.
-    windows: at most this many. tokenizer, cache_dir, errors: as in load_calibration.
+
+def draw_calibration(
+    spec: str, reading: Reading, samples: int, seed: int, evaluation: Sequence[str] = ()
+) -> Generator[Event, None, CalibrationSet]:
+    """`samples` sequences, drawn by `seed`: Progress and Notice on the way, the set in the end.
+
+    A stream is cut at random places; the rows of a 2-D .npy file are taken in order. evaluation: the specs that the run
+    is measured on; a local file that is among them gives only its first half. UserError for whatever the user can mend.
     """
+    seqlen, first = reading.seqlen, reading.first
+    _check_at_least(samples, 1, "Number of calibration samples")
+    _check_at_least(seqlen, 2, "Sequence length")
+    path = local_file(spec)
+    if path:
+        part = Part.FIRST if path in [local_file(other) for other in evaluation] else Part.WHOLE
+        source = path.name + part.value
+        tokens = yield from file_tokens(path, reading.tokenizer, part, reading.text_field)
+        if tokens.dim() == 2:
+            _check_rows(tokens, samples, seqlen, source)
+            return CalibrationSet(tokens[:samples], source, seed)
+        rows = yield from draw(tokens, samples, seqlen, random.Random(seed), first, source)
+        return CalibrationSet(rows, source, seed)
+    need_tokenizer(reading.tokenizer, spec)
+    if spec == STORYTELLER:
+        rows = yield from story_rows("calibration", reading.tokenizer, samples, seqlen, seed, first)
+        return CalibrationSet(rows, f"{spec} (calibration split)", seed)
+    split = DATA_SOURCES[spec].hub.calibration
+    key = _key(spec, split.name, reading) | {"samples": samples, "seed": seed, "first": first}
+    rows = recall_tokens(key, reading.cache_dir)
+    if rows is None:
+        rows = yield from _draw_hub(spec, reading, samples, random.Random(seed))
+        remember_tokens(key, reading.cache_dir, rows)
+    return CalibrationSet(rows, f"{spec} ({split.name} split)", seed)
+
+
+def cut_evaluation(
+    spec: str, reading: Reading, windows: int | None = None, calibration: str | None = None
+) -> Generator[Event, None, EvaluationSet]:
+    """Windows from the start of the data, without overlap: Progress and Notice on the way, the set in the end.
+
+    A last, shorter rest is left out. windows: at most this many. calibration: the spec that the run is calibrated on; a
+    local file that is the same gives only its second half. UserError for whatever the user can mend.
+    """
+    seqlen, first = reading.seqlen, reading.first
     _check_at_least(seqlen, 2, "Sequence length")
     if windows is not None:
         _check_at_least(windows, 1, "Number of evaluation windows")
@@ -120,33 +169,30 @@ def load_evaluation(
     if path:
         part = Part.SECOND if calibration is not None and path == local_file(calibration) else Part.WHOLE
         dataset = path.name + part.value
-        tokens = file_tokens(path, tokenizer, part)
+        tokens = yield from file_tokens(path, reading.tokenizer, part, reading.text_field)
         if tokens.dim() == 2:
             _check_rows(tokens, 1, seqlen, dataset)
-    else:
-        need_tokenizer(tokenizer, spec)
-        if spec == STORYTELLER:
-            dataset = f"{spec} (evaluation split)"
-            tokens = story_rows("evaluation", tokenizer, windows or max(1, STORY_TOKENS // seqlen), seqlen, seed=0)
+            rows = tokens[:windows]
         else:
-            split = DATA_SOURCES[spec].hub.evaluation
-            dataset = f"{spec} ({split.name} split)"
-            key = _key(spec, split.name, tokenizer, seqlen)
-            tokens = cached_tokens(key, cache_dir, lambda: _join_hub(spec, tokenizer, seqlen, cache_dir))
-    return EvaluationSet(_cut(tokens.flatten(), seqlen, dataset)[:windows], dataset)
+            rows = cut(tokens, seqlen, windows, first, dataset)
+    elif spec == STORYTELLER:
+        dataset = f"{spec} (evaluation split)"
+        count = windows or max(1, STORY_TOKENS // seqlen)
+        rows = yield from story_rows("evaluation", reading.tokenizer, count, seqlen, seed=0, first=first)
+    else:
+        need_tokenizer(reading.tokenizer, spec)
+        dataset = f"{spec} ({DATA_SOURCES[spec].hub.evaluation.name} split)"
+        rows = cut(_join_hub(spec, reading), seqlen, _most(spec, windows), first, dataset)
+    return EvaluationSet(rows, dataset, begin_with(rows, getattr(reading.tokenizer, "bos_token_id", None)))
 
 
-def _draw(tokens: torch.Tensor, samples: int, seqlen: int, rng: random.Random, source: str) -> torch.Tensor:
-    """(samples, seqlen) from random places of a stream (tokens,), with the published code's draws."""
-    _check_length(len(tokens), seqlen + 1, source)
-    starts = [rng.randint(0, len(tokens) - seqlen - 1) for _ in range(samples)]
-    return torch.stack([tokens[start : start + seqlen] for start in starts])
-
-
-def _cut(tokens: torch.Tensor, seqlen: int, source: str) -> torch.Tensor:
-    """All (windows, seqlen) of a stream (tokens,) that do not overlap."""
-    _check_length(len(tokens), seqlen, source)
-    return tokens[: len(tokens) // seqlen * seqlen].view(-1, seqlen)
+def drain(events: Generator[Event, None, T]) -> T:
+    """What a stream gives in the end."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            return end.value
 
 
 def _check_rows(tokens: torch.Tensor, samples: int, seqlen: int, source: str) -> None:
@@ -154,7 +200,8 @@ def _check_rows(tokens: torch.Tensor, samples: int, seqlen: int, source: str) ->
     sequences, width = tokens.shape
     if width != seqlen:
         raise UserError(
-            f"{source} holds sequences of {width} tokens, but the sequence length is {seqlen}: make it {width}."
+            f"{source} is two-dimensional and holds sequences of {width} tokens, but the sequence length is {seqlen}: "
+            f"make it {width}, or give the ids as one one-dimensional stream, which is cut to any length."
         )
     if sequences < samples:
         raise UserError(
@@ -162,56 +209,66 @@ def _check_rows(tokens: torch.Tensor, samples: int, seqlen: int, source: str) ->
         )
 
 
-def _draw_hub(spec: str, tokenizer, samples: int, seqlen: int, seed: int, cache_dir: str | None) -> torch.Tensor:
+def _draw_hub(spec: str, reading: Reading, samples: int, rng: random.Random) -> Generator[Progress, None, torch.Tensor]:
     """Calibration as published: C4 from a random document longer than seqlen, the others from the joined split."""
-    rng = random.Random(seed)
     split = DATA_SOURCES[spec].hub.calibration
-    texts = hub_texts(spec, split, cache_dir)
+    texts = hub_texts(spec, split, reading.cache_dir)
     if spec != "c4":
-        return _draw(_tokens(tokenizer, split.join.join(texts)), samples, seqlen, rng, spec)
-    return torch.cat(
-        [_draw(_long_document(tokenizer, texts, seqlen, rng), 1, seqlen, rng, spec) for _ in range(samples)]
+        tokens = _tokens(reading.tokenizer, split.join.join(texts))
+        return (yield from draw(tokens, samples, reading.seqlen, rng, reading.first, spec))
+    rows = room_for(samples, reading.seqlen)
+    for index in range(samples):
+        document = yield from _long_document(texts, reading, rng, Progress("data", index, samples, spec))
+        rows[index] = random_window(document, reading.seqlen, rng, reading.first)
+    return rows
+
+
+def _long_document(
+    texts: Sequence[str], reading: Reading, rng: random.Random, here: Progress
+) -> Generator[Progress, None, torch.Tensor]:
+    """The tokens of a random document that has more than `seqlen`; `here` comes again and again while it is sought."""
+    for tried in range(DRAWS):
+        if tried % PIECE == 0:
+            yield here
+        tokens = _tokens(reading.tokenizer, texts[rng.randint(0, len(texts) - 1)])
+        if len(tokens) > reading.seqlen:
+            return tokens
+    raise UserError(
+        f"None of {DRAWS} documents of c4 has more than {reading.seqlen} tokens: choose a shorter sequence length."
     )
 
 
-def _long_document(tokenizer, texts: Sequence[str], seqlen: int, rng: random.Random) -> torch.Tensor:
-    """The tokens of a random document that has more than `seqlen`."""
-    for _ in range(DRAWS):
-        tokens = _tokens(tokenizer, texts[rng.randint(0, len(texts) - 1)])
-        if len(tokens) > seqlen:
-            return tokens
-    raise UserError(f"None of {DRAWS} documents of c4 has more than {seqlen} tokens: choose a shorter sequence length.")
-
-
-def _join_hub(spec: str, tokenizer, seqlen: int, cache_dir: str | None) -> torch.Tensor:
+def _join_hub(spec: str, reading: Reading) -> torch.Tensor:
     """The evaluation stream as published, (tokens,)."""
     split = DATA_SOURCES[spec].hub.evaluation
-    tokens = _tokens(tokenizer, split.join.join(hub_texts(spec, split, cache_dir)))
-    return tokens[: C4_WINDOWS * seqlen] if spec == "c4" else tokens
+    key = _key(spec, split.name, reading)
+    tokens = recall_tokens(key, reading.cache_dir)
+    if tokens is None:
+        tokens = _tokens(reading.tokenizer, split.join.join(hub_texts(spec, split, reading.cache_dir)))
+        tokens = tokens[: C4_WINDOWS * reading.seqlen] if spec == "c4" else tokens
+        remember_tokens(key, reading.cache_dir, tokens)
+    return tokens
+
+
+def _most(spec: str, windows: int | None) -> int | None:
+    """At most so many windows of a data set of the hub."""
+    return min(windows or C4_WINDOWS, C4_WINDOWS) if spec == "c4" else windows
 
 
 def _tokens(tokenizer, text: str) -> torch.Tensor:
     return torch.tensor(tokenise(tokenizer, text), dtype=torch.int64)
 
 
-def _key(spec: str, split: str, tokenizer, seqlen: int) -> dict:
+def _key(spec: str, split: str, reading: Reading) -> dict:
     data = DATA_SOURCES[spec].hub
     return {
         "data": [data.path, data.options],
         "split": split,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "seqlen": seqlen,
+        "tokenizer": tokenizer_fingerprint(reading.tokenizer),
+        "seqlen": reading.seqlen,
     }
 
 
 def _check_at_least(value: int, least: int, what: str) -> None:
     if value < least:
         raise UserError(f"{what} {value} is not allowed: give {least} or more.")
-
-
-def _check_length(tokens: int, needed: int, source: str) -> None:
-    if tokens < needed:
-        raise UserError(
-            f"{source} is too short: it has {tokens} tokens and at least {needed} are needed; give more text or a "
-            "shorter sequence length."
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,20 +13,21 @@ import torch.nn.functional as F
 from barber.data.token_sets import EvaluationSet
 from barber.errors import UserError
 from barber.evaluation.mode import evaluating
-from barber.events import Event, PerplexityMeasured, Progress
+from barber.events import Event, Notice, PerplexityMeasured, Progress
 from barber.models.decoder import State
 from barber.pruning.activations import ActivationStream
 from barber.pruning.context import PruningContext
 
 LOGITS_BYTES = 2**28  # of one batch's logits, in fp32; larger batches gain nothing
-
 EVALUATION_BATCH_TOKENS = 8192  # of one batch, so that a run can be stopped soon
-
 MAX_LOSS = 709  # nats; exp of more is beyond a float
+
+NORMAL_95 = 1.96  # standard errors on either side of a mean hold 95 % of a normal distribution
 
 
 def perplexity(model, data: EvaluationSet, stage: str) -> Iterator[Event]:
-    """Token-level perplexity of `model` on `data`: Progress for each batch of windows, then PerplexityMeasured.
+    """Token-level perplexity of `model` on `data`: Progress for each batch of windows, then PerplexityMeasured,
+    with a Notice of the cause before it where it is not finite.
 
     exp of the mean of the windows' losses; a window's loss is the mean fp32 cross-entropy (nats) of its seqlen - 1
     predictions. As published: SparseGPT's and Wanda's evaluation, too, weighs windows equally. A loss beyond exp's
@@ -39,7 +41,7 @@ def perplexity(model, data: EvaluationSet, stage: str) -> Iterator[Event]:
     for batch in data.tokens.split(windows_at_once(model, data)):
         losses += _window_losses(model, batch)
         yield Progress(f"perplexity {stage}", len(losses), len(data.tokens), data.dataset)
-    yield measured(losses, data, stage, time.perf_counter() - started)
+    yield from measured(losses, data, stage, time.perf_counter() - started, model.dtype)
 
 
 def perplexity_by_layer(
@@ -51,7 +53,7 @@ def perplexity_by_layer(
     """
     check_windows(data)
     started, view, provider = time.perf_counter(), context.view, context.provider
-    stream = ActivationStream(view.model, [layer.module for layer in view.layers], context.place, provider.open)
+    stream = ActivationStream(view.model, [layer.module for layer in view.layers], context.store, provider.open)
     for batch in data.tokens.split(windows_at_once(view.model, data)):
         stream.feed(batch)
     yield Progress(f"perplexity {stage}", 0, len(view.layers), data.dataset)
@@ -68,7 +70,7 @@ def perplexity_by_layer(
     for batch, tokens in enumerate(data.tokens.split(stream.sizes)):
         losses += losses_of(stream.logits(batch), tokens.to(provider.device))
     yield Progress(f"perplexity {stage}", len(view.layers), len(view.layers), data.dataset)
-    yield measured(losses, data, stage, time.perf_counter() - started)
+    yield from measured(losses, data, stage, time.perf_counter() - started, view.dtype)
 
 
 def check_windows(data: EvaluationSet) -> None:
@@ -93,12 +95,44 @@ def losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> list[float]:
     return torch.stack(losses).tolist()
 
 
-def measured(losses: list[float], data: EvaluationSet, stage: str, seconds: float) -> PerplexityMeasured:
-    """The perplexity of windows with these losses."""
+def measured(
+    losses: list[float], data: EvaluationSet, stage: str, seconds: float, dtype: torch.dtype
+) -> Iterator[Event]:
+    """The perplexity of windows with these losses (nats); the cause before it, where it is not finite."""
     windows, seqlen = data.tokens.shape
-    loss = sum(losses) / windows
-    value = math.exp(loss) if loss < MAX_LOSS else math.inf  # NaN is not less than anything
-    return PerplexityMeasured(str(stage), data.dataset, seqlen, windows * seqlen, value, seconds)
+    value = _exp(sum(losses) / windows)
+    low, high = interval(losses)
+    if value == math.inf:
+        yield Notice(f"The perplexity of the {stage} model on {data.dataset} is inf: {_cause(losses, dtype)}.")
+    yield PerplexityMeasured(
+        str(stage), data.dataset, seqlen, windows * seqlen, value, seconds, str(data.window_start), low, high
+    )
+
+
+def interval(losses: list[float]) -> tuple[float | None, float | None]:
+    """The 95 % interval of the perplexity: exp of the windows' mean loss, 1.96 standard errors down and up.
+
+    It tells how far other windows of the same text would take the figure, by the normal approximation. Models that are
+    measured on the same windows share most of that spread, so their difference is surer than their intervals say.
+    None, None for a single window and for losses that are not finite.
+    """
+    if len(losses) < 2 or not all(map(math.isfinite, losses)):
+        return None, None
+    mean, error = statistics.fmean(losses), statistics.stdev(losses) / math.sqrt(len(losses))
+    return _exp(mean - NORMAL_95 * error), _exp(mean + NORMAL_95 * error)
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < MAX_LOSS else math.inf  # NaN is not less than anything
+
+
+def _cause(losses: list[float], dtype: torch.dtype) -> str:
+    """Why a perplexity is not finite, and what to do where something can be done."""
+    broken = sum(not math.isfinite(loss) for loss in losses)
+    if not broken:
+        return f"a mean loss of {statistics.fmean(losses):.0f} nats is beyond what exp can tell"
+    found = f"what the model puts out is not finite in {broken} of {len(losses)} windows"
+    return f"{found}, float16 overflows; give --dtype bfloat16 or float32" if dtype == torch.float16 else found
 
 
 @evaluating

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import yaml
 
 from barber.errors import UserError, first_line
 from barber.events import Event, Progress, ZeroShotMeasured, ZeroShotSkipped
@@ -18,14 +19,14 @@ from barber.hub_access import quick_offline
 
 # As published: the seven tasks that LLM-Barber reports.
 PUBLISHED_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
-
 STORY_TASK = "story_ending"  # bundled: needs no network
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """UserError naming the tasks that do not exist; a task is lm-eval's by name, "story_ending", or a task's YAML file.
+    """UserError naming the tasks that cannot be run; a task is lm-eval's by name, "story_ending", or a YAML file.
 
-    It asks for no data, so it is cheap enough to come before any pruning.
+    Names ask for no data, which is cheap enough to come before any pruning; a file is built whole, as its author may
+    have made any mistake in it.
     """
     unknown = [name for name in tasks if not (name in PUBLISHED_TASKS or _stands_alone(name))]
     if unknown:
@@ -35,6 +36,10 @@ def check_tasks(tasks: Sequence[str]) -> None:
             f"Zero-shot task {', '.join(map(repr, unknown))} is unknown: name tasks that `lm-eval ls tasks` lists, "
             f"such as {PUBLISHED_TASKS[0]}, or {STORY_TASK}, or the YAML file of a task."
         )
+    for name in tasks:
+        if name != STORY_TASK and _stands_alone(name):
+            with contextlib.suppress(Unreachable):
+                _load(name)
 
 
 def zero_shot(
@@ -59,9 +64,10 @@ def zero_shot(
     phase = f"zero-shot {stage}"
     for index, name in enumerate(tasks):
         yield Progress(phase, index, len(tasks), name)
-        loaded = _load(name)
-        if isinstance(loaded, str):
-            yield ZeroShotSkipped(name, loaded)
+        try:
+            loaded = _load(name)
+        except UserError as error:
+            yield ZeroShotSkipped(name, str(error))
         else:
             results = _evaluate(model, tokenizer, loaded, limit, batch_size)
             if isinstance(results, str):
@@ -99,17 +105,34 @@ def _file(name: str) -> str:
     return str(TASKS_DIR / f"{name}.yaml") if name == STORY_TASK else name
 
 
-def _load(name: str) -> list | str:
-    """lm-eval's task and group objects of a name, with their data; or one sentence why they cannot be had."""
+class Unreachable(UserError):
+    """The data of a task is out of reach now; the task itself may be right."""
+
+
+def _load(name: str) -> list:
+    """lm-eval's task and group objects of a name, with their data. UserError, one sentence, why they cannot be had."""
     try:
         with quick_offline(), _silence():
             loaded = _task_manager(with_all=not _stands_alone(name)).load([_file(name)])
+    except ConnectionError:
+        raise Unreachable(
+            f"The data of task {name} cannot be had because the hub cannot be reached: connect to the network."
+        ) from None
+    except yaml.YAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise UserError(f"Task {name} cannot be loaded because it is not YAML{line}: mend it.") from None
+    except FileNotFoundError as error:
+        gone = error.filename or first_line(error)
+        raise UserError(
+            f"Task {name} cannot be loaded because a file that it names is missing ({gone}): mend it."
+        ) from None
     except Exception as error:  # a task runs its authors' code and its data comes from anywhere: all of it can fail
-        if isinstance(error, ConnectionError):
-            return f"The data of task {name} cannot be had because the hub cannot be reached: connect to the network."
-        return f"Task {name} cannot be loaded: {first_line(error)}."
+        raise UserError(
+            f"Task {name} cannot be loaded because lm-eval refuses it ({type(error).__name__}: {first_line(error)}): "
+            "mend it, or leave it out."
+        ) from None
     if any(getattr(task, "UNSAFE_CODE", False) for task in loaded["tasks"].values()):
-        return f"Task {name} runs code that the model writes, which is not safe: use lm-eval itself for it."
+        raise UserError(f"Task {name} runs code that the model writes, which is not safe: use lm-eval itself for it.")
     within = {child for children in loaded["group_map"].values() for child in children}
     return [item for key, item in (loaded["groups"] | loaded["tasks"]).items() if key not in within]
 
@@ -130,7 +153,9 @@ def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int)
     except torch.OutOfMemoryError:  # the job's to explain: the other tasks would fail alike
         raise
     except Exception as error:  # a task's own code, or a model that does not fit it
-        return first_line(error) if str(error) else "its answers may be longer than the positions of the model"
+        if str(error):
+            return f"lm-eval stopped with {type(error).__name__}: {first_line(error)}"
+        return "its answers may be longer than the positions of the model"
     finally:
         for module, flag in flags:
             module.training = flag

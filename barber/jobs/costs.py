@@ -1,4 +1,4 @@
-"""What the phases of a job cost, for its ETA."""
+"""What the phases of a job cost, for the time that is left."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from barber.data.token_sets import EvaluationSet
 from barber.events import Stage
 from barber.job_spec import JobSpec
 from barber.pruning.allocation import COSTS
-from barber.pruning.initial_masks import METHODS
-from barber.pruning.problem import split_sequences
-from barber.pruning.sub_block import steps
+from barber.pruning.sub_block import sub_block_steps
+from barber.registry import INITIAL_MASKS
 
 REBUILD_COST = 1.5  # forward passes of one sequence through a layer, in a step of the rebuild of its sub-blocks
-
 ZERO_SHOT_SAMPLES = 500  # a guess at a task's size
 
 
@@ -26,10 +24,10 @@ def costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict[
     for stage in stages:
         if stage == Stage.INITIAL:
             found["allocation"] = layers * spec.nsamples * COSTS.get(spec.prune.allocation, 0)
-            calibrated = spec.prune.method in METHODS and METHODS[spec.prune.method].statistic is not None
+            method = INITIAL_MASKS.get(spec.prune.method)
             if spec.prune.order is Order.PAPER:
-                found["initial mask"] = layers * (2 * spec.nsamples if calibrated else 1)
-            else:  # everything is done before any stage is there to be looked at
+                found["initial mask"] = layers * (2 * spec.nsamples if method and method.calibrated else 1)
+            else:  # everything is done before any stage can be measured
                 found["rebuild"] = _rebuild_cost(spec, layers)
         if stage == Stage.REBUILT and spec.prune.order is Order.PAPER:
             found["rebuild"] = _rebuild_cost(spec, layers)
@@ -40,5 +38,5 @@ def costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict[
 
 
 def _rebuild_cost(spec: JobSpec, layers: int) -> float:
-    fit, held = split_sequences(spec.nsamples, spec.prune)
-    return layers * REBUILD_COST * steps(len(fit), len(held), spec.prune)
+    train, validation = spec.prune.split_sizes(spec.nsamples)
+    return layers * REBUILD_COST * sub_block_steps(train, validation, spec.prune)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 
 import torch
 
-from barber.data.token_sets import CalibrationSet, EvaluationSet, load_calibration, load_evaluation
+from barber.data.token_sets import CalibrationSet, EvaluationSet, Reading, cut_evaluation, draw_calibration
+from barber.data.windows import first_token
 from barber.errors import UserError
-from barber.events import Notice
+from barber.events import Event, Notice
 from barber.job_spec import JobSpec
 from barber.models.loading import LoadedModel
-from barber.pruning.initial_masks import needs_calibration
 
 DEFAULT_SEQLEN = 2048  # as published, where the model has that many positions
 
@@ -31,42 +31,45 @@ def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice 
     return DEFAULT_SEQLEN if seqlen is None else seqlen, None
 
 
-def load_data(spec: JobSpec, loaded: LoadedModel, seqlen: int) -> tuple[CalibrationSet | None, list[EvaluationSet]]:
-    """The calibration set, if the job needs one, and the evaluation sets, all of tokens that the model knows."""
+def load_data(
+    spec: JobSpec, loaded: LoadedModel, seqlen: int
+) -> Generator[Event, None, tuple[CalibrationSet | None, list[EvaluationSet]]]:
+    """The calibration set, if the job needs one, and the evaluation sets, all of tokens that the model knows.
+
+    Progress and Notice on the way. Evaluation data that nobody asked for and that cannot be had is
+    named and left out, unless measuring it is all that there is to do.
+    """
+    first = first_token(loaded.tokenizer, spec.window_start)
+    reading = Reading(loaded.tokenizer, seqlen, first, spec.text_field, spec.datasets_cache_dir)
     calibration = None
-    if spec.prune and needs_calibration(spec.prune):
-        calibration = load_calibration(
-            spec.calibration,
-            loaded.tokenizer,
-            spec.nsamples,
-            seqlen,
-            spec.seed,
-            evaluation=spec.evaluation,
-            cache_dir=spec.datasets_cache_dir,
+    if spec.prune and spec.prune.needs_calibration:
+        calibration = yield from draw_calibration(spec.calibration, reading, spec.nsamples, spec.seed, spec.evaluation)
+        check_vocabulary(loaded, [(spec.calibration, calibration.tokens)])
+    evaluations: dict[str, EvaluationSet] = {}
+    for source in dict.fromkeys(spec.evaluation):
+        other = spec.calibration if calibration else None
+        try:
+            data = yield from cut_evaluation(source, reading, spec.eval_windows, other)
+            check_vocabulary(loaded, [(data.dataset, data.tokens)])
+        except UserError as error:
+            if spec.evaluation_required or (spec.prune is None and len(spec.evaluation) == 1):
+                raise
+            yield Notice(f"Perplexity is not measured on {source}: {error}")
+        else:
+            evaluations[source] = data
+    if spec.prune is None and spec.evaluation and not evaluations:
+        raise UserError(
+            f"None of {', '.join(spec.evaluation)} can be had, and nothing else was asked: give --eval_data."
         )
-    evaluations = [
-        load_evaluation(
-            source,
-            loaded.tokenizer,
-            seqlen,
-            calibration=spec.calibration if calibration else None,
-            windows=spec.eval_windows,
-            cache_dir=spec.datasets_cache_dir,
-        )
-        for source in dict.fromkeys(spec.evaluation)
-    ]
-    sets = [(spec.calibration, calibration.tokens)] if calibration else []
-    evaluations = _distinct(evaluations, spec.evaluation)
-    check_vocabulary(loaded, [*sets, *((data.dataset, data.tokens) for data in evaluations)])
-    return calibration, evaluations
+    return calibration, _distinct(evaluations)
 
 
-def _distinct(evaluations: list[EvaluationSet], specs: Iterable[str]) -> list[EvaluationSet]:
+def _distinct(evaluations: dict[str, EvaluationSet]) -> list[EvaluationSet]:
     """Data sets with names of their own: files of one name are told apart by their whole path."""
-    names = [data.dataset for data in evaluations]
+    names = [data.dataset for data in evaluations.values()]
     return [
         replace(data, dataset=f"{spec}: {data.dataset}") if names.count(data.dataset) > 1 else data
-        for data, spec in zip(evaluations, dict.fromkeys(specs), strict=True)
+        for spec, data in evaluations.items()
     ]
 
 

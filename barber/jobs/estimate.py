@@ -11,20 +11,16 @@ from dataclasses import dataclass
 
 import torch
 
-from barber.config import AUTO_ROUNDS, Allocation, Order, PruneConfig, Refiner
-from barber.pruning.initial_masks import METHODS
-from barber.pruning.problem import split_sequences
+from barber.config import AUTO_ROUNDS, Allocation, Order, PruneConfig
 from barber.pruning.rebuild import FRACTIONS, GRANULARITIES
 from barber.pruning.refit import EPOCHS
+from barber.registry import BARBER, INITIAL_MASKS
 
 KEPT = 4  # activations of all sequences that wait at once: hidden states, a sub-block's inputs, targets and outputs
-
 WORK = 4  # fp32 copies of a sub-block's weights at work: squared gradients or saliency, sorted values, masks
-
 REFIT = 5  # more of them for a re-fit: weights, two moments, gradients of the step and of the batch
-
+GRAMS = 3  # matrices (in, in) in fp32 that "auto" holds at a time
 BACKWARD = 1.31  # of a forward pass: gradients of all weights, and of the inputs of all linears but the first
-
 PROBE = 1024  # rows and columns of the matrix product that is timed
 
 
@@ -66,22 +62,22 @@ class Needs:
 
 def passes(config: PruneConfig, samples: int) -> float:
     """Forward passes of the calibration set through all layers that the arithmetic of a run is worth."""
-    method = METHODS.get(config.method)
-    first = 2.0 if method and method.statistic else 0.0
+    method = INITIAL_MASKS.get(config.method)
+    first = method.passes if method else 0.0
     first += {Allocation.UNIFORM: 0, Allocation.OWL: 2, Allocation.SALIENCY: 5 + BACKWARD}[config.allocation]
     if not config.refined:
         return first
-    fit, held = (len(part) / samples for part in split_sequences(samples, config))
+    train, validation = (part / samples for part in config.split_sizes(samples))
     own = 2 + BACKWARD  # initial outputs, dense outputs, gradients
     if config.auto:
         proposals = len(FRACTIONS) * len(GRANULARITIES) + 1
-        own = 2 + (config.rounds or AUTO_ROUNDS) * ((2 + BACKWARD) * fit + proposals * held)
-    elif config.refiner is not Refiner.BARBER:
+        own = 2 + (config.rounds or AUTO_ROUNDS) * ((2 + BACKWARD) * train + proposals * validation)
+    elif config.refiner != BARBER:
         own = 2.0
     elif config.most_rounds > 1:
         own = 2 + config.most_rounds * (2 + BACKWARD + 1)
     if config.reconstruct:
-        own += EPOCHS * (fit * (2 + BACKWARD) + held)
+        own += EPOCHS * (train * (2 + BACKWARD) + validation)
     second = own + 1  # and the final outputs
     return second if config.order is Order.ONE_PASS else first + second
 
@@ -97,7 +93,9 @@ def estimate(
     tokens = samples * seqlen / ranks
     parameters = 2 * model.layers * model.layer_parameters if whole else model.layer_parameters + model.block_parameters
     copies = WORK + REFIT * config.reconstruct
-    hessian = 3 * 4 * model.width**2 if config.method == "sparsegpt" or config.auto else 0
+    method = INITIAL_MASKS.get(config.method)
+    matrices = max(method.hessians if method else 0, GRAMS if config.auto else 0)
+    hessian = matrices * 4 * model.width**2
     products = 2 * model.layer_parameters + 4 * seqlen * model.hidden  # a token and layer; attention reads half of them
     return Needs(
         weights=model.other_bytes + parameters * model.element,  # dense ones, and the new values of what was refined

@@ -5,49 +5,33 @@ The command line and the app both consume `run_job`; what differs between them i
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from barber.atomic_files import check_room, write_json
-from barber.data.token_sets import CalibrationSet, EvaluationSet
+from barber.atomic_files import check_room
+from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.evaluation import zero_shot
-from barber.evaluation.generation import check_prompt, generate
-from barber.evaluation.perplexity import perplexity, perplexity_by_layer
-from barber.events import (
-    Event,
-    JobPlanned,
-    Notice,
-    PerplexityMeasured,
-    Progress,
-    RunStarted,
-    Saved,
-    Stage,
-    StageReached,
-    TextGenerated,
-    ZeroShotMeasured,
-    ZeroShotSkipped,
-)
+from barber.evaluation.generation import check_prompt
+from barber.events import Event, JobPlanned, Notice, Progress, RunStarted, Saved, Stage, StageReached
 from barber.job_spec import JobSpec
 from barber.jobs.costs import costs
 from barber.jobs.data import choose_seqlen, load_data
-from barber.jobs.outputs import check_outputs, save_calibration
+from barber.jobs.measurement import Measurement
+from barber.jobs.outputs import check_model_room, check_outputs, save_calibration
+from barber.jobs.resumption import open_recording
 from barber.jobs.setup import JobSetup, set_up_job
 from barber.memory import is_out_of_memory
-from barber.models.decoder import check_finite
+from barber.models.decoder import State
 from barber.models.loading import LoadedModel
-from barber.models.saving import save_model
 from barber.pruning.distributed import Ranks
-from barber.pruning.problem import split_sequences
-from barber.pruning.prune import check_initial, describe, prune
-from barber.runs import resume
-from barber.runs.directory import RunDirectory, read_masks
-from barber.runs.environment import describe_environment, model_hash
-from barber.runs.recorder import create, record
-
-TEXT_TOKENS = 120
+from barber.pruning.prune import check_request, describe, prune
+from barber.runs.directory import read_masks
+from barber.runs.recorder import record
+from barber.runs.resume import is_saved
+from barber.runs.saved_model import is_noted
+from barber.runs.writer_lock import one_writer
 
 
 def run_job(
@@ -61,7 +45,8 @@ def run_job(
     """
     try:
         with ExitStack() as stack:
-            yield from _Job(spec, ranks or Ranks(), stack, resumed).run(loaded)
+            spec = spec if resumed else spec.absolute()
+            yield from _run(spec, loaded, ranks or Ranks(), stack, resumed)
     except Exception as error:  # what runs out of memory raises what it likes
         if not is_out_of_memory(error):
             raise
@@ -71,184 +56,110 @@ def run_job(
         ) from None
 
 
-@dataclass
-class _Job:
-    """One job at work. kept: the events of the run that it goes on with, if it was begun before."""
+def _run(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitStack, resumed: bool) -> Iterator[Event]:
+    """Everything up to the first forward pass, which is checked and told first, and then the work."""
+    if not ranks.writes:  # the first rank evaluates and writes for all
+        spec = replace(spec, prompts=(), zeroshot_tasks=(), save_model=None, save_data=None)
+    _check_before_loading(spec, ranks, resumed)
+    if resumed:
+        yield from _lock(spec, ranks, stack)
+    initial = read_masks(spec.prune.initial_masks) if spec.prune and spec.prune.initial_masks else None
+    yield Progress("load", 0, 1, spec.model)
+    setup = set_up_job(spec, loaded, ranks, stack, resumed)
+    if setup.layerwise and spec.prompts:
+        yield Notice("No texts are generated: the model is read layer by layer, which takes too long for each word.")
+        spec = replace(spec, prompts=())
+    _check_loaded(spec, setup, initial)
+    said = [setup.inspection.describe(spec.prune.sparsity.ratio if spec.prune else None)]
+    said += [setup.context.view.coverage.describe()] if spec.prune else []
+    yield from map(Notice, filter(None, said))
+    seqlen, notice = choose_seqlen(spec.seqlen, setup.loaded)
+    yield from [notice] if notice else []
+    yield Progress("data", 0, 1, ", ".join(spec.evaluation))
+    calibration, evaluations = yield from load_data(spec, setup.loaded, seqlen)
+    evaluations = evaluations if ranks.writes else []
+    for prompt in spec.prompts:
+        check_prompt(setup.loaded.model, setup.loaded.tokenizer, prompt)
+    if spec.prune:
+        ranks.same(str(describe(setup.context, calibration, spec.prune)), setup.context.provider.device)
+    if spec.save_data and calibration:
+        save_calibration(calibration, spec.save_data)
+        yield Saved("calibration", str(spec.save_data))
+    check_model_room(setup.loaded, spec.save_model)
+    setup = setup.estimated(spec, calibration, seqlen)
+    if setup.needs:
+        yield setup.describe_needs()
+    yield JobPlanned(costs(spec, len(setup.context.view.layers), evaluations))
+    if spec.prune is None:
+        measurement = Measurement(spec, setup, evaluations)
+        yield from measurement.measure(Stage.DENSE)
+        yield from measurement.save(Stage.DENSE)
+        return
+    done: Sequence[Event] = ()
+    if setup.folder:
+        if spec.run_dir and ranks.writes:
+            check_room(setup.folder, setup.context.view.packed_bytes * (2 if spec.prune.refined else 1))
+        if not resumed:
+            yield from _lock(spec, ranks, stack)
+        done = open_recording(spec, setup, calibration, evaluations, resumed)
+    setup = replace(setup, context=replace(setup.context, resumed=done))
+    events = _prune(setup, calibration, initial, Measurement(spec, setup, evaluations, done))
+    with closing(record(setup.folder, events, len(done)) if setup.folder else events) as recorded:
+        yield from recorded
 
-    spec: JobSpec
-    ranks: Ranks
-    stack: ExitStack
-    resumed: bool
-    kept: list[Event] = field(default_factory=list)
 
-    def run(self, loaded: LoadedModel | None) -> Iterator[Event]:
-        if not self.ranks.writes:  # the first rank evaluates and writes for all
-            self.spec = replace(self.spec, prompts=(), zeroshot_tasks=(), save_model=None, save_data=None)
-        spec = self.spec
-        self._check()
-        initial = read_masks(spec.prune.initial_masks) if spec.prune and spec.prune.initial_masks else None
-        yield Progress("load", 0, 1, spec.model)
-        means = set_up_job(spec, loaded, self.ranks, self.stack, self.resumed)
-        loaded, view = means.loaded, means.context.view
-        if means.streamed and spec.prompts:
-            yield Notice("No texts are written: the model is read layer by layer, which takes too long for each word.")
-            self.spec = spec = replace(spec, prompts=())
-        if loaded.tokenizer is None and (spec.prompts or spec.zeroshot_tasks):
-            raise UserError(
-                f"Model {spec.model!r} has no tokenizer, which texts and zero-shot tasks need: add it or skip them."
-            )
-        if spec.prune:
-            check_finite(loaded.model)
-            view.check_width(spec.prune.sparsity.m)
-            if initial:
-                check_initial(view, initial, spec.prune)
-        said = [means.found.describe(spec.prune.sparsity.ratio if spec.prune else None)]
-        said += [view.coverage.describe()] if spec.prune else []
-        yield from map(Notice, filter(None, said))
-        seqlen, notice = choose_seqlen(spec.seqlen, loaded)
-        yield from [notice] if notice else []
-        yield Progress("data", 0, 1, ", ".join(spec.evaluation))
-        calibration, evaluations = load_data(spec, loaded, seqlen)
-        evaluations = evaluations if self.ranks.writes else []
-        for prompt in spec.prompts:
-            check_prompt(loaded.model, loaded.tokenizer, prompt)
-        if spec.prune:
-            self.ranks.same(
-                str(describe(means.context, calibration, spec.prune, spec.model)), means.context.provider.device
-            )
-        if spec.save_data and calibration:
-            save_calibration(calibration, spec.save_data)
-            yield Saved("calibration", str(spec.save_data))
-        means = means.estimate(spec, calibration, seqlen)
-        if means.needs:
-            yield means.told()
-        yield JobPlanned(costs(spec, len(view.layers), evaluations))
-        events = self._work(means, calibration, evaluations, initial)
-        if means.folder and spec.prune:
-            if spec.run_dir and self.ranks.writes:
-                check_room(means.folder, view.packed_bytes * (2 if spec.prune.refined else 1))
-            skip = self._reopen(means, calibration)
-            events = record(means.folder, events, skip)
-        with closing(events):
-            yield from events
+def _check_before_loading(spec: JobSpec, ranks: Ranks, resumed: bool) -> None:
+    """What can be refused before a model is loaded."""
+    outputs = {"save_model": spec.save_model, "run_dir": spec.run_dir, "save_data": spec.save_data}
+    if resumed:
+        model = spec.save_model
+        known = not model or is_saved(spec.run_dir, model) or is_noted(spec.run_dir, model)
+        outputs = {} if known else {"save_model": model}
+    if ranks.writes:
+        check_outputs(outputs)
+    if spec.run_dir and spec.prune is None:
+        raise UserError("--run_dir records a pruning run, but no pruning was asked: add it, or leave --run_dir out.")
+    if spec.zeroshot_tasks:
+        zero_shot.check_tasks(spec.zeroshot_tasks)
+    if spec.prune and spec.prune.refined:
+        spec.prune.split_sizes(spec.nsamples)
 
-    def _check(self) -> None:
-        """What can be refused before a model is loaded."""
-        spec = self.spec
-        outputs = {"save_model": spec.save_model, "run_dir": spec.run_dir, "save_data": spec.save_data}
-        if self.resumed:
-            done = RunDirectory(spec.run_dir).events() if (spec.run_dir / "config.json").exists() else []
-            saved = any(isinstance(event, Saved) and event.what == "model" for event in done)
-            outputs = {flag: path for flag, path in outputs.items() if flag == "save_model" and not saved}
-        if self.ranks.writes:
-            check_outputs(outputs)
-        if spec.run_dir and spec.prune is None:
-            raise UserError(
-                "--run_dir records a pruning run, but no pruning was asked: add it, or leave --run_dir out."
-            )
-        if spec.zeroshot_tasks:
-            zero_shot.check_tasks(spec.zeroshot_tasks)
-        if spec.prune and spec.prune.refined:
-            split_sequences(spec.nsamples, spec.prune)
 
-    def _reopen(self, means: JobSetup, calibration: CalibrationSet | None) -> int:
-        """Make the run directory or go on in it; how many events it has."""
-        if not self.resumed:
-            create(means.folder, self.spec)
-            return 0
-        if not self.ranks.writes:  # goes on in a copy of what the first rank has put in order
-            self.ranks.wait()
-            shutil.copytree(self.spec.run_dir, means.folder)
-        before = RunDirectory(means.folder).environment if (means.folder / "config.json").exists() else {}
-        if before and before["model_hash"] != model_hash(means.context.provider, means.context.view):
-            raise UserError(
-                f"{self.spec.model} does not have the weights that the run in {means.folder} was begun with: give back "
-                "that model, or start a new run."
-            )
-        started = describe(means.context, calibration, self.spec.prune, self.spec.model)
-        finished = resume.reopen(means.folder, started)
-        if self.ranks.writes:
-            self.ranks.wait()
-        self.kept = [*finished.before, *finished.events]
-        return finished.recorded
+def _lock(spec: JobSpec, ranks: Ranks, stack: ExitStack) -> Iterator[Event]:
+    """Let no other process write into the run directory until the stack ends; a Notice where that is not certain."""
+    if spec.run_dir and ranks.writes:
+        warning = stack.enter_context(one_writer(spec.run_dir))
+        yield from [Notice(warning)] if warning else []
 
-    def _work(
-        self,
-        means: JobSetup,
-        calibration: CalibrationSet | None,
-        evaluations: list[EvaluationSet],
-        initial: dict | None,
-    ) -> Iterator[Event]:
-        spec = self.spec
-        yield from self.kept
-        if spec.prune is None:
-            yield from self._evaluate(means, evaluations, Stage.DENSE)
-            yield from self._save(means, Stage.DENSE)
-            return
-        if any(isinstance(event, RunStarted) for event in self.kept):
-            yield from self._evaluate(means, evaluations, Stage.DENSE)
-        provider = means.context.provider
-        try:
-            events = prune(
-                means.loaded.model,
-                calibration,
-                spec.prune,
-                initial=initial,
-                context=means.context,
-                recorded=means.recorded,
-                kept=self.kept,
-                name=spec.model,
-            )
-            with closing(events):
-                for event in events:
-                    if not (isinstance(event, StageReached) and event in self.kept):
-                        yield event
-                    if isinstance(event, RunStarted):
-                        if spec.run_dir and self.ranks.writes:
-                            environment = describe_environment(provider, means.context.view, spec.seed, event)
-                            write_json(means.folder / "environment.json", environment)
-                        yield from self._evaluate(means, evaluations, Stage.DENSE)
-                    if isinstance(event, StageReached):
-                        yield from self._evaluate(means, evaluations, Stage(event.stage))
-                        if event.stage == Stage.REBUILT or not spec.prune.refined:
-                            yield from self._save(means, Stage(event.stage))
-        finally:
-            provider.restore()
 
-    def _evaluate(self, means: JobSetup, evaluations: list[EvaluationSet], stage: Stage) -> Iterator[Event]:
-        """Perplexities, texts and zero-shot tasks of the model as it is at a stage, as far as they are missing."""
-        spec, loaded = self.spec, means.loaded
-        there = [event for event in self.kept if getattr(event, "stage", None) == stage]
-        known = {event.dataset for event in there if isinstance(event, PerplexityMeasured)}
-        told = {event.prompt for event in there if isinstance(event, TextGenerated)}
-        total = sum(len(data.tokens) for data in evaluations)
-        before = 0
-        for data in evaluations:
-            if data.dataset in known:
-                continue
-            if means.streamed:
-                state = None if stage == Stage.DENSE else lambda layer: means.recorded(layer, stage)
-                yield from perplexity_by_layer(means.context, data, stage, state)
-                continue
-            for event in perplexity(loaded.model, data, stage):
-                yield replace(event, done=event.done + before, total=total) if isinstance(event, Progress) else event
-            before += len(data.tokens)
-        for index, prompt in enumerate(spec.prompts):
-            if prompt not in told:
-                yield from generate(
-                    loaded.model, loaded.tokenizer, prompt, stage, max_new_tokens=TEXT_TOKENS, seed=spec.seed
-                )
-            yield Progress(f"text {stage}", index + 1, len(spec.prompts))
-        done = {event.task for event in self.kept if isinstance(event, ZeroShotSkipped)}
-        done |= {event.task for event in there if isinstance(event, ZeroShotMeasured)}
-        if tasks := tuple(task for task in spec.zeroshot_tasks if task not in done):
-            yield from zero_shot.zero_shot(loaded.model, loaded.tokenizer, stage, tasks, limit=spec.zeroshot_limit)
+def _check_loaded(spec: JobSpec, setup: JobSetup, initial: Mapping[int, State] | None) -> None:
+    """What can be refused once the model is there."""
+    if setup.loaded.tokenizer is None and (spec.prompts or spec.zeroshot_tasks):
+        raise UserError(
+            f"Model {spec.model!r} has no tokenizer, which texts and zero-shot tasks need: add it or skip them."
+        )
+    if spec.prune:
+        check_request(setup.context.view, spec.prune, initial)
 
-    def _save(self, means: JobSetup, stage: Stage) -> Iterator[Event]:
-        spec = self.spec
-        if spec.save_model and Saved("model", str(spec.save_model)) not in self.kept:
-            if means.streamed:
-                means.streamed.save(spec.save_model, lambda layer: means.final(layer, stage))
-            else:
-                save_model(means.loaded, spec.save_model)
-            yield Saved("model", str(spec.save_model))
+
+def _prune(
+    setup: JobSetup, calibration: CalibrationSet | None, initial: Mapping[int, State] | None, measurement: Measurement
+) -> Iterator[Event]:
+    """The run, with the model measured at each stage, and saved at the last; events of `resumed` come first."""
+    spec, context, done = measurement.spec, setup.context, setup.context.resumed
+    yield from done
+    if any(isinstance(event, RunStarted) for event in done):
+        yield from measurement.measure(Stage.DENSE)
+    try:
+        with closing(prune(setup.loaded.model, calibration, spec.prune, initial, context)) as events:
+            for event in events:
+                if not (isinstance(event, StageReached) and event in done):
+                    yield event
+                if isinstance(event, RunStarted):
+                    yield from measurement.measure(Stage.DENSE)
+                if isinstance(event, StageReached):
+                    yield from measurement.measure(Stage(event.stage))
+                    if event.stage == Stage.REBUILT or not spec.prune.refined:
+                        yield from measurement.save(Stage(event.stage))
+    finally:
+        context.provider.restore()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from os.path import expanduser, isfile
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,16 @@ from barber.jobs.presets import FIRST_LOOK
 from barber.runs.directory import RunDirectory
 
 BARBER_FLAGS = ("prune_metric", "prune_granularity", "threshold", "rounds")
-
 REBUILD_FLAGS = (*BARBER_FLAGS, "retain_reconstruction", "refiner")
-
 CONFIG_FLAGS = (*REBUILD_FLAGS, "target", "allocation", "reconstruct", "order")
-
 PRUNING_FLAGS = {"sparsity_ratio", "sparsity_type", "prune_method", "prune_barber", "initial_masks", *CONFIG_FLAGS}
-
 SPEC_FLAGS = {
     "model", "nsamples", "seqlen", "seed", "device", "dtype", "calibration", "eval_windows", "run_dir", "save_model",
     "save_data", "cache_dir", "datasets_cache_dir", "trust_remote_code", "stream", "max_memory",
-    "compute",
+    "compute", "text_field", "window_start",
 }  # fmt: skip
+
+PUBLISHED_EVALUATION = ("wikitext2", "ptb", "c4")  # what the published --save_ppl measures
 
 
 def job_from(given: dict[str, Any]) -> JobSpec:
@@ -40,8 +39,11 @@ def job_from(given: dict[str, Any]) -> JobSpec:
     changes = {name: value for name, value in given.items() if name in SPEC_FLAGS}
     if PRUNING_FLAGS & given.keys():
         changes["prune"] = _prune_config(given)
+    changes["evaluation_required"] = "eval_data" in given
     if "eval_data" in given:
-        changes["evaluation"] = _names(given["eval_data"], "--eval_data")
+        changes["evaluation"] = _data_names(given["eval_data"])
+    elif "save_ppl" in given and base is not FIRST_LOOK:
+        changes["evaluation"] = PUBLISHED_EVALUATION
     if "prompt" in given:
         changes["prompts"] = (given["prompt"],)
     if "save_zeroshot" in given or "zeroshot_tasks" in given:
@@ -54,15 +56,60 @@ def job_from(given: dict[str, Any]) -> JobSpec:
     return replace(base, **changes)
 
 
+def with_flags(job: JobSpec, given: dict[str, Any]) -> JobSpec:
+    """A recorded job with the flags that were given once more; what was not given stays as it is."""
+    given = {name: _home(value) if name in ("model", "initial_masks") else value for name, value in given.items()}
+    changes = {name: value for name, value in given.items() if name in SPEC_FLAGS - {"run_dir"}}
+    if "eval_data" in given:
+        changes["evaluation"] = _data_names(given["eval_data"])
+    if "prompt" in given:
+        changes["prompts"] = (given["prompt"],)
+    if "zeroshot_tasks" in given:
+        changes["zeroshot_tasks"] = _names(given["zeroshot_tasks"], "--zeroshot_tasks")
+    elif "save_zeroshot" in given and not job.zeroshot_tasks:
+        changes["zeroshot_tasks"] = PUBLISHED_TASKS
+    if "limit" in given:
+        changes["zeroshot_limit"] = given["limit"]
+    names = {flag: flag for flag in (*CONFIG_FLAGS, "initial_masks")} | {
+        "prune_metric": "metric",
+        "prune_granularity": "granularity",
+        "prune_method": "method",
+        "prune_barber": "barber",
+    }
+    prune = {name: given[flag] for flag, name in names.items() if flag in given} | _threshold(given)
+    if "initial_masks" in given:
+        prune |= {"method": "masks"}
+    elif "prune_method" in given:
+        prune |= {"initial_masks": None}
+    ratio = job.prune.sparsity.ratio
+    if "sparsity_type" in given or given.get("sparsity_ratio", ratio) != ratio:
+        known = {"sparsity_ratio": ratio} if given.get("sparsity_type") == "unstructured" else {}
+        prune["sparsity"] = _sparsity(known | given)
+    return replace(job, **changes, prune=replace(job.prune, **prune))
+
+
 def _home(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
+def _data_names(text: str) -> tuple[str, ...]:
+    """The data specs of --eval_data; "none" measures nothing."""
+    return () if text.strip() == "none" else _names(text, "--eval_data")
+
+
 def _names(text: str, flag: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    """The names that commas part; a comma inside the path of a file that is there parts nothing."""
+    names: list[str] = []
+    pieces = text.split(",")
+    while pieces:
+        ends = range(len(pieces), 1, -1)
+        whole = next((end for end in ends if isfile(expanduser(",".join(pieces[:end]).strip()))), 1)
+        names.append(",".join(pieces[:whole]).strip())
+        del pieces[:whole]
+    names = [name for name in names if name]
     if not names:
         raise UserError(f"{flag} {text!r} names nothing: give one name, or several with commas between.")
-    return names
+    return tuple(names)
 
 
 def _prune_config(given: dict[str, Any]) -> PruneConfig:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from barber.atomic_files import write_json
+from barber.atomic_files import json_bytes, reason_and_remedy, write_file
 from barber.config import Refiner
+from barber.errors import UserError
 from barber.events import (
     Estimated,
     Event,
@@ -72,6 +73,11 @@ class Report:
     def of(self, kind: type[Event]) -> list:
         return [event for event in self.events if isinstance(event, kind)]
 
+    @property
+    def has_results(self) -> bool:
+        """Whether anything was measured that would be lost untold."""
+        return any(isinstance(event, PerplexityMeasured | ZeroShotMeasured | SubBlockRebuilt) for event in self.events)
+
     def text(self) -> str:
         parts = (self.run(), self.sub_blocks(), self.perplexities(), self.texts(), self.zero_shot(), self.saved())
         return "\n".join(part for part in parts if part)
@@ -80,8 +86,9 @@ class Report:
         """What was done to which model, and the exact count of zeros."""
         config = self.spec.prune
         if config is None:
-            return f"{self.spec.model}: dense, nothing pruned (no pruning flag was given)\n"
-        lines = [f"{self.spec.model}: {config}"]
+            lines = [f"{self.spec.model}: dense, nothing pruned (no pruning flag was given)"]
+        else:
+            lines = [f"{self.spec.model}: {config}"]
         for event in self.of(RunFinished):
             lines.append(
                 f"{event.zeros} of {event.weights} prunable weights are zero ({event.zeros / event.weights:.4%}), "
@@ -105,7 +112,7 @@ class Report:
         for event in self.of(PerplexityMeasured):
             rows.setdefault(event.dataset, {})[event.stage] = event
         return table(
-            ["perplexity", "seqlen", "tokens", "dense", "initial", "rebuilt", "gap recovered"],
+            ["perplexity", "seqlen", "tokens", "window start", "dense", "initial", "rebuilt", "gap recovered"],
             [self._perplexity_row(dataset, stages) for dataset, stages in rows.items()],
         )
 
@@ -114,8 +121,10 @@ class Report:
         value = {stage: event.perplexity for stage, event in stages.items()}
         share = gap_recovered(**value) if len(value) == 3 and all(map(math.isfinite, value.values())) else None
         first = next(iter(stages.values()))
-        shown = [f"{value[stage]:.3f}" if stage in value else "-" for stage in ("dense", "initial", "rebuilt")]
-        return [dataset, f"{first.seqlen}", f"{first.tokens}", *shown, "-" if share is None else f"{share:.1%}"]
+        shown = [_with_interval(stages[stage]) if stage in value else "-" for stage in ("dense", "initial", "rebuilt")]
+        begins = next((event.window_start for event in stages.values() if event.window_start), "-")
+        sizes = [f"{first.seqlen}", f"{first.tokens}", begins]
+        return [dataset, *sizes, *shown, "-" if share is None else f"{share:.1%}"]
 
     def texts(self) -> str:
         lines: dict[str, list[str]] = {}
@@ -130,7 +139,7 @@ class Report:
                 e.stage,
                 metric,
                 f"{value:.4f}",
-                f"{e.stderr[metric]:.4f}" if e.stderr.get(metric) else "-",
+                f"{e.stderr[metric]:.4f}" if e.stderr.get(metric) is not None else "-",
                 f"{e.samples}",
             ]
             for e in self.of(ZeroShotMeasured)
@@ -142,6 +151,13 @@ class Report:
 
     def saved(self) -> str:
         return "".join(f"Saved the {event.what} to {event.path}.\n" for event in self.of(Saved))
+
+
+def _with_interval(event: PerplexityMeasured) -> str:
+    """A perplexity, and in brackets its 95 % interval where there is one."""
+    if event.low is None or event.high is None:
+        return f"{event.perplexity:.3f}"
+    return f"{event.perplexity:.3f} ({event.low:.2f}-{event.high:.2f})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -164,7 +180,10 @@ def _numeric(cell: str) -> bool:
 
 
 def write_results(summary: Report, ppl: Path | None, zeroshot: Path | None) -> None:
-    """Write perplexities and zero-shot results: a table under the published name, and JSON."""
+    """Write perplexities and zero-shot results: a table under the published name, and JSON.
+
+    Raises UserError where they cannot be written.
+    """
     config = summary.spec.prune
     after = config and (config.threshold if config.refiner is Refiner.BARBER else config.refiner)
     name = f"log_{config.method}_{after}.txt" if config else "log_dense.txt"
@@ -172,7 +191,12 @@ def write_results(summary: Report, ppl: Path | None, zeroshot: Path | None) -> N
         (ppl, summary.perplexities(), (PerplexityMeasured,), "perplexity.json"),
         (zeroshot, summary.zero_shot(), (ZeroShotMeasured, ZeroShotSkipped), "zeroshot.json"),
     ):
-        if folder is not None:
+        if folder is None:
+            continue
+        rows = [event.to_dict() for kind in kinds for event in summary.of(kind)]
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(summary.run() + "\n" + text, encoding="utf-8")
-            write_json(folder / json_name, [event.to_dict() for kind in kinds for event in summary.of(kind)])
+            write_file(folder / name, (summary.run() + "\n" + text).encode())
+            write_file(folder / json_name, json_bytes(rows))
+        except OSError as error:
+            raise UserError(f"The results cannot be written to {folder} {reason_and_remedy(error)}.") from None

@@ -6,8 +6,17 @@ import torch
 from torch import Tensor
 
 CYCLES = 50  # swaps of one row at most, as published
-
 SMALL = 0.1  # mean error of a row that is left alone, as published
+
+
+def dsnot_by_moments(mask: Tensor, dense: Tensor, values: Tensor, moments: Tensor, m: int = 0) -> Tensor:
+    """`dsnot` of a weight (out, in) whose inputs have these moments (3, in): count, sum and sum of squares.
+
+    values: what a weight is where it is kept; DSnoT reckons with dense values alone.
+    """
+    count, total, squares = moments
+    mean = total / count
+    return dsnot(mask, dense, mean, squares / count - mean.square(), squares, m)
 
 
 @torch.no_grad()

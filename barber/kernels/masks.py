@@ -1,19 +1,25 @@
-"""Masks with exact counts from scores, as pure tensor functions. Masks are boolean, True = pruned."""
+"""Masks with exact counts from scores, as pure tensor functions. Masks are boolean, True = pruned.
+
+A score that is no number counts as the least, so that counts are exact whatever the scores hold.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from barber.config import Granularity, Sparsity
+from barber.config import Sparsity
 from barber.errors import UserError
-from barber.kernels.order_statistics import beyond, smallest_bound
+from barber.kernels.order_statistics import beyond, smallest_bound, without_nan
+from barber.registry import MATRIX, ROW
 
+BLOCK_COLUMNS = 128  # within which SparseGPT's scores compete, as published
 SMALL_GROUP = 64  # groups of so many or fewer are sorted with their positions; in larger ones the values are enough
 
 
 def prune_smallest(scores: Tensor, count: int) -> Tensor:
     """Mask of the `count` smallest scores in each row of (groups, n); ties go to the earlier position."""
+    scores = without_nan(scores, -torch.inf)
     if count == 0 or scores.shape[1] <= SMALL_GROUP:
         order = scores.argsort(dim=1, stable=True)[:, :count]
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
@@ -21,10 +27,28 @@ def prune_smallest(scores: Tensor, count: int) -> Tensor:
     return beyond(scores, torch.full_like(bounds, count, dtype=torch.int64), bounds)
 
 
-def initial_mask(scores: Tensor, sparsity: Sparsity, granularity: Granularity) -> Tensor:
-    """Mask (out, in) with exactly `sparsity.count` zeros per group: m inputs for n:m, else a row or the matrix."""
-    width = sparsity.m or (scores.shape[1] if granularity is Granularity.OUTPUT else scores.numel())
-    return prune_smallest(scores.reshape(-1, width), sparsity.count(width)).view(scores.shape)
+def initial_mask(scores: Tensor, sparsity: Sparsity, within: str, zeros: int | None = None) -> Tensor:
+    """Mask (out, in) of the smallest scores with exactly `sparsity.count` zeros per group.
+
+    within: what a group is: "row" or "matrix"; for n:m always m consecutive inputs. zeros: of the whole mask, with
+    unstructured sparsity, where it is not what the sparsity says.
+    """
+    if zeros is None:
+        width = sparsity.m or (scores.shape[1] if within == ROW else scores.numel())
+        return prune_smallest(scores.reshape(-1, width), sparsity.count(width)).view(scores.shape)
+    if within == ROW:
+        return smallest_by_row(scores, zeros)
+    return prune_smallest(scores.reshape(1, -1), zeros).view(scores.shape)
+
+
+def zero_count(rows: int, columns: int, sparsity: Sparsity, within: str) -> int:
+    """How many weights of a matrix (rows, columns) are pruned where scores compete within what the registry says."""
+    if within == ROW:
+        return rows * sparsity.count(columns)
+    if within == MATRIX:
+        return sparsity.count(rows * columns)
+    whole, rest = divmod(columns, BLOCK_COLUMNS)
+    return whole * sparsity.count(rows * BLOCK_COLUMNS) + sparsity.count(rows * rest)
 
 
 def check_pattern(mask: Tensor, sparsity: Sparsity, name: str) -> None:
@@ -36,6 +60,7 @@ def check_pattern(mask: Tensor, sparsity: Sparsity, name: str) -> None:
 def smallest_by_row(scores: Tensor, zeros: int) -> Tensor:
     """Mask of `zeros` small scores of (out, in): as many in each row, and one more where the row's next is smallest."""
     each, more = divmod(zeros, len(scores))
+    scores = without_nan(scores, -torch.inf)
     order = scores.argsort(dim=1, stable=True)
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :each], True)
     if more:

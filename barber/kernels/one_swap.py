@@ -13,57 +13,84 @@ from torch import Tensor
 
 from barber.memory import portion
 
-SHORTLIST = 64  # weights of either side that are tried in pairs: the best ones alone
-
-MOST_SWAPS = 64  # of one row
-
+SHORTLIST = 8  # longer ones save little more error, see benchmarks/layer_error.py
+MOST_SWAPS = 256  # of one row
 LEAST_GAIN = 1e-6  # of the row's output energy: smaller gains are rounding
-
-TABLE = 4  # portions of a table of pairs: fewer, and rows are too few for the product with the gram
+TABLE = 4  # portions of numbers to work on at a time: fewer, and rows are too few for the product with the gram
 
 
 @torch.no_grad()
-def one_swap(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int = 0) -> Tensor:
+def one_swap(
+    mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int = 0, shortlist: int = SHORTLIST
+) -> Tensor:
     """The mask (out, in), True = pruned, after swaps that each lower the row's error; as many zeros per row (per m).
 
     dense: what the outputs should come from. values: what a weight is where it is kept, mostly dense again. Both
-    (out, in). gram: fp32 (in, in), the sum of x x^T over the inputs x. m: swaps stay inside m consecutive inputs.
+    (out, in). gram: fp32 (in, in), the sum of x x^T over the inputs x. m: swaps stay inside m consecutive inputs,
+    all of whose pairs are tried. shortlist: without m, how many weights of either side are, the best ones alone.
     """
     mask, dense, values = mask.clone(), dense.float(), values.float()
-    shortlist = m * m if m else min(SHORTLIST, mask.shape[1]) ** 2
-    per_row = shortlist * (mask.shape[1] // m if m else 1)
+    per_row = mask.shape[1] * (m or 1)
     for rows in torch.arange(len(mask), device=mask.device).split(max(1, TABLE * portion(mask.device) // per_row)):
-        least = LEAST_GAIN * dense[rows].square() @ gram.diagonal()
-        for _ in range(MOST_SWAPS):
-            change, grow, cut = _best(mask[rows], dense[rows], values[rows], gram, m)
-            better = change < -least
-            if not bool(better.any()):
-                break
-            rows, grow, cut, least = rows[better], grow[better], cut[better], least[better]
-            mask[rows, grow], mask[rows, cut] = False, True
+        mask[rows] = _swap_rows(mask[rows], dense[rows], values[rows], gram, m, shortlist)
     return mask
 
 
-def _best(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The swap of each row that changes its error most for the better: change (rows,), grown and cut input (rows,)."""
-    pull = 2 * values * ((dense - values.masked_fill(mask, 0)) @ gram)
-    own = values.square() * gram.diagonal()
-    grow = (own - pull).masked_fill(~mask, torch.inf)
-    cut = (own + pull).masked_fill(mask, torch.inf)
+def _swap_rows(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int, shortlist: int) -> Tensor:
+    """The refined mask of some rows, (rows, in), all arguments but the gram cut to them.
+
+    The product of a row's missing outputs with the gram is made once: a swap changes it by two rows of the gram. After
+    MOST_SWAPS of them the rounding is still that of fp32 sums, far below LEAST_GAIN.
+    """
+    result, still = mask.clone(), torch.arange(len(mask), device=mask.device)
+    least = LEAST_GAIN * dense.square() @ gram.diagonal()
+    missing = (dense - values.masked_fill(mask, 0)) @ gram
+    alone = values.square() * gram.diagonal()
+    for _ in range(MOST_SWAPS):
+        change, grown, cut = _best(mask, values, alone, missing, gram, m, shortlist)
+        better = change < -least
+        if not bool(better.any()):
+            break
+        if not bool(better.all()):
+            still, grown, cut, least = still[better], grown[better], cut[better], least[better]
+            mask, values, alone, missing = mask[better], values[better], alone[better], missing[better]
+        result[still, grown], result[still, cut] = False, True
+        mask = result[still]
+        row = torch.arange(len(still), device=mask.device)
+        missing.addcmul_(values[row, cut, None], gram[cut]).addcmul_(values[row, grown, None], gram[grown], value=-1)
+    return result
+
+
+def _best(
+    mask: Tensor, values: Tensor, alone: Tensor, missing: Tensor, gram: Tensor, m: int, shortlist: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The swap of each row that changes its error most for the better: change (rows,), grown and cut input (rows,).
+
+    alone: (rows, in), the error of each weight with nothing else missing. missing: (rows, in), see `_swap_rows`.
+    """
+    pull = values * missing
+    grow = torch.add(alone, pull, alpha=-2).masked_fill_(~mask, torch.inf)
+    cut = torch.add(alone, pull, alpha=2).masked_fill_(mask, torch.inf)
     if m:
-        indices = torch.arange(mask.shape[1], device=mask.device).view(1, -1, m).expand(len(mask), -1, m)
-        grow_at = cut_at = indices
-        grow, cut = grow.unflatten(1, (-1, m)), cut.unflatten(1, (-1, m))
-    else:
-        count = min(SHORTLIST, mask.shape[1])
-        grow, grow_at = grow.unsqueeze(1).topk(count, largest=False)
-        cut, cut_at = cut.unsqueeze(1).topk(count, largest=False)
-    # (rows, groups, grown, cut): alone, each changes the error by `grow` and `cut`; together they meet in the gram.
-    rows = torch.arange(len(mask), device=mask.device)[:, None, None]
-    together = values[rows, grow_at][..., :, None] * values[rows, cut_at][..., None, :]
-    change = grow[..., :, None] + cut[..., None, :] - 2 * together * gram[grow_at[..., :, None], cut_at[..., None, :]]
+        return _best_in_groups(grow, cut, values, gram, m)
+    count = min(shortlist, mask.shape[1])
+    grow, grow_at = grow.topk(count, largest=False)
+    cut, cut_at = cut.topk(count, largest=False)
+    # Alone, each changes the error by `grow` and `cut`; together they meet in the gram.
+    together = values.gather(1, grow_at)[:, :, None] * values.gather(1, cut_at)[:, None, :]
+    change = grow[:, :, None] + cut[:, None, :] - 2 * together * gram[grow_at[:, :, None], cut_at[:, None, :]]
+    least, place = change.flatten(1).min(dim=1, keepdim=True)
+    grown, lost = grow_at.gather(1, place // count), cut_at.gather(1, place % count)
+    return least[:, 0], grown[:, 0], lost[:, 0]
+
+
+def _best_in_groups(grow: Tensor, cut: Tensor, values: Tensor, gram: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_best`, of all pairs inside m consecutive inputs; grow, cut: (rows, in), the changes of each weight alone."""
+    meets = gram.unflatten(0, (-1, m)).unflatten(2, (-1, m)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    grow, cut, values = (each.unflatten(1, (-1, m)) for each in (grow, cut, values))
+    change = (values[..., :, None] * values[..., None, :]).mul_(meets).mul_(-2)
+    change += grow[..., :, None]
+    change += cut[..., None, :]
     least, place = change.flatten(1).min(dim=1)
-    width = change.shape[-1]
-    grown = grow_at.flatten(1).gather(1, (place // width)[:, None]).squeeze(1)
-    group, inside = place // width**2, place % width
-    return least, grown, cut_at.flatten(1).gather(1, (group * width + inside)[:, None]).squeeze(1)
+    group, inside = place // m**2 * m, place % m**2
+    return least, group + inside // m, group + inside % m

@@ -17,6 +17,13 @@ def ordered(values: Tensor) -> Tensor:
     return values.sort(dim=-1).values
 
 
+def without_nan(values: Tensor, least: float) -> Tensor:
+    """The values, `least` where they are no number; no copy where all are numbers. NaN has no place in an order."""
+    if not bool(values.sum().isnan()):  # one look at each; infinities that cancel cost a copy
+        return values
+    return values.masked_fill(values.isnan(), least)
+
+
 def number_of(where: Tensor) -> Tensor:
     """How many of each group of bool (groups, n) are True: int64 (groups, 1). Torch's sum would copy them as int64."""
     if where.device.type == "cpu":

@@ -11,7 +11,6 @@ from torch import Tensor
 from barber.errors import UserError
 
 OUTLIER = 5.0  # M, as published: an outlier's score is more than M times the mean
-
 BAND = 0.08  # lambda, as published
 
 

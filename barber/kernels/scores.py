@@ -1,4 +1,7 @@
-"""Saliency scores of weights: pure functions on (out, in) tensors, all in fp32."""
+"""Saliency scores of weights: pure functions on (out, in) tensors, all in fp32.
+
+Those of initial masks are finite for all finite weights: what overflows counts as the largest number.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,14 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from barber.config import Metric
-
 RIA_POWER = 0.5  # of the input's norm, as published
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+def _norm(squares: Tensor) -> Tensor:
+    """Of each input, (in,): zero times infinity would be no number."""
+    return squares.clamp(max=LARGEST).sqrt()
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -22,7 +30,7 @@ def wanda(weight: Tensor, squares: Tensor) -> Tensor:
 
     squares: (in,) sums of squared inputs over all calibration tokens.
     """
-    return weight.float().abs() * squares.sqrt()
+    return weight.float().abs().mul_(_norm(squares)).clamp_(max=LARGEST)
 
 
 def wandd(weight: Tensor, squares: Tensor) -> Tensor:
@@ -39,8 +47,11 @@ def ria(weight: Tensor, squares: Tensor) -> Tensor:
     squares: (in,) sums of squared inputs over all calibration tokens. In a row or column of zeros alone the share is 0.
     """
     size, tiny = weight.float().abs(), torch.finfo(torch.float32).tiny
+    # Shares have no unit. A power of two changes no digit, and below 1 no sum overflows.
+    _, exponent = size.amax().frexp()
+    size = size.ldexp(-exponent)
     shares = size / size.sum(1, keepdim=True).clamp_min(tiny) + size / size.sum(0).clamp_min(tiny)
-    return shares * squares.sqrt().pow(RIA_POWER)
+    return shares * _norm(squares).pow(RIA_POWER)
 
 
 def random(weight: Tensor, name: str) -> Tensor:
@@ -49,12 +60,19 @@ def random(weight: Tensor, name: str) -> Tensor:
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
-def saliency(metric: Metric, weight: Tensor, squared_gradient: Tensor) -> Tensor:
-    """Saliency of the rebuild, (out, in) (LLM-Barber, arXiv 2408.10631).
+def weight_times_gradient(weight: Tensor, squared_gradient: Tensor) -> Tensor:
+    """Saliency of the rebuild as published, (out, in) (LLM-Barber, arXiv 2408.10631).
 
     squared_gradient: (out, in), mean over the calibration sequences of the squared gradient of the sub-block's error.
     """
-    if metric is Metric.W:
-        return weight.float().abs()
-    gradient = squared_gradient.float().sqrt()
-    return gradient if metric is Metric.D else weight.float().abs() * gradient
+    return weight.float().abs() * squared_gradient.float().sqrt()
+
+
+def weight_alone(weight: Tensor, squared_gradient: Tensor) -> Tensor:
+    """|W| as the saliency of the rebuild, (out, in); the gradient is not looked at."""
+    return weight.float().abs()
+
+
+def gradient_alone(weight: Tensor, squared_gradient: Tensor) -> Tensor:
+    """The root of the mean squared gradient as the saliency of the rebuild, (out, in)."""
+    return squared_gradient.float().sqrt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,7 @@ from torch import Tensor
 
 from barber.config import Sparsity
 from barber.errors import UserError
-from barber.kernels.masks import prune_smallest
-
-BLOCK_COLUMNS = 128  # as published
+from barber.kernels.masks import BLOCK_COLUMNS, prune_smallest
 
 DAMPING = 0.01  # share of the mean diagonal, as published
 
@@ -48,6 +47,8 @@ class Curvature:
         hessian = hessian.float().clone()
         dead = hessian.diagonal() == 0
         hessian[dead, dead] = 1
+        # A power of four changes no digit of the factor, and near 1 nothing overflows or vanishes.
+        hessian *= 4.0 ** min(-(math.frexp(hessian.diagonal().max())[1] // 2), 63)
         return cls(inverse_factor(hessian, name), dead)
 
 
@@ -71,7 +72,7 @@ def sparsegpt(
         block, inverse = updated[:, columns].clone(), factor[columns, columns]
         pruned = mask[:, columns]
         if not sparsity.m:
-            scores = (block / inverse.diagonal()).square().view(1, -1)
+            scores = (block / inverse.diagonal()).abs().view(1, -1)
             count = sparsity.count(block.numel())
             if zeros is not None:
                 count = zeros * columns.stop // updated.shape[1] - zeros * start // updated.shape[1]
@@ -80,7 +81,7 @@ def sparsegpt(
         for i in range(block.shape[1]):
             if sparsity.m and i % sparsity.m == 0:
                 group = slice(i, i + sparsity.m)
-                scores = (block[:, group] / inverse.diagonal()[group]).square()
+                scores = (block[:, group] / inverse.diagonal()[group]).abs()
                 pruned[:, group] = prune_smallest(scores, sparsity.n)
             errors[:, i] = torch.where(pruned[:, i], block[:, i], 0) / inverse[i, i]
             block[:, i:] -= errors[:, i : i + 1] * inverse[i, i:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,3 +22,11 @@ def moments(x: Tensor) -> Tensor:
     """Count, sum and sum of squares of each input of x (tokens, in): fp32 (3, in)."""
     x = x.float()
     return torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
+
+
+def squares_of(statistic: str, total: Tensor) -> Tensor:
+    """Sums of squared inputs, fp32 (in,), from the sum of any statistic by its name."""
+    return {"squares": lambda: total, "gram": total.diagonal, "moments": lambda: total[2]}[statistic]()
+
+
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"squares": squares, "gram": gram, "moments": moments}

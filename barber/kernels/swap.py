@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from barber.config import Granularity
-from barber.kernels.order_statistics import beyond, number_of, ordered, smallest_bound
+from barber.kernels.order_statistics import beyond, number_of, ordered, smallest_bound, without_nan
 from barber.memory import portion
 
 INFINITE = 0x7F80  # the bits of infinity in bfloat16
@@ -71,12 +71,14 @@ def share_of(candidates: Tensor, threshold: float) -> Tensor:
 class Pairing:
     """The pruned and kept weights of selections paired: LLM-Barber's rule (arXiv 2408.10631).
 
-    mask, saliency: (selections, groups, n), no saliency below zero. Inside a group the pruned weights by falling and
+    mask, saliency: (selections, groups, n), no saliency below zero; one that is no number counts as zero, so that
+    counts are exact whatever is measured. Inside a group the pruned weights by falling and
     the kept ones by rising saliency make the pairs. Only pairs that gain are candidates: as published for unstructured
     masks; the published n:m rule also swaps pairs that lose. candidates: int64 (selections, 1), the pairs that gain.
     """
 
     def __init__(self, mask: Tensor, saliency: Tensor) -> None:
+        saliency = without_nan(saliency, 0.0)
         self.mask, self.saliency = mask, saliency
         if mask.shape[1] == 1:  # one group a selection: its pairs are in the order of their gains already
             mask, saliency = mask[:, 0], saliency[:, 0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from barber.errors import UserError
+from barber.events import ModuleInfo
 from barber.models.replay import Call, Form, first_tensor, record_call, record_output, replacing, replay, run
 from barber.models.wrappers import check_plain
 
@@ -41,7 +42,7 @@ class Weight:
         return self.oriented(self.parameter.data)
 
     def assign(self, value: Tensor) -> None:
-        """Let the module have this value, (out, in), in the place of the tensor that it has, which stays as it is.
+        """Give the module this value, (out, in), in place of the tensor that it has, which stays as it is.
 
         So dense weights need no copy, and a dense forward pass may be kept while other values are tried.
         """
@@ -315,10 +316,10 @@ class DecoderView:
         """Bytes of one mask of every weight, eight weights a byte."""
         return sum(weight.parameter.numel() // 8 + 1 for layer in self.layers for weight in layer.weights)
 
-    def describe(self) -> list[dict]:
-        """One JSON-able dict per prunable weight, as in events.RunStarted."""
+    def describe(self) -> list[ModuleInfo]:
+        """The prunable weights, in the model's order."""
         return [
-            {"layer": layer.index, "sub_block": b.name, "kind": b.kind, "name": w.name, "shape": list(w.view.shape)}
+            ModuleInfo(layer.index, b.name, b.kind, w.name, list(w.view.shape))
             for layer in self.layers
             for b in layer.sub_blocks
             for w in b.weights
@@ -366,6 +367,6 @@ class DenseWeights:
 
 
 def assign_values(weights: Sequence[Weight], values: Values) -> None:
-    """Let the weights have these values, name -> (out, in)."""
+    """Give the weights these values, name -> (out, in)."""
     for weight in weights:
         weight.assign(values[weight.name])

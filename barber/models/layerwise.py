@@ -14,12 +14,11 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from barber.bundled import STORYTELLER
 from barber.models.checkpoint_files import META, Checkpoint, empty_model, quiet
 from barber.models.decoder import DecoderView
-from barber.models.loading import LoadedModel, Source, check_complete, explained, find_source, finish, no_waiting
+from barber.models.loading import LoadedModel, Source, check_complete, explained, finish, no_waiting
 from barber.models.safetensors_file import read_header
-from barber.models.saving import draft_folder
+from barber.models.saving import Placing, draft_folder
 
 UNLIMITED = 2**62  # bytes of a shard: the parts are the shards
 
@@ -63,7 +62,7 @@ class LayerwiseModel:
         state = self.checkpoint.skeleton.state_dict()
         return sum(tensor.nbytes for name, tensor in state.items() if name.startswith(self.prefixes[index]))
 
-    def save(self, path: Path, final: Callable[[int], Mapping[str, Tensor]]) -> None:
+    def save(self, path: Path, final: Callable[[int], Mapping[str, Tensor]], placing: Placing | None = None) -> None:
         """Write a Hugging Face folder, one shard per layer, which `from_pretrained` loads with exactly these weights.
 
         final: layer index -> final prunable weights (out, in) by name within the layer, in any dtype, on any device.
@@ -72,7 +71,7 @@ class LayerwiseModel:
         Raises UserError, and leaves nothing behind, where the folder cannot be written.
         """
         parts = len(self.prefixes) + 1
-        with draft_folder(path) as draft:
+        with draft_folder(path, placing) as draft:
             folder, weight_map, size = draft / "part", {}, 0
             for number, index in enumerate((None, *range(len(self.prefixes))), 1):
                 file = draft / f"model-{number:05d}-of-{parts:05d}.safetensors"
@@ -111,19 +110,12 @@ class LayerwiseModel:
         return state | {name: w.oriented(given[w.name]).to(w.parameter.dtype) for name, w in weights.items()}
 
 
-def load_layerwise(
-    name: str = STORYTELLER,
-    device: str = "auto",
-    dtype: str = "auto",
-    cache_dir: str | None = None,
-    trust_remote_code: bool = False,
-) -> LayerwiseModel:
-    """Load a model without its decoder layers. Arguments and errors as in `barber.models.loading.load`.
+def load_layerwise(source: Source) -> LayerwiseModel:
+    """Load a model that `find_source` found without its decoder layers. Raises UserError.
 
     No more than what lies outside the layers is read, and no file is mapped.
     """
-    source = find_source(name, device, dtype, cache_dir, trust_remote_code)
-    with no_waiting(source.path), explained(name):
+    with no_waiting(source.path), explained(source.name):
         checkpoint = Checkpoint(source)
         model = empty_model(source)
         _fill_buffers(model, source)
@@ -138,7 +130,7 @@ def load_layerwise(
         model._adjust_missing_and_unexpected_keys(info)
         model._weight_conversions = checkpoint.skeleton._weight_conversions  # by which save_pretrained names tensors
     empty = {key for key, p in model.named_parameters() if p.is_meta and not key.startswith(prefixes)}
-    check_complete(name, info.missing_keys | empty)
+    check_complete(source.name, info.missing_keys | empty)
     here = [tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta]
     with no_waiting(source.path):
         return LayerwiseModel(finish(source, model), view, checkpoint, prefixes, sum(here))

@@ -29,9 +29,7 @@ from barber.hub_access import quick_offline
 from barber.memory import is_out_of_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
-
 HUB_TIMEOUT = 10  # seconds for the first answer of the hub
 
 
@@ -70,8 +68,12 @@ def load(
     dtype: "auto" keeps the checkpoint's own, except float16 on a CPU, which becomes float32 (CPUs are slow at it).
     Raises UserError, before weights are read where possible.
     """
-    source = find_source(name, device, dtype, cache_dir, trust_remote_code)
-    with no_waiting(source.path), explained(name):
+    return load_source(find_source(name, device, dtype, cache_dir, trust_remote_code))
+
+
+def load_source(source: Source) -> LoadedModel:
+    """Load a model that `find_source` found. Raises UserError."""
+    with no_waiting(source.path), explained(source.name):
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
             config=source.config,
@@ -81,11 +83,17 @@ def load(
             ignore_mismatched_sizes=True,  # they are refused below, by name
             **source.options,
         )
-        check_complete(name, report["missing_keys"], report["mismatched_keys"])
+        check_complete(source.name, report["missing_keys"], report["mismatched_keys"])
         return finish(source, model.to(source.device))
 
 
-def find_source(name: str, device: str, dtype: str, cache_dir: str | None, trust_remote_code: bool) -> Source:
+def find_source(
+    name: str = STORYTELLER,
+    device: str = "auto",
+    dtype: str = "auto",
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+) -> Source:
     """Check what can be checked without reading weights. Arguments and errors as in `load`."""
     place = torch.device(pick_device(device))
     path = str(MODEL_DIR) if name == STORYTELLER else name

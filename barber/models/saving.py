@@ -1,32 +1,51 @@
-"""Write a model as a Hugging Face folder, whole or not at all."""
+"""Write a model as a Hugging Face folder, whole or not at all, and know such a folder again."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from barber.atomic_files import digest, probe, reason_and_remedy, sync_file, sync_folder
 from barber.errors import UserError, first_line
 from barber.memory import is_out_of_memory
 from barber.models.loading import LoadedModel
 
+MARK = ".drafted-by-barber"  # in the folder that a model is drafted in: no other folder is ever taken for one
+
+Placing = Callable[[Path], None]  # is shown the whole draft before it takes its place
+
 
 @contextlib.contextmanager
-def draft_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write a model into, which becomes `path` at the end, or goes away on any error."""
+def draft_folder(path: Path, placing: Placing | None = None) -> Iterator[Path]:
+    """A folder to write a model into, which becomes `path` at the end, or goes away on any error.
+
+    A folder that is there and empty is filled, not replaced: a mount or a volume cannot be. The config, by which the
+    model is loaded, comes last.
+    """
     path = path.resolve()
-    draft = path.with_name(f".{path.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
+    root = draft_root(path)
     try:
-        draft.mkdir(parents=True)
+        clear_draft(path)
+        root.mkdir(parents=True)
+        (root / MARK).touch()
+        draft = root / "model"
+        draft.mkdir()
         yield draft
-        os.replace(draft, path)
+        mode = probe(draft)
+        for file in draft.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)
+                sync_file(file)
+        if placing:
+            placing(draft)
+        _place(draft, path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"The model cannot be written to {path} ({first_line(error)}): make room there.") from None
+        raise UserError(f"The model cannot be written to {path} {reason_and_remedy(error)}.") from None
     except (RuntimeError, ValueError) as error:  # what transformers has against a model that it has loaded itself
         if is_out_of_memory(error):
             raise
@@ -35,12 +54,88 @@ def draft_folder(path: Path) -> Iterator[Path]:
             "was given."
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(OSError, UserError):
+            clear_draft(path, root)
 
 
-def save_model(loaded: LoadedModel, path: Path) -> None:
+def draft_root(path: Path) -> Path:
+    """Where a model is drafted: inside `path` if that is there, else beside it."""
+    return (path if path.is_dir() else path.parent) / f".{path.name}.part"
+
+
+def clear_draft(path: Path, root: Path | None = None) -> None:
+    """Remove the draft that a killed process left. UserError if what is there in its place is not one."""
+    root = root or draft_root(path)
+    if root.is_dir() and not root.is_symlink() and ((root / MARK).exists() or not any(root.iterdir())):
+        if (root / "model").exists():
+            shutil.rmtree(root / "model")
+        (root / MARK).unlink(missing_ok=True)
+        root.rmdir()
+    elif root.exists() or root.is_symlink():
+        raise UserError(f"{root} is in the way of the model that is to be written: move it, or give another place.")
+
+
+def _place(draft: Path, path: Path) -> None:
+    if not path.is_dir():
+        os.replace(draft, path)
+        sync_folder(path.parent)
+        return
+    placed = []
+    try:
+        for file in sorted(draft.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
+            if (path / file.name).exists():
+                raise FileExistsError(f"{file.name} is there already")
+            os.replace(file, path / file.name)
+            placed.append(path / file.name)
+        sync_folder(path)
+    except BaseException:
+        for file in placed:
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        raise
+
+
+def save_model(loaded: LoadedModel, path: Path, placing: Placing | None = None) -> None:
     """Write model (safetensors) and tokenizer so that `from_pretrained` loads them."""
-    with draft_folder(path) as draft:
+    with draft_folder(path, placing) as draft:
         loaded.model.save_pretrained(draft)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(draft)
+
+
+def folder_digests(folder: Path | str) -> dict[str, str]:
+    """Name within the folder -> digest of each file in it; links, empty folders and the like count, too.
+
+    The draft of a model, which a killed process may have left in it, does not.
+    """
+    folder = Path(folder)
+    found, draft = {}, draft_root(folder)
+    for place in sorted(folder.rglob("*")):
+        if draft in (place, *place.parents) and (draft / MARK).exists():
+            continue
+        if place.is_file() and not place.is_symlink():
+            found[place.relative_to(folder).as_posix()] = digest(place)
+        elif place.is_symlink() or not place.is_dir() or not any(place.iterdir()):
+            found[place.relative_to(folder).as_posix()] = "not a file"
+    return found
+
+
+def remove_model(folder: Path, files: dict[str, str]) -> None:
+    """Delete a model that was written, as far as it is there. A mount stays, empty.
+
+    files: `folder_digests` of what was written. UserError if anything in the folder is not of it: all of it stays then.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not is_model(folder, files):
+        raise UserError(
+            f"{folder} was not deleted: it holds what this run did not write, so look at it and delete it yourself."
+        )
+    for place in folder.iterdir():
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def is_model(folder: Path, files: dict[str, str]) -> bool:
+    """Whether a folder holds nothing but files that were written: all of them, or some; see `folder_digests`."""
+    return bool(files) and folder.is_dir() and folder_digests(folder).items() <= files.items()

@@ -16,24 +16,26 @@ from barber.errors import UserError
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """A place to keep activations in, in their own dtype.
+    """Stores activations until they are needed again, in their own dtype.
 
-    device: where they are used. host: they wait in the host's memory. folder: they wait in files there, which the
-    system maps and may drop from memory.
+    Attributes:
+        device: where they are used.
+        host: whether they wait in the host's memory.
+        folder: where they wait in files, which the system maps and may drop from memory; None for in memory.
     """
 
     device: torch.device
     host: bool = False
     folder: Path | None = None
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """The tensor as it waits. Raises UserError where the disk is full."""
+    def save(self, tensor: Tensor) -> Tensor:
+        """The tensor as it waits, for `load`. Raises UserError where the disk is full."""
         if self.folder is not None:
             return self._mapped(tensor)
         return tensor.to("cpu") if self.host else tensor
 
-    def take(self, tensor: Tensor) -> Tensor:
-        """A kept tensor on the device."""
+    def load(self, tensor: Tensor) -> Tensor:
+        """A stored tensor on the device."""
         return tensor.to(self.device, non_blocking=True)
 
     def _mapped(self, tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from copy import copy
 from typing import Any
 
@@ -13,6 +13,7 @@ from barber.events import Event, Notice
 from barber.memory import is_out_of_memory
 from barber.models.decoder import Layer, Outputs
 from barber.models.replay import Call, Form, record_layer_calls, replacing
+from barber.progress import TICK, Steps, T, Tick
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.distributed import Ranks
 
@@ -32,36 +33,38 @@ def _share(value: Any, known: Any) -> Any:
 class ActivationStream:
     """Hidden states of every calibration sequence in front of one layer, and how the model calls its layers.
 
-    The sequences lie in batches. `hidden[i]` is (batch, seqlen, hidden) in the model's dtype, as its place keeps it. It
-    moves on by `advance`, which runs a layer with the weights it has at that moment.
+    The sequences lie in batches. `advance` replaces a batch's hidden state by the output of a layer, with the weights
+    that the layer has at that moment.
 
-    halved: whether memory has run out on the way.
-    beside: other tensors of the same batches, name -> one (batch, ...) each, that are split when the batches are.
-    open: makes a layer's weights be there, called with its number before a layer has to run while batches are fed.
-    compute: see Call.
+    Attributes:
+        hidden: of each batch, (batch, seqlen, hidden) in the model's dtype, as the store has it.
+        outputs: of sub-blocks for the same batches, any key -> one (batch, ...) each; split when the batches are.
+        halved: whether batches were split since memory ran out.
+        open: loads the weights of a layer, given its number, before the layer has to run while batches are fed.
+        compute: see Call.
     """
 
     def __init__(
         self,
         model: nn.Module,
         layers: Sequence[nn.Module],
-        place: ActivationStore,
+        store: ActivationStore,
         open: Callable[[int], None] | None = None,
         compute: torch.dtype | None = None,
     ) -> None:
-        self.model, self.layers, self.place, self.open, self.compute = model, layers, place, open, compute
+        self.model, self.layers, self.store, self.open, self.compute = model, layers, store, open, compute
         self.hidden: list[Tensor] = []
         self.halved = False
-        self.beside: dict[Any, list[Tensor]] = {}
+        self.outputs: dict[Any, list[Tensor]] = {}
         self._tokens: list[Tensor] = []
-        self._judges: list[bool] = []
+        self._validates: list[bool] = []
         self._calls: list[list[Call]] = []  # [batch][layer], without hidden states
         self._forms: dict[type, Form] = {}  # how layers of a class return their hidden state
 
-    def feed(self, tokens: Tensor, judges: bool = False) -> None:
+    def feed(self, tokens: Tensor, validates: bool = False) -> None:
         """Add tokens (batch, seqlen) as one batch, or as several where memory does not suffice for one.
 
-        judges: whether it is held out from what the others teach.
+        validates: whether its sequences are for validation, not for training.
         """
         if not self._forms:
             self._call_layers(tokens[:1, :2])
@@ -73,17 +76,17 @@ class ActivationStream:
             hidden = None
         if hidden is None:  # outside the handler, whose traceback holds the tensors of what failed
             for part in tokens.split((len(tokens) + 1) // 2):
-                self.feed(part, judges)
+                self.feed(part, validates)
             return
         self._tokens.append(tokens)
-        self._judges.append(judges)
-        self.hidden.append(self.place.keep(hidden))
+        self._validates.append(validates)
+        self.hidden.append(self.store.save(hidden))
         self._calls.append(calls)
 
     @torch.no_grad()
     def _call_layers(self, tokens: Tensor) -> tuple[Tensor, list[Call]]:
         """What the first layer gets, and the calls of all layers without hidden states."""
-        tokens = tokens.to(self.place.device)
+        tokens = tokens.to(self.store.device)
         hidden, calls = record_layer_calls(self.model, self.layers, tokens, self._forms, self.open, self.compute)
         known = self._calls[0] if self._calls else calls
         bare = [call.with_hidden(None) for call in calls]
@@ -96,8 +99,8 @@ class ActivationStream:
     def fork(self) -> ActivationStream:
         """Another stream that stands where this one does and moves on by itself."""
         twin = copy(self)
-        twin.hidden, twin.beside = list(self.hidden), {}
-        twin._tokens, twin._judges, twin._calls = list(self._tokens), list(self._judges), list(self._calls)
+        twin.hidden, twin.outputs = list(self.hidden), {}
+        twin._tokens, twin._validates, twin._calls = list(self._tokens), list(self._validates), list(self._calls)
         return twin
 
     def __len__(self) -> int:
@@ -110,62 +113,72 @@ class ActivationStream:
         return [len(tokens) for tokens in self._tokens]
 
     @property
-    def fit(self) -> list[int]:
-        """The batches that teach."""
-        return [batch for batch, judges in enumerate(self._judges) if not judges]
+    def train(self) -> list[int]:
+        """The train batches."""
+        return [batch for batch, validates in enumerate(self._validates) if not validates]
 
     @property
-    def held(self) -> list[int]:
-        """The batches that judge: all of them where none is held out."""
-        return [batch for batch, judges in enumerate(self._judges) if judges] or self.fit
+    def validation(self) -> list[int]:
+        """The validation batches: the train batches where there are no others."""
+        return [batch for batch, validates in enumerate(self._validates) if validates] or self.train
 
     def call(self, layer: int, batch: int) -> Call:
         """The call of a layer for one batch, with the stream's hidden state as it stands."""
-        return self._calls[batch][layer].with_hidden(self.place.take(self.hidden[batch]))
+        return self._calls[batch][layer].with_hidden(self.store.load(self.hidden[batch]))
 
-    def keep(self, key: Any, batch: int, tensor: Tensor) -> None:
-        """Put a tensor (batch, ...) beside the batch, after those of the batches before."""
-        kept = self.beside.setdefault(key, [])
-        assert len(kept) == batch, f"batch {batch} after {len(kept)}"
-        kept.append(self.place.keep(tensor))
+    def save_output(self, key: Any, batch: int, tensor: Tensor) -> None:
+        """Store an output (batch, ...) for a batch, after those of the batches before."""
+        stored = self.outputs.setdefault(key, [])
+        assert len(stored) == batch, f"batch {batch} after {len(stored)}"
+        stored.append(self.store.save(tensor))
+
+    def load_outputs(self, keys: Iterable[Any], batch: int) -> dict[Any, Tensor]:
+        """The stored outputs of some keys for a batch, on the device."""
+        return {key: self.store.load(self.outputs[key][batch]) for key in keys}
 
     def advance(self, layer: Layer, batch: int, outputs: Outputs | None = None) -> None:
         """Replace the hidden state of one batch by the layer's output; `outputs` as in Layer.replay."""
-        self.hidden[batch] = self.place.keep(layer.replay(self.call(layer.index, batch), outputs))
+        self.hidden[batch] = self.store.save(layer.replay(self.call(layer.index, batch), outputs))
+
+    def advance_all(self, layer: Layer, known: tuple = ()) -> Steps[None]:
+        """Advance every batch by a layer; known: keys of outputs of its sub-blocks that need not be made again."""
+        for batch in range(len(self)):
+            self.advance(layer, batch, self.load_outputs(known, batch))
+            yield TICK
 
     @torch.no_grad()
     def logits(self, batch: int) -> Tensor:
         """What the model makes of one batch, (batch, seqlen, vocabulary), once the stream is behind the last layer."""
-        hidden = self.place.take(self.hidden[batch])
+        hidden = self.store.load(self.hidden[batch])
         forms = [(layer, self._forms[type(layer)]) for layer in self.layers]
         passing = {layer: lambda *_a, form=form, **_k: form.answer(hidden) for layer, form in forms}
         with replacing(passing):
-            return self.model(self._tokens[batch].to(self.place.device), use_cache=False).logits
+            return self.model(self._tokens[batch].to(self.store.device), use_cache=False).logits
 
     def halve(self) -> None:
         """Split every batch of two sequences or more in two."""
         self.halved = True
-        tokens, judges, hidden, calls = self._tokens, self._judges, self.hidden, self._calls
-        beside, self.beside = self.beside, {key: [] for key in self.beside}
-        self._tokens, self._judges, self.hidden, self._calls = [], [], [], []
+        tokens, validates, hidden, calls = self._tokens, self._validates, self.hidden, self._calls
+        outputs, self.outputs = self.outputs, {key: [] for key in self.outputs}
+        self._tokens, self._validates, self.hidden, self._calls = [], [], [], []
         for batch, rows in enumerate(tokens):
             size = max(1, (len(rows) + 1) // 2)
             for part, state in zip(rows.split(size), hidden[batch].split(size), strict=True):
                 self._calls.append(calls[batch] if len(rows) == 1 else self._call_layers(part)[1])
                 self._tokens.append(part)
-                self._judges.append(judges[batch])
+                self._validates.append(validates[batch])
                 self.hidden.append(state)
-            for key, tensors in beside.items():
-                self.beside[key] += tensors[batch].split(size) if batch < len(tensors) else ()
+            for key, tensors in outputs.items():
+                self.outputs[key] += tensors[batch].split(size) if batch < len(tensors) else ()
 
 
 def halving(
-    streams: Sequence[ActivationStream], ranks: Ranks, attempt: Callable[[], Generator[Event, None, Any]]
-) -> Generator[Event, None, Any]:
-    """A stretch of work on the streams, begun anew with batches of half the size whenever memory runs out.
+    streams: Sequence[ActivationStream], ranks: Ranks, attempt: Callable[[], Steps[T]]
+) -> Generator[Event | Tick, None, T]:
+    """Work on the streams, begun again with batches of half the size whenever memory runs out.
 
     attempt: the work from its beginning, as often as it is called. A single sequence that does not fit raises, and so
-    does one of several processes: the others would wait for sums that it begins anew.
+    does one of several processes: the others would wait for sums that it begins again.
     """
     while True:
         try:

@@ -8,7 +8,7 @@ sub-block gets its initial mask just before it is rebuilt.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
@@ -19,79 +19,61 @@ from barber.events import Event, Notice, RunFinished, RunStarted
 from barber.kernels.masks import check_pattern
 from barber.models.decoder import DecoderView, State, check_finite
 from barber.models.inspection import inspect
-from barber.models.providers import ResidentProvider
 from barber.models.wrappers import check_differentiable
-from barber.pruning.activation_store import ActivationStore
 from barber.pruning.context import PruningContext
-from barber.pruning.initial_masks import needs_calibration
-from barber.pruning.problem import split_sequences
-from barber.pruning.schedule import Recorded, Run
+from barber.pruning.schedule import GIVEN, Schedule, Tally
 
 
 def prune(
     model: nn.Module,
     calibration: CalibrationSet | None,
     config: PruneConfig,
-    *,
     initial: Mapping[int, State] | None = None,
     context: PruningContext | None = None,
-    recorded: Recorded | None = None,
-    kept: Sequence[Event] = (),
-    name: str = "",
 ) -> Iterator[Event]:
     """Prune a model in place and tell about it.
 
     model: a decoder model of transformers. calibration: needed by every method but magnitude and random, and by the
-    rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as runs.read_masks gives
-    them. context: how to go about it; without, the model is on one device with all its layers.
-    recorded: gives back what an event said of a layer's masks and values, once the consumer has it; without, they are
-    kept in memory. kept: the events of the same run, if it was begun before, that need not come again: the layers that
-    they finished are taken from `recorded`.
+    rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as runs.directory.read_masks
+    gives them. context: how to go about it, of a model that `inspect` has seen and a request that `check_request`
+    has passed; without, the model is in memory on one device.
     The model's weights get new tensors, those that it had stay as they are: DenseWeights taken before put them back. A
     run that is stopped or fails does so itself.
     Raises UserError for what the model or the settings do not allow, before anything is changed.
     """
-    view = context.view if context else DecoderView(model)
     check_differentiable(model)
-    check_finite(model)
-    if context is None:  # a job inspects its model itself
-        context = PruningContext(view, ResidentProvider(view), ActivationStore(view.device))
-        inspect(view, context.provider)
-    view.check_width(config.sparsity.m)
-    if config.method == "masks":
-        check_initial(view, initial or {}, config)
-    calibrated = needs_calibration(config)
-    if calibrated and calibration is None:
+    if context is None:
+        context = PruningContext.of(model)
+        inspect(context.view, context.provider)
+        check_request(context.view, config, initial)
+    if config.needs_calibration and calibration is None:
         raise UserError(
             f"Method {config.method} with rebuild={config.refined} and allocation {config.allocation} needs "
             "calibration data: give a set."
         )
     if config.refined:
-        split_sequences(len(calibration.tokens), config)
-    if not any(isinstance(event, RunStarted) for event in kept):
-        yield describe(context, calibration, config, name or type(model).__name__)
+        config.split_sizes(len(calibration.tokens))
+    begun = any(isinstance(event, RunStarted) for event in context.resumed)
+    if not begun:
+        yield describe(context, calibration, config)
     started = time.monotonic()
     training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)
-    run = Run(context, calibration, config, initial, recorded)
+    tally = Tally()
     finished = False
     try:
-        for event in kept:
-            run.see(event)
-        for event in run.one_pass() if config.order is Order.ONE_PASS else run.paper():
-            run.see(event)
+        for event in context.resumed:
+            tally.add(event)
+        schedule = Schedule(context, calibration, config, initial, tally)
+        for event in schedule.one_pass() if config.order is Order.ONE_PASS else schedule.paper():
+            tally.add(event)
             yield event
-        if run.candidates and not run.swaps:
-            yield Notice(_no_swaps(config))
-        if run.diverged:
-            yield Notice(
-                f"Re-fitting the kept weights went astray in {', '.join(run.diverged)} and went back to the best state."
-            )
-        weights, zeros = (sum(column) for column in zip(*run.counts.values(), strict=True))
+        yield from _notices(tally, config)
+        weights, zeros = (sum(column) for column in zip(*tally.counts.values(), strict=True))
         finished = True
-        if not any(isinstance(event, RunFinished) for event in kept):
-            yield RunFinished(weights=weights, zeros=zeros, swaps=run.swaps, seconds=time.monotonic() - started)
+        if not any(isinstance(event, RunFinished) for event in context.resumed):
+            yield RunFinished(weights=weights, zeros=zeros, swaps=tally.swaps, seconds=time.monotonic() - started)
     finally:
         if not finished:
             context.provider.restore()
@@ -101,29 +83,47 @@ def prune(
             module.training = True
 
 
-def describe(context: PruningContext, calibration: CalibrationSet | None, config: PruneConfig, name: str) -> RunStarted:
+def describe(context: PruningContext, calibration: CalibrationSet | None, config: PruneConfig) -> RunStarted:
     """The first event of a run."""
     return RunStarted(
-        model=name,
+        model=context.name,
         config=config.to_dict(),
-        calibration=calibration.describe() if needs_calibration(config) else {},
+        calibration=calibration.describe() if config.needs_calibration else {},
         modules=context.view.describe(),
         device=str(context.provider.device),
         dtype=str(context.view.dtype).removeprefix("torch."),
     )
 
 
+def _notices(tally: Tally, config: PruneConfig) -> Iterator[Notice]:
+    """What the user should know of the finished run."""
+    if tally.candidates and not tally.swaps:
+        yield Notice(_no_swaps(config))
+    if tally.diverged:
+        yield Notice(
+            f"The refit of the kept weights diverged in {', '.join(tally.diverged)} and went back to its best state."
+        )
+
+
 def _no_swaps(config: PruneConfig) -> str:
-    """Why a rebuild that had candidates changed nothing."""
+    """Why a rebuild that had candidates swapped nothing."""
     if config.auto or config.most_rounds > 1:
-        return "No weights changed places: no swap that was tried lowers the error on the sequences that judge."
+        return "No weights were swapped: no swap that was tried lowers the error on the validation sequences."
     return (
-        f"No weights changed places: threshold {config.threshold:g} of the few gaining pairs in each "
+        f"No weights were swapped: threshold {config.threshold:g} of the few gaining pairs in each "
         f"{config.granularity} group rounds down to none; try a larger threshold, granularity block, or auto."
     )
 
 
-def check_initial(view: DecoderView, initial: Mapping[int, State], config: PruneConfig) -> None:
+def check_request(view: DecoderView, config: PruneConfig, initial: Mapping[int, State] | None) -> None:
+    """UserError unless a model can be pruned as asked: finite weights, a pattern that fits, initial masks that fit."""
+    check_finite(view.model)
+    view.check_width(config.sparsity.m)
+    if config.method == GIVEN:
+        _check_initial(view, initial or {}, config)
+
+
+def _check_initial(view: DecoderView, initial: Mapping[int, State], config: PruneConfig) -> None:
     """UserError unless there is a mask of the right shape and pattern for every weight, and zeros as asked in all.
 
     Methods count per matrix, row or block of columns, which loses less than one zero a row.
@@ -141,7 +141,7 @@ def check_initial(view: DecoderView, initial: Mapping[int, State], config: Prune
             check_pattern(mask, config.sparsity, name)
             if config.reconstruct and bool(mask.all()):
                 raise UserError(
-                    f"The initial masks keep no weight of {name}, so there is nothing to re-fit: give others."
+                    f"The initial masks keep no weight of {name}, so there is nothing to refit: give others."
                 )
             zeros, weights, rows = zeros + int(mask.count_nonzero()), weights + mask.numel(), rows + len(mask)
     if abs(zeros - config.sparsity.ratio * weights) > rows:

@@ -1,70 +1,52 @@
-"""The refiners of a sub-block's masks, under one contract: a Problem and progress events in, a Refined out."""
+"""The refiners of a sub-block's masks, under one contract: calls, weights and a dense pass in, a Refined out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-
 import torch
-from torch import Tensor
 
-from barber.config import Refiner
-from barber.events import Event, Progress
-from barber.kernels.dsnot import dsnot
-from barber.kernels.one_swap import one_swap
-from barber.kernels.scores import wanda
-from barber.kernels.statistics import gram, moments
-from barber.models.decoder import Masks, Values, assign_values
-from barber.pruning import rebuild
-from barber.pruning.problem import Problem
-from barber.pruning.rebuild import Refined
-from barber.pruning.statistics import Sums
+from barber.config import PruneConfig
+from barber.kernels.scores import magnitude, wanda
+from barber.kernels.statistics import squares_of
+from barber.progress import Steps
+from barber.pruning.dense_pass import DensePass
+from barber.pruning.rebuild import train_batches
+from barber.pruning.refined import Refined, grown_count
+from barber.pruning.sub_block_calls import SubBlockCalls, SubBlockWeights
+from barber.registry import REFINERS, Refiner
 
 
-def _by_one_swap(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
-    """Exact one-swaps in every row, for the inputs that the dense sub-block has."""
-    grams = yield from _watch_dense(problem, Sums(gram), progress)
-    m, combined = problem.config.sparsity.m, problem.combined
-    masks = {n: one_swap(problem.masks[n], problem.dense[n], combined[n], total, m) for n, total in grams.items()}
-    return _refined(problem, masks, {name: total.diagonal() for name, total in grams.items()})
+def refine(calls: SubBlockCalls, weights: SubBlockWeights, seen: DensePass, config: PruneConfig) -> Steps[Refined]:
+    """Rebuild the masks with the refiner that the config names, or leave them where it names none."""
+    if not config.barber:
+        scores = {name: magnitude(value) for name, value in weights.dense.items()}
+        return Refined(weights.masks, scores, 0, 0, changed=False)
+    refiner = REFINERS[config.refiner]
+    if refiner.by_row:
+        return _by_row(refiner, weights, seen, config)
+    return (yield from refiner.call(calls, weights, seen, config))
 
 
-def _by_dsnot(problem: Problem, progress: Iterator[Progress]) -> Generator[Event, None, Refined]:
-    """DSnoT in every row, for the inputs that the dense sub-block has."""
-    seen = yield from _watch_dense(problem, Sums(moments), progress)
-    masks, m = {}, problem.config.sparsity.m
-    for name, (count, total, squares) in seen.items():
-        mean = total / count
-        variance = squares / count - mean.square()
-        masks[name] = dsnot(problem.masks[name], problem.dense[name], mean, variance, squares, m)
-    return _refined(problem, masks, {name: squares for name, (_, _, squares) in seen.items()})
+def needs_of(calls: SubBlockCalls, config: PruneConfig) -> dict:
+    """What the refiner needs of the first dense pass, as keyword arguments of `dense_pass`."""
+    if not config.barber:
+        return {}
+    refiner = REFINERS[config.refiner]
+    if refiner.by_row:
+        return {"learn_from": calls.batches, "statistic": refiner.statistic}
+    statistic = "gram" if config.auto else None
+    return {"learn_from": train_batches(calls, config), "gradients": True, "statistic": statistic}
 
 
-def _watch_dense(problem: Problem, sums: Sums, progress: Iterator[Progress]) -> Generator[Event, None, Values]:
-    """Sums over the inputs that the weights of the dense sub-block have, of all ranks; sets missing targets."""
-    assign_values(problem.block.weights, problem.dense)
-    for batch in problem.batches:
-        record = problem.record(batch)
-        sums.add(record.taps)
-        problem.settle(batch, record.output.detach())
-        yield next(progress)
-    problem.ranks.sum(list(sums.values.values()))
-    return sums.values
+def _by_row(refiner: Refiner, weights: SubBlockWeights, seen: DensePass, config: PruneConfig) -> Refined:
+    """Masks refined row by row, on the error of each weight's own output; saliency is Wanda's score.
 
-
-def _refined(problem: Problem, changed: Masks, squares: dict[str, Tensor]) -> Refined:
-    """The changed masks, scored by Wanda's score; a weight whose input text never reaches keeps its mask and has none.
-
-    squares: name -> (in,) sums of squared inputs.
+    A weight whose input text never reaches keeps its mask and has saliency zero.
     """
-    masks = problem.masks | changed
-    swaps = sum(int((problem.masks[name] & ~mask).count_nonzero()) for name, mask in masks.items())
-    silent = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
-    scores = silent | {name: wanda(problem.dense[name], total) for name, total in squares.items()}
+    combined, m = weights.combined, config.sparsity.m
+    masks = dict(weights.masks)
+    scores = {name: torch.zeros_like(mask, dtype=torch.float32) for name, mask in masks.items()}
+    for name, statistic in seen.statistics.items():
+        masks[name] = refiner.call(weights.masks[name], weights.dense[name], combined[name], statistic, m)
+        scores[name] = wanda(weights.dense[name], squares_of(refiner.statistic, statistic))
+    swaps = grown_count(weights.masks, masks)
     return Refined(masks, scores, swaps, swaps)
-
-
-REFINERS: dict[Refiner, Callable[[Problem, Iterator[Progress]], Generator[Event, None, Refined]]] = {
-    Refiner.BARBER: rebuild.barber,
-    Refiner.ONE_SWAP: _by_one_swap,
-    Refiner.DSNOT: _by_dsnot,
-}

@@ -3,170 +3,180 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from barber.config import Allocation, PruneConfig, Target
 from barber.data.token_sets import CalibrationSet
-from barber.events import Event, LayerInitialised, Progress, Stage, StageReached, SubBlockRebuilt
+from barber.events import Event, LayerInitialised, Stage, StageReached, SubBlockRebuilt
 from barber.models.decoder import Layer, State, assign_values
 from barber.models.providers import ResidentProvider
-from barber.models.replay import tapping
-from barber.progress import counting
+from barber.progress import TICK, Phase, Steps
 from barber.pruning.activations import ActivationStream, halving
-from barber.pruning.allocation import Plan, allocate
+from barber.pruning.allocation import allocate
 from barber.pruning.context import PruningContext
-from barber.pruning.initial_masks import METHODS, gather, initialise_weights
-from barber.pruning.sub_block import Pass, refine_layer, steps
+from barber.pruning.initial_masks import ZeroPlan, initialise
+from barber.pruning.sub_block import dense_outputs, initialised_event, refine_sub_block, sub_block_steps
+from barber.registry import INITIAL_MASKS
 
-Recorded = Callable[[int, Stage], State]
+GIVEN = "masks"  # the method that takes the masks of an earlier run
 
 
-class Run:
-    """A run at work: what its events have said so far, and its two orders."""
+@dataclass
+class Tally:
+    """What the events of a run have said so far.
 
-    def __init__(
-        self,
-        context: PruningContext,
-        calibration: CalibrationSet | None,
-        config: PruneConfig,
-        initial: Mapping[int, State] | None,
-        recorded: Recorded | None,
-    ) -> None:
-        self.context, self.calibration, self.config, self.given = context, calibration, config, initial
-        self.recorded = recorded or self._remembered
-        self._memory: dict[tuple[int, Stage], State] | None = None if recorded else {}
-        self.counts: dict[tuple[int, str], tuple[int, int]] = {}  # (layer, name) -> weights, zeros
-        self.refined: dict[int, int] = {}  # layer -> how many of its sub-blocks are final
-        self.swaps = self.candidates = 0
-        self.diverged: list[str] = []
+    Attributes:
+        counts: (layer, name) -> weights and zeros of each weight that has a mask.
+        rebuilt: layer -> how many of its sub-blocks are final.
+        swaps, candidates: pairs that were swapped, and pairs that gained.
+        diverged: sub-blocks whose refit went back to its best state.
+    """
 
-    def see(self, event: Event) -> None:
-        """Fold an event into what is known."""
+    counts: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    rebuilt: dict[int, int] = field(default_factory=dict)
+    swaps: int = 0
+    candidates: int = 0
+    diverged: list[str] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
         if isinstance(event, LayerInitialised | SubBlockRebuilt):
-            stage = Stage.INITIAL if isinstance(event, LayerInitialised) else Stage.REBUILT
-            self.counts |= {(event.layer, n): (m["weights"], m["zeros"]) for n, m in event.modules.items()}
-            if self._memory is not None:
-                masks, values = self._memory.setdefault((event.layer, stage), ({}, {}))
-                masks |= event.masks
-                values |= event.weights
+            self.counts |= {(event.layer, name): (m.weights, m.zeros) for name, m in event.modules.items()}
         if isinstance(event, SubBlockRebuilt):
-            self.refined[event.layer] = self.refined.get(event.layer, 0) + 1
+            self.rebuilt[event.layer] = self.rebuilt.get(event.layer, 0) + 1
             self.swaps, self.candidates = self.swaps + event.swaps, self.candidates + event.candidates
-            self.diverged += [f"layer {event.layer} {event.kind}"] * event.reconstruction.get("diverged", False)
-
-    def _remembered(self, layer: int, stage: Stage) -> State:
-        return self._memory[layer, stage]
+            if event.refit and event.refit.diverged:
+                self.diverged.append(f"layer {event.layer} {event.kind}")
 
     def is_initialised(self, layer: Layer) -> bool:
         return all((layer.index, weight.name) in self.counts for weight in layer.weights)
 
     def is_final(self, layer: Layer) -> bool:
-        return self.refined.get(layer.index, 0) == len(layer.sub_blocks)
+        return self.rebuilt.get(layer.index, 0) == len(layer.sub_blocks)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run's work in order.
+
+    Attributes:
+        context, calibration, config: as `prune` takes them.
+        given: with method "masks", layer -> its initial masks and values.
+        done: what a run that is resumed had done before; the layers it finished are not done again.
+    """
+
+    context: PruningContext
+    calibration: CalibrationSet | None
+    config: PruneConfig
+    given: Mapping[int, State] | None
+    done: Tally
 
     def paper(self) -> Iterator[Event]:
-        """Initialise the whole model, then rebuild it."""
+        """Initialise the whole model, then rebuild it, as published."""
         yield from self._initialise()
         yield StageReached(Stage.INITIAL)
         if self.config.refined:
-            yield from self._refine(lambda layer: self.recorded(layer, Stage.INITIAL), None)
+            yield from self._refine(one_pass=False, plan=None)
             yield StageReached(Stage.REBUILT)
 
     def one_pass(self) -> Iterator[Event]:
-        """Initialise and rebuild sub-block by sub-block; both stages are there to be looked at in the end."""
+        """Initialise and rebuild sub-block by sub-block; then both stages are shown in turn."""
         plan = yield from self._allocate()
-        yield from self._refine(None, plan)
+        yield from self._refine(one_pass=True, plan=plan)
         for stage in (Stage.INITIAL, Stage.REBUILT):
-            self.show(stage)
+            self._show(stage)
             yield StageReached(stage)
 
-    def show(self, stage: Stage) -> None:
-        """Let the layers that are in memory have the weights of a stage."""
+    def _show(self, stage: Stage) -> None:
+        """Assign the layers that are in memory their weights of a stage."""
         provider = self.context.provider
         if isinstance(provider, ResidentProvider):
             for layer in self.context.view.layers:
-                layer.assign(provider.dense(layer.index, layer.weights), *self.recorded(layer.index, stage))
+                dense = provider.dense(layer.index, layer.weights)
+                layer.assign(dense, *self.context.states.load(layer.index, stage))
 
-    def _allocate(self) -> Generator[Event, None, Plan | None]:
+    def _allocate(self) -> Generator[Event, None, ZeroPlan | None]:
         if self.config.allocation is Allocation.UNIFORM:
             return None
         return (yield from allocate(self.context, self.calibration, self.config))
 
     def _initialise(self) -> Iterator[Event]:
         """Initial masks layer by layer, by what the layer's dense weights see on the sparse stream, as published."""
-        layers, provider = self.context.view.layers, self.context.provider
-        if all(map(self.is_initialised, layers)):
-            self.show(Stage.INITIAL)
+        context, config = self.context, self.config
+        layers, provider, states = context.view.layers, context.provider, context.states
+        if all(map(self.done.is_initialised, layers)):
+            self._show(Stage.INITIAL)
             return
         plan = yield from self._allocate()
-        method = METHODS.get(self.config.method)
-        stream = self.context.feed(self.calibration, self.config) if method and method.statistic else None
-        each = 2 * len(stream) if stream else 1
-        progress = counting("initial mask", each, each * len(layers))
+        calibrated = config.method != GIVEN and INITIAL_MASKS[config.method].calibrated
+        stream = context.feed(self.calibration, config) if calibrated else None
+        phase = Phase("initial mask", 2 * len(stream) if stream else 1, len(layers))
         for layer in layers:
             provider.open(layer.index)
-            steps = next(progress)
-            if not self.is_initialised(layer):
-                attempt = partial(self._initialise_layer, layer, stream, plan, steps)
-                yield from halving([stream], self.context.ranks, attempt) if stream else attempt()
-            layer.assign(provider.dense(layer.index, layer.weights), *self.recorded(layer.index, Stage.INITIAL))
-            for batch in range(len(stream) if stream else 0):
-                stream.advance(layer, batch)
-                yield Progress("initial mask", (layer.index + 1) * each, each * len(layers), f"layer {layer.index}")
+            if not self.done.is_initialised(layer):
+                started = time.monotonic()
+                attempt = partial(self._initialise_layer, layer, stream, plan)
+                work = halving([stream], context.ranks, attempt) if stream else attempt()
+                state = yield from phase.follow(layer.index, "", work)
+                states.save(layer.index, Stage.INITIAL, state)
+                yield initialised_event(layer.index, state, time.monotonic() - started)
+            layer.assign(provider.dense(layer.index, layer.weights), *states.load(layer.index, Stage.INITIAL))
+            yield from phase.follow(layer.index, "", stream.advance_all(layer) if stream else _tick())
             provider.close(layer.index)
 
-    def _initialise_layer(
-        self,
-        layer: Layer,
-        stream: ActivationStream | None,
-        plan: Plan | None,
-        progress: Callable[[str], Iterator[Progress]],
-    ) -> Generator[Event, None, None]:
-        """From an open, dense layer to its LayerInitialised."""
-        started, method, steps = time.monotonic(), METHODS.get(self.config.method), progress(f"layer {layer.index}")
-        if method is None:
-            given = self.given[layer.index]
-            masks, updates = (
-                {weight.name: part[weight.name] for weight in layer.weights if weight.name in part} for part in given
-            )
-        else:
-            sums = gather(method)
-            for batch in range(len(stream) if stream else 0):
-                with tapping({weight.name: weight.module for weight in layer.weights}) as taps:
-                    layer.replay(stream.call(layer.index, batch))
-                sums.add(taps)
-                del taps
-                yield next(steps)
-            values = sums.values if sums else {}
-            self.context.ranks.sum(list(values.values()))
-            masks, updates = initialise_weights(layer.index, layer.weights, method, values, self.config.sparsity, plan)
-        if not stream:
-            yield next(steps)
-        counts = {name: {"weights": mask.numel(), "zeros": int(mask.count_nonzero())} for name, mask in masks.items()}
-        yield LayerInitialised(layer.index, counts, time.monotonic() - started, masks=masks, weights=updates)
+    def _initialise_layer(self, layer: Layer, stream: ActivationStream | None, plan: ZeroPlan | None) -> Steps[State]:
+        """The initial masks and updated values of an open, dense layer."""
+        if self.config.method == GIVEN:
+            masks, updates = self.given[layer.index]
+            names = [weight.name for weight in layer.weights]
+            return {name: masks[name] for name in names}, {name: updates[name] for name in names if name in updates}
 
-    def _refine(self, initial: Callable[[int], State] | None, plan: Plan | None) -> Iterator[Event]:
+        def run(batch: int) -> None:
+            layer.replay(stream.call(layer.index, batch))
+
+        batches = range(len(stream) if stream else 0)
+        ranks = self.context.ranks
+        return (yield from initialise(layer.index, layer.weights, self.config, batches, run, ranks, plan))
+
+    def _refine(self, one_pass: bool, plan: ZeroPlan | None) -> Iterator[Event]:
         """Refine all layers; those that are final already only move the streams on."""
-        layers, provider, config = self.context.view.layers, self.context.provider, self.config
-        stream = self.context.feed(self.calibration, config)
-        wanted = stream.fork() if config.target is Target.DENSE_STREAM else None
-        budget = steps(len(stream.fit), len(stream.held), config)
-        each = budget * len(layers[0].sub_blocks) + len(stream)
-        progress = counting("rebuild", each, each * len(layers))
-        run = Pass(self.context, config, initial, plan)
+        context, config, states = self.context, self.config, self.context.states
+        layers, provider = context.view.layers, context.provider
+        stream = context.feed(self.calibration, config)
+        dense_stream = stream.fork() if config.target is Target.DENSE_STREAM else None
+        streams = [stream, dense_stream] if dense_stream else [stream]
+        each = sub_block_steps(len(stream.train), len(stream.validation), config)
+        per_layer = each * max(len(layer.sub_blocks) for layer in layers) + len(stream) * (2 if dense_stream else 1)
+        phase = Phase("rebuild", per_layer, len(layers))
         for layer in layers:
             provider.open(layer.index)
-            steps_of = next(progress)
-            if self.is_final(layer):
-                dense = provider.dense(layer.index, layer.weights)
-                if wanted:
-                    assign_values(layer.weights, dense)
-                    for batch in range(len(wanted)):
-                        wanted.advance(layer, batch)
-                layer.assign(dense, *self.recorded(layer.index, Stage.REBUILT))
-                for batch, step in zip(range(len(stream)), steps_of(f"layer {layer.index} again"), strict=False):
-                    stream.advance(layer, batch)
-                    yield step
-            else:
-                yield from refine_layer(run, layer, stream, wanted, steps_of)
+            final = self.done.is_final(layer)
+            if dense_stream:
+                assign_values(layer.weights, provider.dense(layer.index, layer.weights))
+                if not final:
+                    attempt = partial(dense_outputs, layer, stream, dense_stream)
+                    yield from phase.follow(layer.index, "dense", halving(streams, context.ranks, attempt))
+                for batch in range(len(dense_stream)):
+                    dense_stream.advance(layer, batch)
+            if final:
+                layer.assign(provider.dense(layer.index, layer.weights), *states.load(layer.index, Stage.REBUILT))
+                yield from phase.follow(layer.index, "again", stream.advance_all(layer))
+                provider.close(layer.index)
+                continue
+            initial = None if one_pass else states.load(layer.index, Stage.INITIAL)
+            for block in layer.sub_blocks:
+                attempt = partial(refine_sub_block, context, config, layer, block, stream, initial, plan)
+                result = yield from phase.follow(layer.index, block.kind, halving(streams, context.ranks, attempt))
+                provider.forget(layer.index, [weight.name for weight in block.weights])
+                for event, stage in ((result.initialised, Stage.INITIAL), (result.rebuilt, Stage.REBUILT)):
+                    if event:
+                        states.save(layer.index, stage, (event.masks, event.weights))
+                        yield event
+            yield from phase.follow(layer.index, "output", stream.advance_all(layer, layer.sub_blocks))
+            stream.outputs.clear()
             provider.close(layer.index)
+
+
+def _tick() -> Steps[None]:
+    yield TICK

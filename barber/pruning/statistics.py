@@ -1,42 +1,69 @@
-"""What is summed over the calibration inputs of linear layers."""
+"""Statistics of the inputs of linear layers, summed over the calibration sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from barber.models.replay import Taps
+from barber.kernels.statistics import STATISTICS
+from barber.models.decoder import Values, Weight
+from barber.models.replay import Taps, tapping
+from barber.progress import TICK, Steps
+from barber.pruning.distributed import Ranks
 
 
-@torch.no_grad()
-def total(taps: Taps, statistic: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The sum of `statistic` of the inputs (tokens, in) of each linear, computed once for linears that share them.
+class StatisticSums:
+    """Sums of a statistic over many forward passes, name -> tensor; linears that share inputs share their sum.
 
-    Linears that share inputs share the tensor of the result.
+    statistic: a name of kernels.statistics.STATISTICS, or None for nothing to be summed.
     """
-    known: dict[tuple[int, ...], Tensor] = {}
-    for calls in taps.values():
-        key = tuple(id(tap.x) for tap in calls)
-        if key not in known:
-            known[key] = sum(statistic(tap.x.detach().flatten(0, -2)) for tap in calls)
-    return {name: known[tuple(id(tap.x) for tap in calls)] for name, calls in taps.items()}
 
+    def __init__(self, statistic: str | None) -> None:
+        self._statistic = STATISTICS[statistic] if statistic else None
+        self.values: Values = {}
 
-class Sums:
-    """Sums of a statistic over many forward passes, name -> tensor; linears that share inputs share their sum."""
-
-    def __init__(self, statistic: Callable[[Tensor], Tensor]) -> None:
-        self.statistic = statistic
-        self.values: dict[str, Tensor] = {}
-
+    @torch.no_grad()
     def add(self, taps: Taps) -> None:
-        """Add what the linears saw in one forward pass."""
-        new, done = total(taps, self.statistic), set()
-        for name, value in new.items():
+        """Add what the linears saw in one forward pass: the statistic of inputs (tokens, in), once for shared ones."""
+        if self._statistic is None:
+            return
+        known: dict[tuple[int, ...], Tensor] = {}
+        added: set[int] = set()
+        for name, calls in taps.items():
+            key = tuple(id(tap.x) for tap in calls)
+            if key not in known:
+                known[key] = sum(self._statistic(tap.x.detach().flatten(0, -2)) for tap in calls)
             if name not in self.values:
-                self.values[name] = value
-            elif id(self.values[name]) not in done:
-                done.add(id(self.values[name]))
-                self.values[name].add_(value)
+                self.values[name] = known[key]
+            elif id(self.values[name]) not in added:
+                added.add(id(self.values[name]))
+                self.values[name].add_(known[key])
+
+
+def linears_of(weights: Iterable[Weight]) -> dict[str, torch.nn.Module]:
+    """The modules of weights by name, to be tapped."""
+    return {weight.name: weight.module for weight in weights}
+
+
+def gather_statistic(
+    statistic: str | None,
+    weights: Sequence[Weight],
+    batches: Iterable[int],
+    run: Callable[[int], object],
+    ranks: Ranks,
+) -> Steps[Values]:
+    """The statistic of the inputs of weights, name -> tensor, of all ranks; nothing is run where none is asked.
+
+    run: runs the model's part that holds the weights on a batch.
+    """
+    sums = StatisticSums(statistic)
+    for batch in batches if statistic else ():
+        with tapping(linears_of(weights)) as taps:
+            run(batch)
+        sums.add(taps)
+        del taps
+        yield TICK
+    ranks.sum(list(sums.values.values()))
+    return sums.values

@@ -1,240 +1,198 @@
-"""One layer of a run: each of its sub-blocks gets its initial masks, in one pass, and its final ones."""
+"""One sub-block of a run: its initial masks, in one pass, and its final ones."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from barber.config import Order, PruneConfig, Refiner, Target
-from barber.events import Event, LayerInitialised, Progress, SubBlockRebuilt
+from barber.config import Order, PruneConfig, Target
+from barber.events import Histogram, LayerInitialised, MaskCounts, ModuleChange, SubBlockRebuilt
 from barber.kernels.histogram import histogram, kept_sum
-from barber.kernels.scores import magnitude
 from barber.memory import peak_memory, reset_peak_memory
-from barber.models.decoder import Layer, Masks, State, SubBlock, Values, assign_values, masked
-from barber.pruning import rebuild
-from barber.pruning.activations import ActivationStream, halving
+from barber.models.decoder import Layer, State, SubBlock, assign_values
+from barber.progress import TICK, Steps
+from barber.pruning.activations import ActivationStream
 from barber.pruning.context import PruningContext
-from barber.pruning.initial_masks import METHODS, gather, initialise_weights
-from barber.pruning.problem import Problem
-from barber.pruning.rebuild import Refined
-from barber.pruning.refiners import REFINERS
-from barber.pruning.refit import EPOCHS, reconstruct
+from barber.pruning.dense_pass import dense_pass
+from barber.pruning.gradients import ForwardRecord
+from barber.pruning.initial_masks import ZeroPlan, initialise
+from barber.pruning.rebuild import barber_steps, train_batches
+from barber.pruning.refiners import needs_of, refine
+from barber.pruning.refit import EPOCHS, refit
+from barber.pruning.sub_block_calls import SubBlockCalls, SubBlockWeights, squared_error
+from barber.registry import BARBER, INITIAL_MASKS
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A walk over all sub-blocks, on the stream that the refined ones before it produce.
+class SubBlockResult:
+    """What was done to a sub-block. Each part is None where it was not asked for.
 
-    initial: layer -> its initial masks and updated weights; None in one pass, where they are made on the way.
+    Attributes:
+        initialised: its initial masks, with the masks and values as payload.
+        rebuilt: its final masks, with the masks and values as payload.
     """
 
-    context: PruningContext
-    config: PruneConfig
-    initial: Callable[[int], State] | None
-    zeros: dict | None = None
+    initialised: LayerInitialised | None
+    rebuilt: SubBlockRebuilt | None
 
 
-def refine_layer(
-    run: Pass,
+def refine_sub_block(
+    context: PruningContext,
+    config: PruneConfig,
     layer: Layer,
+    block: SubBlock,
     stream: ActivationStream,
-    wanted: ActivationStream | None,
-    progress: Callable[[str], Iterator[Progress]],
-) -> Iterator[Event]:
-    """Refine the sub-blocks of an open layer in turn and move the stream on by it.
+    initial: State | None,
+    plan: ZeroPlan | None,
+) -> Steps[SubBlockResult]:
+    """Give a sub-block of an open layer its initial masks, where `initial` has none, and its final ones.
 
-    The layer's module may hold any weights, and ends with the final ones. wanted: the stream of the dense model, which
-    moves on, too, where the sub-blocks are to put out what that one does. progress: place -> events.
+    stream: in front of the layer; it has the outputs of the sub-blocks before this one, and gets this one's. The
+    sub-block ends with its final weights. Everything can be begun again from the stream.
     """
-    here, streams = f"layer {layer.index}", [stream, wanted] if wanted else [stream]
-    provider = run.context.provider
-    if wanted:
-        assign_values(layer.weights, provider.dense(layer.index, layer.weights))
-        yield from halving(
-            streams, run.context.ranks, partial(_dense_outputs, layer, stream, wanted, progress(f"{here} dense"))
-        )
-        for batch in range(len(wanted)):
-            wanted.advance(layer, batch)
-    for block in layer.sub_blocks:
-        dense = provider.dense(layer.index, block.weights)
-        yield from halving(
-            streams,
-            run.context.ranks,
-            partial(_refine, run, layer, block, dense, stream, progress(f"{here} {block.kind}")),
-        )
-        provider.forget(layer.index, dense)
-    for batch, step in zip(range(len(stream)), progress(f"{here} output"), strict=False):
-        stream.advance(layer, batch, {b: stream.place.take(stream.beside[b][batch]) for b in layer.sub_blocks})
-        yield step
-    stream.beside.clear()
-
-
-def _refine(
-    run: Pass, layer: Layer, block: SubBlock, dense: Values, stream: ActivationStream, progress: Iterator[Progress]
-) -> Generator[Event, None, None]:
-    """From the stream in front of the layer to the sub-block's LayerInitialised (in one pass) and SubBlockRebuilt.
-
-    It leaves the sub-block with its final weights and their output beside the stream, and can be begun again.
-    """
-    started, config, context = time.monotonic(), run.config, run.context
+    started = time.monotonic()
     reset_peak_memory(context.provider.device)
+    dense = context.provider.dense(layer.index, block.weights)
     before = layer.sub_blocks[: layer.sub_blocks.index(block)]
-
-    def others(batch: int) -> dict[SubBlock, Tensor]:
-        return {other: stream.place.take(stream.beside[other][batch]) for other in before}
-
-    problem = Problem(
-        where=f"layers.{layer.index}",
-        block=block,
-        config=config,
-        place=stream.place,
-        ranks=context.ranks,
-        dense=dense,
-        fit=stream.fit,
-        held=stream.held,
-        sizes=stream.sizes,
-        others=others,
-        targets=list(stream.beside.get((block, Target.DENSE_STREAM), [])),
+    calls = SubBlockCalls.record(layer, block, stream, before, context.ranks)
+    records: dict[int, ForwardRecord] = {}
+    initialised = None
+    if initial is None:
+        assign_values(block.weights, dense)
+        room = context.record_bytes if config.refined and not stream.halved else 0
+        initial = yield from _initialise(calls, layer, config, plan, room, records)
+        initialised = initialised_event(layer.index, initial, time.monotonic() - started)
+    weights = SubBlockWeights.of(dense, initial, config.retain_reconstruction)
+    stream.outputs.pop(block, None)
+    if not config.refined:
+        assign_values(block.weights, weights.initial)
+        for batch in calls.batches:
+            stream.save_output(block, batch, calls.output(batch))
+            yield TICK
+        return SubBlockResult(initialised, None)
+    targets = dict(enumerate(stream.outputs.get((block, Target.DENSE_STREAM), [])))
+    seen = yield from dense_pass(
+        calls,
+        dense,
+        weights.initial,
+        batches=calls.batches,
+        targets=targets,
+        records=records,
+        **needs_of(calls, config),
     )
-    for batch in problem.batches:
-        problem.see(block.record(stream.call(layer.index, batch), others(batch)))
-    if run.initial:
-        problem.begin(*run.initial(layer.index))
-    else:
-        yield from _initialise(run, layer.index, problem, 0 if stream.halved else context.record_bytes, progress)
-    initialised = _initialised(layer.index, problem, time.monotonic() - started)
-    rebuilt = (yield from _rebuild(layer.index, problem, started, progress)) if config.refined else None
-    stream.beside.pop(block, None)
-    for batch in problem.batches:
-        stream.keep(block, batch, problem.final.pop(0) if problem.final else problem.output(batch))
-    if not run.initial:
-        yield initialised
-    if rebuilt:
-        yield rebuilt
-
-
-def _initialise(run: Pass, index: int, problem: Problem, room: int, progress: Iterator[Progress]) -> Iterator[Event]:
-    """Initial masks of the sub-block, by what its dense weights see; keeps dense passes for the rebuild.
-
-    room: bytes of passes to keep; none where memory ran out before.
-    """
-    method, block = METHODS[run.config.method], problem.block
-    assign_values(block.weights, problem.dense)
-    sums = gather(method)
-    for batch in problem.batches if sums else ():
-        record = problem.record(batch)
-        sums.add(record.taps)
-        if run.config.refined and batch in problem.teaching and (room := room - record.nbytes) > 0:
-            problem.records[batch] = record
-        yield next(progress)
-    values = sums.values if sums else {}
-    run.context.ranks.sum(list(values.values()))
-    problem.begin(*initialise_weights(index, block.weights, method, values, run.config.sparsity, run.zeros))
-
-
-def _initialised(index: int, problem: Problem, seconds: float) -> LayerInitialised:
-    masks = problem.masks
-    counts = {name: {"weights": mask.numel(), "zeros": int(mask.count_nonzero())} for name, mask in masks.items()}
-    return LayerInitialised(index, counts, seconds, masks=masks, weights=problem.updates)
-
-
-def _rebuild(
-    index: int, problem: Problem, started: float, progress: Iterator[Progress]
-) -> Generator[Event, None, SubBlockRebuilt]:
-    """Refine a sub-block whose initial masks are known."""
-    block, config = problem.block, problem.config
-    assign_values(block.weights, problem.initial)
-    for batch in problem.batches:
-        problem.run_sparse(batch)
-        yield next(progress)
-    if config.barber:
-        refined = yield from REFINERS[config.refiner](problem, progress)
-    else:
-        scores = {name: magnitude(weight) for name, weight in problem.dense.items()}
-        refined = Refined(problem.masks, scores, 0, 0, changed=False)
-    if len(problem.errors) < len(problem.batches):
-        assign_values(block.weights, problem.dense)
-        for batch in problem.batches:
-            problem.settle(batch)
-            yield next(progress)
-    before = problem.initial_error(problem.batches)
-    modules = {n: _describe(refined.scores[n], problem.masks[n], refined.masks[n]) for n in problem.masks}
+    error_before = calls.finite_mean(seen.errors)
+    refined = yield from refine(calls, weights, seen, config)
+    modules = {n: _change(refined.scores[n], weights.masks[n], refined.masks[n]) for n in dense}
     refined.scores.clear()  # as large as the sub-block
-    values = problem.values(refined.masks) if refined.changed else problem.initial
-    reconstruction = {}
+    values = weights.under(refined.masks) if refined.changed else weights.initial
+    reached = None
     if config.reconstruct:
-        values, reconstruction = yield from reconstruct(problem, refined.masks, values, progress)
+        values, reached = yield from refit(calls, refined.masks, values, seen.targets)
     assign_values(block.weights, values)
-    changed = _changed(problem, refined.masks, values)
+    has_new_values = weights.updates or config.reconstruct
+    changed = weights.changed(refined.masks, values) if has_new_values else {}
     del values  # as large as the sub-block
     errors = {}
-    for batch in problem.batches:
-        errors[batch] = problem.finish(batch)
-        yield next(progress)
-    return SubBlockRebuilt(
-        layer=index,
+    for batch in calls.batches:
+        output = calls.output(batch)
+        errors[batch] = squared_error(stream.store.load(seen.targets[batch]), output)
+        stream.save_output(block, batch, output)
+        yield TICK
+    rebuilt = SubBlockRebuilt(
+        layer=layer.index,
         sub_block=block.name,
         kind=block.kind,
-        error_before=before,
-        error_after=problem.mean(errors),
+        error_before=error_before,
+        error_after=calls.mean(errors),
         candidates=refined.candidates,
         swaps=refined.swaps,
         seconds=time.monotonic() - started,
-        peak_memory=peak_memory(block.weights[0].view.device),
+        peak_memory=peak_memory(context.provider.device),
         modules=modules,
-        rounds=[asdict(one) for one in refined.rounds],
-        reconstruction=reconstruction,
+        rounds=refined.rounds,
+        refit=reached,
         masks=refined.masks,
         weights=changed,
     )
+    return SubBlockResult(initialised, rebuilt)
 
 
-def _dense_outputs(
-    layer: Layer, stream: ActivationStream, wanted: ActivationStream, progress: Iterator[Progress]
-) -> Generator[Event, None, None]:
-    """Put what the dense model's sub-blocks put out beside the stream; the layer holds its dense weights."""
+def _initialise(
+    calls: SubBlockCalls,
+    layer: Layer,
+    config: PruneConfig,
+    plan: ZeroPlan | None,
+    room: int,
+    records: dict[int, ForwardRecord],
+) -> Steps[State]:
+    """Initial masks by what the dense weights of the sub-block see.
+
+    room: bytes of dense forward passes that may be kept for the rebuild, in `records`.
+    """
+    learns = train_batches(calls, config) if config.barber and config.refiner == BARBER else ()
+
+    def run(batch: int) -> None:
+        nonlocal room
+        if room <= 0 or batch not in learns:
+            calls.output(batch)
+            return
+        record = calls.forward(batch)
+        room -= record.nbytes
+        if room > 0:
+            records[batch] = record
+
+    return (yield from initialise(layer.index, calls.block.weights, config, calls.batches, run, calls.ranks, plan))
+
+
+def dense_outputs(layer: Layer, stream: ActivationStream, dense_stream: ActivationStream) -> Steps[None]:
+    """Store what the dense model's sub-blocks put out with the stream; the layer has its dense weights."""
     for block in layer.sub_blocks:
-        stream.beside.pop((block, Target.DENSE_STREAM), None)
-    for batch in range(len(wanted)):
+        stream.outputs.pop((block, Target.DENSE_STREAM), None)
+    for batch in range(len(dense_stream)):
         outputs: dict[SubBlock, Tensor] = {}
         for block in layer.sub_blocks:
-            call = block.record(wanted.call(layer.index, batch), outputs)
+            call = block.record(dense_stream.call(layer.index, batch), outputs)
             with torch.no_grad():
                 outputs[block] = block.replay(call, outputs)
-            stream.keep((block, Target.DENSE_STREAM), batch, outputs[block])
-        yield next(progress)
+            stream.save_output((block, Target.DENSE_STREAM), batch, outputs[block])
+        yield TICK
 
 
-def steps(fit: int, held: int, config: PruneConfig) -> int:
-    """Progress steps of one sub-block at most, for so many batches (or sequences) that teach and that judge."""
-    every = fit + held if config.uses_validation else fit
-    own = rebuild.steps(fit, held, config) if config.refiner is Refiner.BARBER else every
-    first = every if config.order is Order.ONE_PASS else 0
-    return first + 2 * every + own * config.barber + EPOCHS * every * config.reconstruct
+def sub_block_steps(train: int, validation: int, config: PruneConfig) -> int:
+    """Steps of one sub-block at most, for so many train and validation batches (or sequences)."""
+    every = train + validation if config.uses_validation else train
+    steps = every  # the final outputs
+    if config.order is Order.ONE_PASS and INITIAL_MASKS[config.method].calibrated:
+        steps += every
+    if config.refined:
+        steps += every  # the dense pass
+    if config.barber and config.refiner == BARBER:
+        steps += barber_steps(train, validation, config)
+    if config.reconstruct:
+        steps += validation + EPOCHS * (train + validation)
+    return steps
 
 
-def _changed(problem: Problem, masks: Masks, values: Values) -> Values:
-    """The values that are not the dense ones under the masks; only a re-fit and a method with updates make any."""
-    if not (problem.updates or problem.config.reconstruct):
-        return {}
-    return {n: v for n, v in values.items() if not v.equal(masked(problem.dense[n], masks[n]))}
+def initialised_event(layer: int, state: State, seconds: float) -> LayerInitialised:
+    """The event that tells the initial masks of weights of a layer."""
+    masks, updates = state
+    counts = {name: MaskCounts(mask.numel(), int(mask.count_nonzero())) for name, mask in masks.items()}
+    return LayerInitialised(layer, counts, seconds, masks=masks, weights=updates)
 
 
-def _describe(scores: Tensor, initial: Tensor, rebuilt: Tensor) -> dict:
-    """What became of one weight matrix, JSON-able."""
-    binned = histogram(scores, initial, rebuilt)
-    fates = {fate: sum(binned[fate]) + zeros for fate, zeros in binned["zeros"].items()}
-    return {
-        "weights": rebuilt.numel(),
-        "zeros": fates["pruned"] + fates["cut"],
-        "grown": fates["grown"],
-        "cut": fates["cut"],
-        "saliency_before": kept_sum(scores, initial),
-        "saliency_after": kept_sum(scores, rebuilt),
-        "histogram": binned,
-    }
+def _change(scores: Tensor, initial: Tensor, rebuilt: Tensor) -> ModuleChange:
+    """What the rebuild did to one weight matrix; all tensors (out, in)."""
+    binned = Histogram.from_dict(histogram(scores, initial, rebuilt))
+    total = {fate: sum(binned.of(fate)) + zeros for fate, zeros in binned.zeros.items()}
+    return ModuleChange(
+        weights=rebuilt.numel(),
+        zeros=total["pruned"] + total["cut"],
+        grown=total["grown"],
+        cut=total["cut"],
+        saliency_before=kept_sum(scores, initial),
+        saliency_after=kept_sum(scores, rebuilt),
+        histogram=binned,
+    )

@@ -25,7 +25,9 @@ def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[Loa
     recorded = {(module["layer"], module["name"]) for module in run.config["modules"]}
     if recorded <= (own := {(layer.index, weight.name) for layer in view.layers for weight in layer.weights}):
         view.settle(own - recorded)
-    if loaded.name != run.config["model"] or _sorted(view.describe()) != _sorted(run.config["modules"]):
+    if loaded.name != run.config["model"] or _sorted([module.to_dict() for module in view.describe()]) != _sorted(
+        run.config["modules"]
+    ):
         raise UserError(f"The run in {run.path} was made of another model ({run.config['model']}): load that model.")
     dense = DenseWeights(view)
     try:

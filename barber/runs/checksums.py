@@ -9,25 +9,16 @@ either what it was or what a line says. Digests are blake2b of 16 bytes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
-from barber.atomic_files import append, commit_draft, draft_of
+from barber.atomic_files import append, commit_draft, digest, draft_of
+from barber.errors import UserError
 
-CHECKSUMS, EVENTS, JOB = "checksums.jsonl", "events.jsonl", "job.json"
+CHECKSUMS, EVENTS = "checksums.jsonl", "events.jsonl"
 
-hasher = partial(hashlib.blake2b, digest_size=16)
-
-
-def digest(path: Path) -> str:
-    """The digest of a file, "" if there is none."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, hasher).hexdigest()
+JOB, ENVIRONMENT, SAVED = LASTING = "job.json", "environment.json", "saved.json"  # hold for every event
 
 
 def checksum_line(files: dict[str, str], event: int | None = None) -> bytes:
@@ -45,6 +36,19 @@ def read_checksums(run: Path) -> list[dict]:
             if isinstance(files, dict) and isinstance(event, int):
                 notes.append(data)
     return notes
+
+
+def read_vouched(run: Path, name: str) -> dict | None:
+    """A JSON object of a run that no event belongs to, None if the run has none.
+
+    Raises UserError unless the checksums know it: it is damaged then.
+    """
+    known = {one["files"][name] for one in read_checksums(run) if name in one["files"]}
+    if not known and not (run / name).is_file():
+        return None
+    if digest(run / name) not in known:
+        raise UserError(f"The run in {run} is damaged ({name}): begin a new one.")
+    return json.loads((run / name).read_text("utf-8"))
 
 
 def commit(run: Path, names: Iterable[str], event: int | None = None, lines: str | None = None) -> None:

@@ -1,34 +1,39 @@
 """The run directory: what is in it, and reading it.
 
-job.json             the job that was asked for (spec.JobSpec), to resume it
+job.json             the job that was asked for (job_spec.JobSpec), to resume it
 config.json          the run as asked: model, PruneConfig, calibration, prunable weights
-environment.json     versions, device, hashes of model and calibration
+environment.json     versions, device, hashes of everything that the run reads (see environment.py)
 events.jsonl         every event, one per line (without Progress and growing texts)
 masks/layer_000.safetensors    bit-packed masks, "initial/<name>" and "rebuilt/<name>", True = pruned
 weights/layer_000.safetensors  values of the same keys, only where they are not the dense ones under the mask
-saliency/layer_000.json        name -> histogram (see scores.histogram)
+saliency/layer_000.json        name -> histogram (see events.Histogram)
 perplexity.json, generations.jsonl, zeroshot.json
-checksums.jsonl      what files and events can be known again by (see files.py)
+saved.json           the files of the model that the run saved (see saved_model.py)
+checksums.jsonl      what files and events can be known again by (see checksums.py)
+run.lock, writer.json    held by the process that writes here, and which that is or was (see writer_lock.py)
 
-record.py writes it as a run goes, resume.py finds what is left of an interrupted one.
+recorder.py writes it as a run goes, resume.py finds what is left of an interrupted one.
 """
 
 from __future__ import annotations
 
 import json
+from os.path import isdir
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor
 
-from barber.atomic_files import write_json
+from barber.atomic_files import hasher
 from barber.config import Sparsity
 from barber.errors import UserError
-from barber.events import Event, Stage
+from barber.events import Event, RunStarted, Stage
+from barber.input_files import regular_file
+from barber.models.decoder import Masks, State, Values
+from barber.runs.checksums import EVENTS, read_checksums
+from barber.runs.environment import read_environment
 from barber.runs.packed_masks import read_packed, unpack
-from barber.runs.recorder import create, record
 
-__all__ = ["RunDirectory", "create", "read_masks", "record", "write_json"]
+TYPES = {"model": str, "config": dict, "calibration": dict, "modules": list, "device": str, "dtype": str}
 
 
 class RunDirectory:
@@ -44,9 +49,12 @@ class RunDirectory:
     def config(self) -> dict:
         """RunStarted as a dict: model, config, calibration, modules, device, dtype."""
         try:
-            return json.loads((self.path / "config.json").read_text("utf-8"))
-        except ValueError:
-            raise UserError(f"The run in {self.path} is damaged (config.json): give another one.") from None
+            event = Event.read(json.loads((self.path / "config.json").read_text("utf-8")))
+            if isinstance(event, RunStarted) and all(isinstance(getattr(event, n), t) for n, t in TYPES.items()):
+                return event.to_dict()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            pass
+        raise UserError(f"The run in {self.path} is damaged (config.json): resume it, or give another one.")
 
     @property
     def sparsity(self) -> Sparsity:
@@ -55,51 +63,62 @@ class RunDirectory:
 
     @property
     def environment(self) -> dict:
-        path = self.path / "environment.json"
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+        """What the run was made with, {} if that was not recorded; see environment.py."""
+        return read_environment(self.path)
 
     def events(self) -> list[Event]:
-        """All events; a last line that a killed run left torn is not one."""
-        text = (self.path / "events.jsonl").read_text("utf-8")
-        return [Event.from_dict(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+        """All events; a last line that a killed run left torn is not one. UserError where a line is damaged."""
+        known = {one["events"]: one["files"].get(EVENTS) for one in read_checksums(self.path) if "events" in one}
+        events: list[Event] = []
+        sofar = hasher()
+        for number, line in enumerate((self.path / EVENTS).read_bytes().split(b"\n")[:-1], 1):
+            sofar.update(line + b"\n")
+            try:
+                if known.get(number, sofar.hexdigest()) != sofar.hexdigest():
+                    raise ValueError("not as it was written")
+                events.append(Event.read(json.loads(line)))
+            except (ValueError, TypeError, KeyError):
+                raise UserError(
+                    f"The run in {self.path} is damaged (line {number} of {EVENTS}): resume it, which "
+                    "takes it back to what can be trusted, or give another one."
+                ) from None
+        return events
 
     def layers(self) -> list[int]:
-        return sorted(
-            int(file.stem.removeprefix("layer_")) for file in (self.path / "masks").glob("layer_*.safetensors")
-        )
+        files = (self.path / "masks").glob("layer_*.safetensors")
+        return sorted(int(number) for file in files if (number := file.stem.removeprefix("layer_")).isdecimal())
 
-    def masks(self, layer: int, stage: str) -> dict[str, Tensor]:
+    def masks(self, layer: int, stage: str) -> Masks:
         """name -> bool (out, in), True = pruned, of one layer at "initial" or "rebuilt"; empty where there are none."""
         file = self.path / "masks" / f"layer_{layer:03}.safetensors"
         tensors, shapes = read_packed(file) if file.exists() else ({}, {})
         here = f"{stage}/"
         return {k.removeprefix(here): unpack(v, tuple(shapes[k])) for k, v in tensors.items() if k.startswith(here)}
 
-    def weights(self, layer: int, stage: str) -> dict[str, Tensor]:
+    def weights(self, layer: int, stage: str) -> Values:
         """name -> (out, in) values that are not the dense ones under the mask; mostly empty."""
         file = self.path / "weights" / f"layer_{layer:03}.safetensors"
         tensors = load_file(file) if file.exists() else {}
         here = f"{stage}/"
         return {k.removeprefix(here): v for k, v in tensors.items() if k.startswith(here)}
 
-    def state(self, layer: int, stage: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """`masks` and `weights` of one layer at a stage, as model.Layer.apply takes them."""
+    def state(self, layer: int, stage: str) -> State:
+        """`masks` and `weights` of one layer at a stage, as Layer.assign takes them."""
         return self.masks(layer, stage), self.weights(layer, stage)
 
 
-def read_masks(path: Path | str) -> dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def read_masks(path: Path | str) -> dict[int, State]:
     """Initial masks for a new run: layer -> (name -> mask, name -> updated weight).
 
     path: a run directory, whose initial masks are taken, or a safetensors file of boolean or 0/1 tensors (out, in)
     named "<layer>.<name>", like "0.self_attn.q_proj". Raises UserError if it is neither.
     """
-    path = Path(path)
     try:
-        if path.is_dir():
+        if isdir(path):
             run = RunDirectory(path)
             return {layer: run.state(layer, Stage.INITIAL) for layer in run.layers()}
-        tensors = load_file(path)
-        masks: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        tensors = load_file(regular_file(path, "Masks file", "give a run directory, or a safetensors file of masks"))
+        masks: dict[int, State] = {}
         for key, tensor in tensors.items():
             layer, name = key.split(".", 1)
             masks.setdefault(int(layer), ({}, {}))[0][name] = tensor.bool()

@@ -33,5 +33,9 @@ def read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
 
 def draft_tensors(path: Path, tensors: dict[str, Tensor], shapes: dict[str, list[int]] | None = None) -> None:
     """Write the draft of a safetensors file; `shapes` go into the header."""
+    draft_of(path).unlink(missing_ok=True)
+    draft_of(path).touch()
+    mode = draft_of(path).stat().st_mode & 0o777  # the library's own file is for its owner alone
     held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     save_file(held, draft_of(path), metadata={key: json.dumps(shape) for key, shape in (shapes or {}).items()})
+    draft_of(path).chmod(mode)

@@ -1,4 +1,4 @@
-"""Writing a run directory as the run goes (see runs.py for its layout), so that it can be resumed after any death.
+"""Writing a run directory as the run goes (see directory.py for its layout), so that it can be resumed after any death.
 
 For each event, its digests come first, then the files of its layer, then what readers want beside them, and its line
 in events.jsonl last: an event that is there has everything that belongs to it.
@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from barber.atomic_files import append, draft_json, sync_folder, write_json
-from barber.errors import UserError, first_line
+from barber.atomic_files import append, draft_json, hasher, make_folder, reason_and_remedy, sync_folder, write_json
+from barber.errors import UserError
 from barber.events import (
     Event,
     LayerInitialised,
@@ -29,28 +28,49 @@ from barber.events import (
     ZeroShotMeasured,
     ZeroShotSkipped,
 )
-from barber.runs.checksums import EVENTS, JOB, commit, hasher
-from barber.runs.packed_masks import draft_tensors, pack, read_packed
+from barber.runs.checksums import CHECKSUMS, ENVIRONMENT, EVENTS, JOB, commit
+from barber.runs.states import drafted_layer
+from barber.runs.writer_lock import LOCK, WRITER
 
 if TYPE_CHECKING:
     from barber.job_spec import JobSpec
 
 
-def create(path: Path, spec: JobSpec | None = None) -> Path:
+BEFORE_JOB = {
+    "masks",
+    "saliency",
+    LOCK,
+    WRITER,
+    CHECKSUMS,
+    ENVIRONMENT,
+    *(f"{name}.part" for name in (WRITER, ENVIRONMENT, JOB)),
+}
+
+
+def is_new(path: Path) -> bool:
+    """Whether a folder can become a run directory: it holds nothing, or what a run wrote that died before its job."""
+    return path.is_dir() and all(
+        place.name in BEFORE_JOB and not (place.is_dir() and any(place.iterdir())) for place in path.iterdir()
+    )
+
+
+def create(path: Path, spec: JobSpec | None = None, environment: dict | None = None) -> Path:
     """Make a new run directory; UserError if it cannot be written or holds something already.
 
-    spec: the job, kept so that the run can be resumed without being told again what it was.
+    spec: the job, kept so that the run can be resumed without being told again what it was. environment: see
+    environment.py.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
+        if not is_new(path):
             raise UserError(f"Run directory {path} is not empty: give a new or empty folder.")
         sync_folder(path.parent)
-        if spec:
-            draft_json(path / JOB, spec.to_dict())
-            commit(path, [JOB])
         for part in ("masks", "saliency"):
-            (path / part).mkdir()
+            (path / part).mkdir(exist_ok=True)
+        for name, data in ((ENVIRONMENT, environment), (JOB, spec and spec.to_dict())):
+            if data:
+                draft_json(path / name, data)
+                commit(path, [name])
     except OSError as error:
         raise UserError(
             f"Run directory {path} cannot be written ({error.strerror}): give a folder you may write."
@@ -61,7 +81,7 @@ def create(path: Path, spec: JobSpec | None = None) -> Path:
 def record(path: Path, events: Generator[Event], skip: int = 0) -> Iterator[Event]:
     """Pass a run's events on, writing each into the run directory before the consumer sees it.
 
-    skip: how many events the directory holds already (see resume.Finished.recorded); `events` begins with them, and
+    skip: how many events the directory holds already (see resume.Finished.event_count); `events` begins with them, and
     they are passed on only.
     """
     with closing(events):
@@ -77,7 +97,7 @@ def record(path: Path, events: Generator[Event], skip: int = 0) -> Iterator[Even
                     follow(path, event)
                     append(path / EVENTS, line)
                 except (OSError, SafetensorError) as error:
-                    raise UserError(f"The run cannot be written to {path} ({first_line(error)}): make room.") from None
+                    raise UserError(f"The run cannot be written to {path} {reason_and_remedy(error)}.") from None
             yield event
 
 
@@ -103,28 +123,11 @@ def _draft(path: Path, event: Event) -> list[str]:
     """Write the drafts of the files that an event changes, which also hold what was in them before; their names."""
     match event:
         case LayerInitialised():
-            return _draft_layer(path, event, Stage.INITIAL)
+            return drafted_layer(path, event.layer, Stage.INITIAL, event.masks, event.weights)
         case SubBlockRebuilt():
             name = f"saliency/layer_{event.layer:03}.json"
+            make_folder(path / name)
             known = json.loads((path / name).read_text("utf-8")) if (path / name).exists() else {}
-            draft_json(path / name, known | {key: module["histogram"] for key, module in event.modules.items()})
-            return [*_draft_layer(path, event, Stage.REBUILT), name]
+            draft_json(path / name, known | {key: module.histogram.to_dict() for key, module in event.modules.items()})
+            return [*drafted_layer(path, event.layer, Stage.REBUILT, event.masks, event.weights), name]
     return []
-
-
-def _draft_layer(path: Path, event: LayerInitialised | SubBlockRebuilt, stage: Stage) -> list[str]:
-    names = [f"masks/layer_{event.layer:03}.safetensors"]
-    target = path / names[0]
-    tensors, shapes = read_packed(target) if target.exists() else ({}, {})
-    for name, mask in event.masks.items():
-        tensors[f"{stage}/{name}"], shapes[f"{stage}/{name}"] = pack(mask), list(mask.shape)
-    draft_tensors(target, tensors, shapes)
-    if event.weights:
-        names.append(f"weights/layer_{event.layer:03}.safetensors")
-        target = path / names[1]
-        if not target.parent.exists():
-            target.parent.mkdir()
-            sync_folder(path)
-        known = load_file(target) if target.exists() else {}
-        draft_tensors(target, known | {f"{stage}/{name}": weight for name, weight in event.weights.items()})
-    return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -11,17 +12,33 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from barber.atomic_files import draft_json, write_lines
-from barber.errors import UserError, first_line
-from barber.events import Event, LayerInitialised, RunStarted, Stage, StageReached, SubBlockRebuilt
+from barber.atomic_files import digest, draft_json, hasher, reason_and_remedy, write_lines
+from barber.errors import UserError
+from barber.events import Event, LayerInitialised, RunStarted, Saved, Stage, StageReached, SubBlockRebuilt
 from barber.job_spec import JobSpec
-from barber.runs.checksums import CHECKSUMS, EVENTS, JOB, checksum_line, commit, digest, hasher, read_checksums
+from barber.runs.checksums import (
+    CHECKSUMS,
+    EVENTS,
+    JOB,
+    LASTING,
+    checksum_line,
+    commit,
+    read_checksums,
+    read_vouched,
+)
+from barber.runs.environment import difference
 from barber.runs.packed_masks import draft_tensors, read_packed
 from barber.runs.recorder import follow
 
 FOLDERS = ("masks", "weights", "saliency")
 
+OF_LAYER = re.compile(r"layer_\d{3,}\.(safetensors|json)")
+
+DRAFT = re.compile(OF_LAYER.pattern + r"\.part|\.tmp\w{6}")  # the latter of the safetensors library
+
 FOLLOWING = ("perplexity.json", "zeroshot.json", "generations.jsonl")  # grow with the events, see record.follow
+
+BEFORE = {"window_start": "none"}  # how jobs were done that were recorded before there was this setting
 
 
 @dataclass(frozen=True)
@@ -39,8 +56,8 @@ class Finished:
     before: list[Event] = field(default_factory=list)
 
     @property
-    def recorded(self) -> int:
-        """How many events the directory holds: what record.record is to skip."""
+    def event_count(self) -> int:
+        """How many events the directory holds: what recorder.record is to skip."""
         return len(self.before) + len(self.events)
 
 
@@ -49,14 +66,20 @@ def read_job(path: Path) -> JobSpec:
     if not (path / JOB).is_file():
         missing = f"has no {JOB}" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {missing}, so it cannot be resumed: give the folder of a run, or begin a new one.")
-    if digest(path / JOB) not in {one["files"].get(JOB) for one in read_checksums(path)}:
-        raise UserError(f"The run in {path} is damaged ({JOB}): begin a new one.")
-    return replace(JobSpec.from_dict(json.loads((path / JOB).read_text("utf-8"))), run_dir=path)
+    return replace(JobSpec.from_dict(BEFORE | read_vouched(path, JOB)), run_dir=path)
 
 
-def difference(path: Path, spec: JobSpec) -> list[str]:
+def job_difference(path: Path, spec: JobSpec) -> list[str]:
     """What a job asks otherwise than the one recorded, like "nsamples: 64 there, 128 here"; run_dir does not count."""
-    return _differences(read_job(path).to_dict(), replace(spec, run_dir=path).to_dict())
+    there, here = (replace(job, run_dir=path).absolute().to_dict() for job in (read_job(path), spec))
+    return difference(there, here)
+
+
+def is_saved(path: Path, target: Path) -> bool:
+    """Whether a run saved its model to `target` and recorded that."""
+    notes = read_checksums(path)
+    events = _parsed(path, _trusted(path, notes, _current(path, notes)))
+    return Saved("model", str(target)) in events
 
 
 def reopen(path: Path, started: RunStarted) -> Finished:
@@ -69,16 +92,17 @@ def reopen(path: Path, started: RunStarted) -> Finished:
     if not path.is_dir():
         raise UserError(f"{path} does not exist: give the folder of the run to be resumed.")
     notes = read_checksums(path)
-    current = {name: digest(path / name) for name in {name for one in notes for name in one["files"]} - {EVENTS}}
+    current = _current(path, notes)
     trusted = _trusted(path, notes, current)
-    events = [Event.from_dict(json.loads(line)) for line in trusted]
+    events = _parsed(path, trusted)
     recorded = next((event for event in events if isinstance(event, RunStarted)), None)
-    if recorded and (found := _differences(_identity(recorded), _identity(started))):
+    if recorded and (found := difference(_identity(recorded), _identity(started))):
         raise UserError(f"The run in {path} was another one ({'; '.join(found)}): resume it with what it began with.")
     events = _whole(events, started)
     kept = [one for one in notes if 1 <= one.get("events", 0) <= len(events)]
     needed = {name for one in kept for name in one["files"]} - {EVENTS}
-    vouched = [checksum_line({JOB: one["files"][JOB]}) for one in notes if JOB in one["files"]]
+    lasting = [{name: one["files"][name] for name in LASTING if name in one["files"]} for one in notes]
+    vouched = [checksum_line(files) for files in lasting if files]
     vouched += [checksum_line(one["files"], one["events"]) for one in kept]
     vouched += [checksum_line({name: current[name] for name in sorted(needed)})]
     try:
@@ -90,7 +114,7 @@ def reopen(path: Path, started: RunStarted) -> Finished:
         for event in events:
             follow(path, event)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"The run in {path} cannot be resumed ({first_line(error)}): make room there.") from None
+        raise UserError(f"The run in {path} cannot be resumed {reason_and_remedy(error)}.") from None
     begin = next((index for index, event in enumerate(events) if isinstance(event, RunStarted)), len(events))
     names, done = _names(started), _done(events)
     initial, rebuilt = (
@@ -98,6 +122,22 @@ def reopen(path: Path, started: RunStarted) -> Finished:
         for stage in (Stage.INITIAL, Stage.REBUILT)
     )
     return Finished(events[begin:], initial, rebuilt, events[:begin])
+
+
+def _current(path: Path, notes: list[dict]) -> dict[str, str]:
+    """The digests that the files named in checksums have now."""
+    return {name: digest(path / name) for name in {name for one in notes for name in one["files"]} - {EVENTS}}
+
+
+def _parsed(path: Path, lines: Iterable[bytes]) -> list[Event]:
+    """The events of lines that are as they were written. Raises UserError where another version wrote them."""
+    try:
+        return [Event.read(json.loads(line)) for line in lines]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"The run in {path} has events that this version does not know: go on with the version that it was begun "
+            "with."
+        ) from None
 
 
 def _trusted(path: Path, notes: list[dict], current: dict[str, str]) -> list[bytes]:
@@ -125,7 +165,7 @@ def _names(started: RunStarted) -> dict[int, set[str]]:
     """The names of the weights of each layer."""
     names = defaultdict(set)
     for module in started.modules:
-        names[module["layer"]].add(module["name"])
+        names[module.layer].add(module.name)
     return names
 
 
@@ -166,9 +206,12 @@ def _remove(path: Path, events: list[Event], needed: set[str]) -> None:
     keys: dict[str, set[str]] = defaultdict(set)  # "layer_000" -> "initial/<name>", "rebuilt/<name>"
     for (stage, layer), names in _done(events).items():
         keys[f"layer_{layer:03}"] |= {f"{stage}/{name}" for name in names}
-    for draft in [*path.glob("*.part"), *path.glob("*/*.part")]:
+    for name in (*LASTING, *FOLLOWING, EVENTS, CHECKSUMS, "config.json"):
+        (path / f"{name}.part").unlink(missing_ok=True)
+    files = [file for folder in FOLDERS for file in sorted((path / folder).glob("*"))]
+    for draft in [file for file in files if DRAFT.fullmatch(file.name)]:
         draft.unlink()
-    for place in [file for folder in FOLDERS for file in sorted((path / folder).glob("*"))]:
+    for place in [file for file in files if OF_LAYER.fullmatch(file.name)]:
         name, wanted = place.relative_to(path).as_posix(), keys[place.stem]
         if name not in needed:
             place.unlink()
@@ -188,16 +231,3 @@ def _remove(path: Path, events: list[Event], needed: set[str]) -> None:
 def _identity(started: RunStarted) -> dict:
     """What two runs must share for one to go on with the other; JSON-able. The index of a device does not count."""
     return json.loads(json.dumps(started.to_dict())) | {"device": started.device.partition(":")[0]}
-
-
-def _differences(there: dict, here: dict, prefix: str = "") -> list[str]:
-    """One short text for each value that differs, at any depth."""
-    found: list[str] = []
-    for key in there | here:
-        old, new = there.get(key), here.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            texts = [f"{len(v)} of them" if key == "modules" else v for v in (old, new)]  # too long to be shown
-            found.append(f"{prefix}{key}: {texts[0]} there, {texts[1]} here")
-    return found

@@ -9,6 +9,9 @@ card.py     the model's folder and card
 """
 
 import random
+from collections.abc import Iterator
+from itertools import count as from_zero
+from itertools import islice
 
 from barber.errors import UserError
 from barber.storyteller.stories import Story, tell
@@ -17,11 +20,16 @@ SPLITS = ("train", "calibration", "evaluation", "prompts")
 OPENING = 2  # sentences of a prompt
 
 
-def tales(split: str, count: int, seed: int = 0) -> list[Story]:
-    """The first `count` stories of a split. Story i depends on split, seed and i alone; splits share no story."""
+def all_tales(split: str, seed: int = 0) -> Iterator[Story]:
+    """The stories of a split, without end. Story i depends on split, seed and i alone; splits share no story."""
     if split not in SPLITS:
         raise UserError(f"Storyteller has no split {split!r}; it has {', '.join(SPLITS)}: name one of these.")
-    return [tell(random.Random(f"{split}-{seed}-{index}")) for index in range(count)]
+    return (tell(random.Random(f"{split}-{seed}-{index}")) for index in from_zero())
+
+
+def tales(split: str, count: int, seed: int = 0) -> list[Story]:
+    """The first `count` stories of a split."""
+    return list(islice(all_tales(split, seed), count))
 
 
 def documents(split: str, count: int, seed: int = 0) -> list[str]:

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from analysis import choices, frames
 from barber.config import AUTO, Sparsity
-from barber.events import SubBlockRebuilt
+from barber.events import Candidate, Refit, Round, SubBlockRebuilt
 from tests.analysis.test_frames import LIMIT, run
 
-NONE = {"move": "", "granularity": "", "fraction": 0.0, "swaps": 0}
-BIG = {"move": "swap", "granularity": "block", "fraction": 0.4, "swaps": 400}
-SMALL = {"move": "swap", "granularity": "output1", "fraction": 0.1, "swaps": 90}
-EXACT = {"move": "one-swap", "granularity": "", "fraction": 0.0, "swaps": 250}
+NONE = {"swap": "", "granularity": "", "fraction": 0.0, "swaps": 0}
+BIG = {"swap": "swap", "granularity": "block", "fraction": 0.4, "swaps": 400}
+SMALL = {"swap": "swap", "granularity": "output1", "fraction": 0.1, "swaps": 90}
+EXACT = {"swap": "one-swap", "granularity": "", "fraction": 0.0, "swaps": 250}
 
 
-def one_round(before: float, *tried: tuple[dict, float]) -> dict:
+def one_round(before: float, *tried: tuple[dict, float]) -> Round:
     """A round that tried these changes, with the errors they would lead to, and took the best."""
-    curve = [NONE | {"error": before}, *(change | {"error": error} for change, error in tried)]
-    return min(curve, key=lambda change: change["error"]) | {"error_before": before, "curve": curve}
+    curve = [Candidate(**NONE, error=before), *(Candidate(**change, error=error) for change, error in tried)]
+    return Round(**vars(min(curve, key=lambda change: change.error)), error_before=before, curve=curve)
 
 
-def sub_block(layer: int, kind: str, rounds: list[dict], reconstruction: dict | None = None) -> SubBlockRebuilt:
+def sub_block(layer: int, kind: str, rounds: list[Round], refit: Refit | None = None) -> SubBlockRebuilt:
     name = "self_attn" if kind == "attention" else kind
-    return SubBlockRebuilt(layer, name, kind, 2.0, 1.0, 900, 400, 0.1, 0, {}, rounds, reconstruction or {})
+    return SubBlockRebuilt(layer, name, kind, 2.0, 1.0, 900, 400, 0.1, 0, {}, rounds, refit)
 
 
 ROUNDS = [
@@ -46,7 +47,7 @@ def test_every_round_is_a_row_with_its_move_and_its_fall():
     table = choices.choices(EVENTS)
     first = table[table["kind"] == "attention"]
     assert first["round"].tolist() == [1, 2, 3]
-    assert first["move"].tolist() == ["swap", "one-swap", ""]
+    assert first["swap"].tolist() == ["swap", "one-swap", ""]
     assert first["relative"].tolist() == [0.5, 0.25, 0.25]
     assert first["before"].tolist() == [4, 2, 1]
     assert choices.most_telling(table) == (0, "self_attn")
@@ -54,17 +55,17 @@ def test_every_round_is_a_row_with_its_move_and_its_fall():
 
 def test_every_candidate_is_a_row_and_one_of_a_round_is_chosen():
     table = choices.candidates(EVENTS)
-    assert len(table) == sum(len(one["curve"]) for one in [*ROUNDS, *ROUNDS[1:]])
+    assert len(table) == sum(len(one.curve) for one in [*ROUNDS, *ROUNDS[1:]])
     chosen = table[table["chosen"]]
-    assert chosen["move"].tolist() == ["swap", "one-swap", "", "one-swap", ""]
-    assert (table[(table["move"] == "") & (table["kind"] == "attention")]["relative"] == [1, 0.5, 0.25]).all()
+    assert chosen["swap"].tolist() == ["swap", "one-swap", "", "one-swap", ""]
+    assert (table[(table["swap"] == "") & (table["kind"] == "attention")]["relative"] == [1, 0.5, 0.25]).all()
 
 
 def test_what_was_not_chosen_by_error_has_no_rows():
     for events in ([], [sub_block(0, "mlp", [])]):
         assert choices.choices(events).empty
         assert choices.candidates(events).empty
-    without = [ROUNDS[0] | {"curve": []}]
+    without = [replace(ROUNDS[0], curve=[])]
     assert len(choices.choices([sub_block(0, "mlp", without)])) == 1
     assert choices.candidates([sub_block(0, "mlp", without)]).empty
 
@@ -77,7 +78,7 @@ def test_a_sub_block_without_error_has_no_relative_one():
 
 
 @pytest.mark.parametrize(
-    ("move", "words"),
+    ("swap", "words"),
     [
         (NONE, "no change"),
         (BIG, "40 % of the gaining pairs in the whole block: 400 pairs"),
@@ -85,8 +86,8 @@ def test_a_sub_block_without_error_has_no_relative_one():
         (EXACT, "exact one-swaps in each row: 250 pairs"),
     ],
 )
-def test_moves_are_told_in_words(move, words):
-    assert choices.words(**move) == words
+def test_swaps_are_described(swap, words):
+    assert choices.describe_swap(**swap) == words
 
 
 def traces(figure) -> dict:
@@ -157,8 +158,8 @@ def test_the_rounds_of_a_deep_model_are_a_small_figure():
     assert 1_000 < len(choices.rounds_figure(choices.choices(events)).to_json()) < LIMIT
 
 
-def refit(before: float, after: float, diverged: bool = False) -> dict:
-    return {"error_before": before, "error_after": after, "steps": 48, "diverged": diverged}
+def refit(before: float, after: float, diverged: bool = False) -> Refit:
+    return Refit(before, after, 48, diverged)
 
 
 def test_re_fitting_is_told_in_words():
@@ -171,7 +172,7 @@ def test_re_fitting_is_told_in_words():
     told = frames.refit_words(frames.refits(events))
     assert "2 of 3 sub-blocks" in told
     assert "38\N{NO-BREAK SPACE}%" in told
-    assert told.endswith("In layer 1 mlp it went astray, so the best weights before that stand.")
+    assert told.endswith("In layer 1 mlp it diverged, so the best weights before that stand.")
     assert frames.refit_words(frames.refits(events[2:])).startswith("Re-fitting the kept weights lowered the error")
 
 

@@ -100,7 +100,7 @@ def test_the_bundled_model_tells_sizes_and_no_speed(tmp_path):
     assert made.stdout.startswith("No speed was measured: ")
     assert made.stdout.count("\n") == 1
     frame, text = pd.read_csv(csv), markdown.read_text("utf-8")
-    shapes = [tuple(weight["shape"]) for weight in DecoderView(load("storyteller").model).describe()]
+    shapes = [tuple(weight.shape) for weight in DecoderView(load("storyteller").model).describe()]
     assert set(zip(frame["out"], frame["width"], strict=True)) == set(shapes)
     assert (frame["measure"] == "size").all()
     for row in frame.to_dict("records"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import threading
@@ -51,7 +52,7 @@ class TestHub:
 
     @pytest.mark.parametrize("spec", ["wikitext2", "ptb"])
     def test_calibration_draws_as_published(self, spec, tok, tmp_path):
-        data = load_calibration(spec, tok, 4, 16, seed=7, cache_dir=str(tmp_path / "cache"))
+        data = load_calibration(spec, tok, 4, 16, seed=7, window_start="none", cache_dir=str(tmp_path / "cache"))
         ids = tokenise(tok, " ".join(self.texts("train")))
         random.seed(7)
         starts = [random.randint(0, len(ids) - 16 - 1) for _ in range(4)]
@@ -59,7 +60,7 @@ class TestHub:
         assert data.source == f"{spec} (train split)"
 
     def test_c4_calibration_draws_as_published(self, tok, tmp_path):
-        data = load_calibration("c4", tok, 6, 40, seed=2, cache_dir=str(tmp_path / "cache"))
+        data = load_calibration("c4", tok, 6, 40, seed=2, window_start="none", cache_dir=str(tmp_path / "cache"))
         texts, expected = self.texts("train"), []
         random.seed(2)
         while len(expected) < 6:
@@ -73,7 +74,7 @@ class TestHub:
         ("spec", "split", "join"), [("wikitext2", "test", "\n\n"), ("ptb", "test", " "), ("c4", "validation", " ")]
     )
     def test_evaluation_joins_as_published(self, spec, split, join, tok, tmp_path):
-        data = load_evaluation(spec, tok, 2, cache_dir=str(tmp_path / "cache"))
+        data = load_evaluation(spec, tok, 2, window_start="none", cache_dir=str(tmp_path / "cache"))
         ids = tokenise(tok, join.join(self.texts(split)))
         most = 256 if spec == "c4" else len(ids)
         assert len(ids) // 2 > 256
@@ -142,7 +143,10 @@ def test_one_request_tells_whether_the_hub_is_there(monkeypatch):
     [
         (ConnectionError("Couldn't reach it"), "connect to the network"),
         (FileNotFoundError("Dataset 'x' is a gated dataset on the Hub."), "it is gated: ask for access"),
-        (FileNotFoundError("Dataset 'x' doesn't exist on the Hub.\nmore"), r"\(Dataset 'x' doesn't exist on the Hub\)"),
+        (datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist.\nmore"), "the hub has none of that name"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: make room"),
+        (PermissionError(errno.EACCES, "Permission denied"), "its cache may not be written"),
+        (ValueError("internal words of the library\nmore"), r"is broken \(ValueError\): try again"),
     ],
 )
 def test_every_failed_download_says_what_to_do(error, said, tok, tmp_path, monkeypatch):

@@ -38,12 +38,12 @@ def test_jsonl_windows_are_pieces_of_the_documents_in_order(jsonl, tok):
     ids = stream(tok, [story(seed) for seed in range(40)])
     assert ids.count(tok.bos_token_id) == 40  # each document by itself, with the tokenizer's own start
     assert tok.eos_token_id not in ids
-    data = load_calibration(jsonl, tok, 5, 16, seed=3)
+    data = load_calibration(jsonl, tok, 5, 16, seed=3, window_start="none")
     assert data.tokens.shape == (5, 16)
     assert data.tokens.dtype == torch.int64
     pieces = [ids[start : start + 16] for start in range(len(ids) - 15)]
     assert all(row in pieces for row in data.tokens.tolist())
-    windows = load_evaluation(jsonl, tok, 16).tokens
+    windows = load_evaluation(jsonl, tok, 16, window_start="none").tokens
     assert windows.flatten().tolist() == ids[: len(ids) // 16 * 16]
     assert len(load_evaluation(jsonl, tok, 16, windows=3).tokens) == 3
 
@@ -64,8 +64,8 @@ def test_the_seed_decides_the_sample_and_the_fingerprint_tells(jsonl, tok):
 def test_a_file_with_two_uses_is_halved_and_both_halves_say_so(jsonl, tok, tmp_path):
     link = tmp_path / "link.jsonl"
     link.symlink_to(jsonl)
-    calibration = load_calibration(jsonl, tok, 500, 16, 0, evaluation=["storyteller", str(link)])
-    evaluation = load_evaluation(str(link), tok, 16, calibration=jsonl)
+    calibration = load_calibration(jsonl, tok, 500, 16, 0, evaluation=["storyteller", str(link)], window_start="none")
+    evaluation = load_evaluation(str(link), tok, 16, calibration=jsonl, window_start="none")
     assert calibration.source == "stories.jsonl (first half)"
     assert evaluation.dataset == "stories.jsonl (second half)"
     second = stream(tok, [story(seed) for seed in range(20, 40)])
@@ -81,7 +81,7 @@ def test_a_text_file_is_one_document_halved_by_tokens(tmp_path, tok):
     path.write_text(story(1, 100) + "\n\n" + story(2, 100))
     ids = tokenise(tok, path.read_text())
     assert ids.count(tok.bos_token_id) == 1
-    evaluation = load_evaluation(str(path), tok, 8, calibration=str(path))
+    evaluation = load_evaluation(str(path), tok, 8, calibration=str(path), window_start="none")
     second = ids[len(ids) // 2 :]
     assert evaluation.tokens.flatten().tolist() == second[: len(second) // 8 * 8]
 
@@ -164,7 +164,7 @@ def test_bad_requests_get_one_sentence(load, tok, jsonl, tmp_path):
     for spec, said in (
         ("c5", "give one of c4, wikitext2, ptb, storyteller"),
         (str(tmp_path / "gone.txt"), "does not exist"),
-        (str(tmp_path), "is unknown"),
+        (str(tmp_path), "is a folder"),
         ("", "is unknown"),
     ):
         with pytest.raises(UserError, match=said):

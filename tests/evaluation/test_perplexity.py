@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from itertools import chain, pairwise
 
 import pytest
@@ -16,7 +17,7 @@ from barber.evaluation import generation
 from barber.evaluation import perplexity as perplexity_module
 from barber.evaluation.generation import generate
 from barber.evaluation.perplexity import perplexity
-from barber.events import PerplexityMeasured, Progress, TextGenerated
+from barber.events import Event, Notice, PerplexityMeasured, Progress, TextGenerated
 from tests.support.families import FAMILIES, build
 from tests.support.tiny import SHARED, llama, tokenizer
 
@@ -59,7 +60,10 @@ def test_perplexity_is_the_papers_whatever_the_batch(monkeypatch, dtype, batch):
     assert {event.total for event in progress} == {7}
     expected = by_definition(model, data.tokens)
     assert measured.perplexity == pytest.approx(expected, rel=1e-5 if dtype is torch.float32 else 2e-2)
-    assert measured == PerplexityMeasured("dense", "random (test)", 20, 140, measured.perplexity, measured.seconds)
+    named = {"window_start": "none", "low": measured.low, "high": measured.high}
+    assert measured == PerplexityMeasured(
+        "dense", "random (test)", 20, 140, measured.perplexity, measured.seconds, **named
+    )
     assert measured.seconds > 0
 
 
@@ -228,7 +232,7 @@ def test_the_real_model_on_real_stories():
     if not (folder.is_dir() and text.is_file()):
         pytest.skip("../shared/models or ../shared/text is absent")
     model, tok = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    data = load_evaluation(str(text), tok, 256, windows=64)
+    data = load_evaluation(str(text), tok, 256, windows=64, window_start="none")
     *_, measured = perplexity(model, data, "dense")
     assert isinstance(measured, PerplexityMeasured)
     assert measured.perplexity == pytest.approx(3.93, abs=0.02)
@@ -236,3 +240,46 @@ def test_the_real_model_on_real_stories():
     assert last.text == ", there was a little girl named Lily. She"
     assert load_calibration(str(text), tok, 4, 256, 0, evaluation=[str(text)]).tokens.shape == (4, 256)
     assert Progress("perplexity dense", 64, 64, data.dataset) in list(perplexity(model, data, "dense"))
+
+
+def test_the_interval_is_that_of_the_windows_mean_loss():
+    losses = [2.0, 2.5, 3.5, 4.0]
+    error = (((1 + 0.25 + 0.25 + 1) / 3) ** 0.5) / 2
+    low, high = perplexity_module.interval(losses)
+    assert (low, high) == (pytest.approx(math.exp(3 - 1.96 * error)), pytest.approx(math.exp(3 + 1.96 * error)))
+    assert perplexity_module.interval([700.0, 715.0])[1] == math.inf  # beyond a float
+    assert perplexity_module.interval([2.0]) == perplexity_module.interval([2.0, math.nan]) == (None, None)
+    data = windows()
+    *_, measured = perplexity(llama(), data, "dense")
+    assert measured.low < measured.perplexity < measured.high
+
+
+def test_the_event_says_what_windows_begin_with(tok, tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat on a mat " * 40)
+    for start, begins in (("auto", "bos"), ("none", "none")):
+        data = load_evaluation(str(tmp_path / "text.txt"), tok, 20, window_start=start)
+        *_, measured = perplexity(llama(), data, "dense")
+        assert measured.window_start == begins
+
+
+def test_events_of_earlier_versions_still_open():
+    old = {"event": "PerplexityMeasured", "stage": "dense", "dataset": "x", "seqlen": 2, "tokens": 4}
+    event = Event.read(old | {"perplexity": 3.0, "seconds": 1.0})
+    assert (event.window_start, event.low, event.high) == ("", None, None)
+
+
+def test_infinity_comes_with_its_cause():
+    model = llama().half()
+    for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj):
+        linear.weight.data.mul_(1e4)  # each is a number of float16, their product is none
+    *_, notice, measured = perplexity(model, windows(), "dense")
+    assert measured.perplexity == math.inf
+    assert isinstance(notice, Notice)
+    assert re.search(r"dense model on random \(test\) is inf: .* not finite in 7 of 7 windows, float16", notice.message)
+    assert "--dtype bfloat16" in notice.message
+    model = llama()
+    model.lm_head.weight.data.mul_(1e6)
+    *_, notice, measured = perplexity(model, windows(), "initial")
+    assert measured.perplexity == math.inf
+    assert "nats is beyond what exp can tell" in notice.message
+    assert not any(isinstance(event, Notice) for event in perplexity(llama(), windows(), "dense"))

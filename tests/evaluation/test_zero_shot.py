@@ -142,19 +142,30 @@ def test_a_task_without_data_is_named_and_the_others_still_run(lost, task):
     assert events[3].samples == 4
 
 
-def test_a_task_that_cannot_be_built_is_named(tmp_path, task):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("task: [endings\n  b: c", "it is not YAML in line 2"),
+        ("task: endings\0", "it is not YAML"),
+        ("", "lm-eval refuses it"),
+        ("task: endings\ninclude: gone.yaml\n", r"a file that it names is missing \(.*gone.yaml\)"),
+        (TASK.format(name="endings", data="gone.jsonl"), r"missing \(.*gone.jsonl"),
+        ("task: endings\noutput_type: nothing\n", "invalid output_type"),
+    ],
+)
+def test_a_broken_task_file_is_refused_before_any_work(tmp_path, text, said):
     path = tmp_path / "broken.yaml"
-    path.write_text(TASK.format(name="broken", data=tmp_path / "gone.jsonl"))
-    events = list(zero_shot(llama(), tokenizer(), "dense", [str(path)]))
-    assert [type(event) for event in events] == [Progress, ZeroShotSkipped, Progress]
-    assert "cannot be loaded" in events[1].reason
+    path.write_text(text)
+    with pytest.raises(UserError, match=said) as caught:
+        check_tasks([str(path)])
+    assert "\n" not in str(caught.value)
 
 
 def test_unsafe_tasks_are_not_run(tmp_path, task):
     path = tmp_path / "unsafe.yaml"
     path.write_text(Path(task).read_text().replace("task: endings", "task: unsafe") + "unsafe_code: true\n")
-    _, skipped, _ = zero_shot(llama(), tokenizer(), "dense", [str(path)])
-    assert "runs code that the model writes" in skipped.reason
+    with pytest.raises(UserError, match="runs code that the model writes"):
+        next(zero_shot(llama(), tokenizer(), "dense", [str(path)]))
 
 
 def test_results_become_events():
@@ -189,9 +200,9 @@ def test_every_published_task_is_lm_evals_and_unknown_names_are_refused(task):
     assert [event.task for event in events if isinstance(event, ZeroShotSkipped)] == list(PUBLISHED_TASKS)
 
 
-def test_known_names_need_no_index(monkeypatch, task):
+def test_known_names_need_no_index(monkeypatch):
     monkeypatch.setattr(zeroshot, "_task_manager", None)
-    check_tasks([*PUBLISHED_TASKS, "story_ending", task])
+    check_tasks([*PUBLISHED_TASKS, "story_ending"])
 
 
 def test_bad_requests(task):

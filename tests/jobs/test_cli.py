@@ -171,7 +171,7 @@ MISTAKES = {
     "full run": ([*PRUNE, "--run_dir", "{world}/full"], "not empty"),
     "unknown task": ([*PRUNE, "--zeroshot_tasks", "no_such_task"], "no_such_task"),
     "limit": ([*PRUNE, "--zeroshot_tasks", "story_ending", "--limit", "0"], "1 or more"),
-    "no masks": (["--initial_masks", "{world}/none", "--sparsity_ratio", "0.5"], "cannot be read"),
+    "no masks": (["--initial_masks", "{world}/none", "--sparsity_ratio", "0.5"], "does not exist"),
     "no such run": (["--initial_masks", "{world}/none"], "does not exist"),
     "rebuild settings alone": ([*PRUNE, "--threshold", "0.5"], "add --prune_barber"),
     "missing weights": (["--model", "{world}/torn", *PRUNE], "lacks 1 weights"),

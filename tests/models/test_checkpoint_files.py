@@ -89,7 +89,7 @@ def test_saving_brings_the_tokenizer(tmp_path):
 def test_saving_leaves_nothing_behind_when_it_fails(tmp_path):
     build("llama").save_pretrained(tmp_path / "dense")
     streamed = stream(tmp_path / "dense")
-    with pytest.raises(UserError, match=r"cannot be written to .*make room"):
+    with pytest.raises(UserError, match=r"cannot be written to .*(make room|see that the folder)"):
         streamed.save(tmp_path / "dense" / "config.json" / "m", streamed.dense)
     with pytest.raises(KeyError):
         streamed.save(tmp_path / "m", lambda index: streamed.dense(0) if index == 0 else {})
@@ -100,17 +100,17 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from barber.models.layerwise import load_layerwise
-from barber.models.loading import load
+from barber.models.loading import find_source, load
 
 way, small, big, out, spare = sys.argv[1:]
-for load_once in (load, load_layerwise):  # what the first load imports and starts is not what is measured
-    load_once(small, device="cpu")
+load(small, device="cpu")  # what the first load imports and starts is not what is measured
+load_layerwise(find_source(small, device="cpu"))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(spare),) * 2)
 if way == "full":
     load(big, device="cpu")
 else:
-    streamed = load_layerwise(big, device="cpu")
+    streamed = load_layerwise(find_source(big, device="cpu"))
     for _ in range(2):
         for layer in streamed.view.layers:
             streamed.open(layer.index)

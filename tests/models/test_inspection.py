@@ -15,12 +15,12 @@ from barber.events import Notice, RunFinished, Stage
 from barber.jobs.job import run_job
 from barber.models.decoder import DecoderView
 from barber.models.inspection import Inspection, count_zeros, inspect
-from barber.models.layerwise import load_layerwise
 from barber.models.providers import LayerwiseProvider, ResidentProvider
 from barber.pruning.prune import prune
 from tests.models.test_families import sequences
 from tests.support.families import FAMILIES, WIDTH, build
 from tests.support.jobs import job, masks_told, same, save_world
+from tests.support.layerwise import load_by_layer
 
 HALF = PruneConfig(Sparsity.parse("50%"), "wanda")
 
@@ -196,7 +196,7 @@ class TestWhatStaysDense:
     def test_layerwise_and_resident_see_the_same(self, tmp_path):
         model = of("mamba", state_size=8, time_step_rank=4)
         model.save_pretrained(tmp_path)
-        streamed = load_layerwise(str(tmp_path), device="cpu")
+        streamed = load_by_layer(str(tmp_path), device="cpu")
         inspect(streamed.view, LayerwiseProvider(streamed, torch.device("cpu")))
         view, _ = inspected(model)
         assert streamed.view.describe() == view.describe()

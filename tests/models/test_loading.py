@@ -16,15 +16,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from barber.errors import UserError
-from barber.models.layerwise import load_layerwise
 from barber.models.loading import load
 from barber.models.saving import save_model
 from tests.support.families import build
-from tests.support.layerwise import assert_same, check, named
+from tests.support.layerwise import assert_same, check, load_by_layer, named
 from tests.support.tiny import llama, tokenizer
 
 ROOT = Path(__file__).parents[2]
-WAYS = pytest.mark.parametrize("way", [load, load_layerwise], ids=["resident", "layerwise"])
+WAYS = pytest.mark.parametrize("way", [load, load_by_layer], ids=["resident", "layerwise"])
 
 
 def refused(way, folder: Path, said: str) -> None:
@@ -150,7 +149,7 @@ def test_a_saved_model_loads_where_users_load_it(layerwise, folder, tmp_path):
     build("gemma").save_pretrained(folder)
     configure(folder, sparsity_config={"format": "dense"})
     if layerwise:
-        streamed = load_layerwise(str(folder), device="cpu")
+        streamed = load_by_layer(str(folder), device="cpu")
         streamed.save(tmp_path / "saved", streamed.dense)
     else:
         save_model(load(str(folder), device="cpu"), tmp_path / "saved")
@@ -175,7 +174,8 @@ LOAD = """
 from barber.models.layerwise import load_layerwise
 from barber.models.loading import load
 print(load("some/model", device="cpu").tokenizer("the cat")["input_ids"])
-print(load_layerwise("some/model", device="cpu").other_bytes)
+from barber.models.loading import find_source
+print(load_layerwise(find_source("some/model", device="cpu")).other_bytes)
 """
 
 
@@ -206,6 +206,6 @@ def test_a_model_that_is_cached_in_part_says_so(tmp_path):
     (snapshot / "model.safetensors").unlink()
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40, "utf-8")
-    for way in (load, load_layerwise):
+    for way in (load, load_by_layer):
         with pytest.raises(UserError, match="only in part on this machine, and the hub cannot be reached"):
             way("some/model", device="cpu", cache_dir=str(tmp_path))

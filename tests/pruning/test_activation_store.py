@@ -49,19 +49,19 @@ def test_mapped_activations_come_back_and_leave_no_file(shape, dtype, tmp_path):
 
 def test_parts_of_a_mapped_tensor_live_on_without_it(tmp_path):
     given = torch.randn(4, 6, 8)
-    parts = ActivationStore(CPU, folder=tmp_path).keep(given).split(2)
+    parts = ActivationStore(CPU, folder=tmp_path).save(given).split(2)
     assert torch.equal(torch.cat(parts), given)
 
 
 def test_a_tensor_that_is_not_contiguous(tmp_path):
     given = torch.randn(6, 4, 8).transpose(0, 1)
-    assert torch.equal(ActivationStore(CPU, folder=tmp_path).keep(given), given)
+    assert torch.equal(ActivationStore(CPU, folder=tmp_path).save(given), given)
 
 
 @pytest.mark.parametrize("place", [ActivationStore(CPU), ActivationStore(CPU, host=True)])
 def test_on_the_cpu_there_is_nothing_to_move(place):
     given = torch.randn(3, 4)
-    assert place.take(place.keep(given)).data_ptr() == given.data_ptr()
+    assert place.take(place.save(given)).data_ptr() == given.data_ptr()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size is Linux's")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from barber.config import METHODS, Allocation, PruneConfig, Sparsity
+from barber.config import Allocation, PruneConfig, Sparsity
 from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.events import JobPlanned, LayerInitialised, Progress, RunFinished, StageReached
@@ -22,6 +22,7 @@ from barber.pruning.activation_store import ActivationStore
 from barber.pruning.allocation import allocate
 from barber.pruning.context import PruningContext
 from barber.pruning.prune import prune
+from barber.registry import INITIAL_MASKS
 from tests.support.families import build, held
 from tests.support.tiny import llama, tokenizer
 
@@ -46,7 +47,7 @@ def with_outliers(family: str = "llama"):
 def zeros_of(model, config: PruneConfig) -> dict[tuple[int, str], int]:
     events = list(prune(model, sequences(), config))
     found = {
-        (event.layer, name): counts["zeros"]
+        (event.layer, name): counts.zeros
         for event in events
         if isinstance(event, LayerInitialised)
         for name, counts in event.modules.items()
@@ -107,7 +108,7 @@ def test_outliers_are_counted_against_the_common_mean():
 
 
 @pytest.mark.parametrize("allocation", UNEVEN)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", INITIAL_MASKS)
 def test_runs_prune_as_much_as_the_uniform_one(method, allocation):
     """Every method, and the layer with more outliers keeps more."""
     sparsity = Sparsity(0.37)

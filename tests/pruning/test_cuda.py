@@ -7,6 +7,7 @@ import torch
 
 from barber.events import RunFinished, SubBlockRebuilt
 from barber.models.layerwise import load_layerwise
+from barber.models.loading import find_source
 from barber.pruning.prune import prune
 from tests.support import golden_data as golden
 from tests.support.families import build
@@ -52,7 +53,7 @@ def test_a_streamed_model_holds_one_layer(tmp_path):
     build("gptj", torch.bfloat16).save_pretrained(tmp_path)
     full = build("gptj", torch.bfloat16).to("cuda")
     before = torch.cuda.memory_allocated()
-    streamed = load_layerwise(str(tmp_path), device="cuda")
+    streamed = load_layerwise(find_source(str(tmp_path), device="cuda"))
     closed = torch.cuda.memory_allocated()
     assert closed - before < streamed.other_bytes * 2  # blocks are rounded up
     for layer in streamed.view.layers:

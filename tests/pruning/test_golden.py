@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from barber.events import SubBlockRebuilt
-from barber.kernels.scores import saliency
 from barber.models.decoder import DecoderView, assign_values
 from barber.models.replay import tapping
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.activations import ActivationStream
 from barber.pruning.gradients import ForwardRecord
-from barber.pruning.initial_masks import METHODS, gather, initialise_weights
+from barber.pruning.initial_masks import make_masks
 from barber.pruning.prune import prune
+from barber.pruning.statistics import StatisticSums
+from barber.registry import INITIAL_MASKS, METRICS
 from tests.support import golden_data as golden
 
 UNSTRUCTURED = [run_id for run_id, run in golden.RUNS.items() if "stype" not in run]
@@ -63,7 +64,7 @@ def test_initial_masks(key):
     Each layer is judged on the published stream: the layers before it hold the published weights.
     """
     run = next(run for run in golden.RUNS.values() if run["init"] == key)
-    family, method = run["family"], METHODS[run["method"]]
+    family, method = run["family"], INITIAL_MASKS[run["method"]]
     sparsity, patterned = golden.config(run).sparsity, "stype" in run
     published = golden.masks("initial_masks", key, family)
     updates = golden.updates(key, family) if run["method"] == "sparsegpt" else {}
@@ -73,13 +74,13 @@ def test_initial_masks(key):
         stream.feed(row[None])
     seen = 0
     for layer in view.layers:
-        sums = gather(method)
+        sums = StatisticSums(method.statistic)
         dense = {weight.name: weight.view.clone() for weight in layer.weights}
-        for j in range(len(stream) if sums else 0):
+        for j in range(len(stream) if method.calibrated else 0):
             with tapping({weight.name: weight.module for weight in layer.weights}) as taps:
                 layer.replay(stream.call(layer.index, j))
             sums.add(taps)
-        ours, _ = initialise_weights(layer.index, layer.weights, method, sums.values if sums else {}, sparsity)
+        ours, _ = make_masks(layer.index, layer.weights, method, sums.values, sparsity)
         for weight in layer.weights:
             theirs, mask = published[layer.index][weight.name], ours[weight.name]
             extra = 0 if patterned or run["method"] in ("wanda", "wandd") else 1
@@ -106,8 +107,8 @@ def test_patterns_stay_valid_and_never_lose_saliency(run_id):
             zeros = mask.unflatten(1, (-1, m)).sum(-1)
             assert bool((zeros == n).all())
             module = event.modules[name]
-            assert module["saliency_after"] >= module["saliency_before"]
-            assert int(expected[event.layer][name].sum()) == module["zeros"]
+            assert module.saliency_after >= module.saliency_before
+            assert int(expected[event.layer][name].sum()) == module.zeros
 
 
 @pytest.mark.parametrize("run_id", PATTERNED)
@@ -138,5 +139,5 @@ def test_patterns_keep_at_least_as_much_saliency_as_published(run_id):
     ours = rebuild(run, "eager")[0].masks
     for name, mask in masks.items():
         weight = torch.where(mask, dense[name], initial[name]) if config.retain_reconstruction else dense[name]
-        score = saliency(config.metric, weight, squares[name] / 16)
+        score = METRICS[config.metric].call(weight, squares[name] / 16)
         assert score[~ours[name]].sum() >= score[~theirs[name]].sum() - 1e-9, name

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from barber.config import Sparsity
-from barber.kernels.masks import check_pattern, prune_smallest, smallest_by_row
+from barber.kernels.masks import check_pattern, prune_smallest, smallest_by_row, zero_count
 from barber.kernels.scores import random, ria
 from barber.kernels.sparsegpt import Curvature, sparsegpt
-from barber.pruning.initial_masks import METHODS, MaskRequest
+from barber.kernels.statistics import STATISTICS
+from barber.pruning.initial_masks import mask_of
+from barber.registry import INITIAL_MASKS
 
 
 def matrix(data, rows: int = 9, columns: int = 12) -> torch.Tensor:
@@ -42,14 +44,15 @@ def test_ria_is_what_the_paper_says(data):
 def test_ria_compares_the_whole_matrix():
     """As the published code does by default: one row can lose more than another."""
     weight, squares = torch.tensor([[1.0, 1.0, 1.0, 1.0], [9.0, 0.1, 0.1, 0.1]]), torch.ones(4)
-    mask, _ = METHODS["ria"].prune(weight, squares, MaskRequest(Sparsity(0.38), "weight"))
+    mask, _ = mask_of(weight, INITIAL_MASKS["ria"], squares, "weight", Sparsity(0.38))
     assert mask.tolist() == [[False] * 4, [False, True, True, True]]
 
 
 def test_random_masks_repeat_and_differ_between_weights():
     weight = torch.randn(40, 50)
     assert torch.equal(random(weight, "layers.0.a"), random(-weight, "layers.0.a"))
-    masks = [METHODS["random"].prune(weight, None, MaskRequest(Sparsity(0.5), f"layers.{i}.a"))[0] for i in (0, 1, 0)]
+    names = [f"layers.{i}.a" for i in (0, 1, 0)]
+    masks = [mask_of(weight, INITIAL_MASKS["random"], None, name, Sparsity(0.5))[0] for name in names]
     assert torch.equal(masks[0], masks[2])
     assert 0.4 < (masks[0] == masks[1]).float().mean() < 0.6
     state = torch.random.get_rng_state()
@@ -64,29 +67,30 @@ def test_the_random_seed_is_stable():
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", INITIAL_MASKS)
 @given(data=st.data())
 @settings(max_examples=25)
 def test_a_count_for_one_weight_is_kept(method, data):
     """From none to all but one, on any shape; and uniform orders prune what the method says beforehand."""
     weight = matrix(data, 7, 160)
     x = torch.randn(300, weight.shape[1], generator=torch.Generator().manual_seed(0))
-    own = METHODS[method]
-    summed = own.prepare(own.statistic(x), "weight") if own.statistic else None
+    own = INITIAL_MASKS[method]
+    statistic = STATISTICS[own.statistic](x) if own.statistic else None
+    prepared = own.prepare_call(statistic, "weight")
     zeros = data.draw(st.integers(0, weight.numel() - 1))
-    mask, updated = METHODS[method].prune(weight, summed, MaskRequest(Sparsity(0.5), "weight", zeros))
+    mask, updated = mask_of(weight, own, prepared, "weight", Sparsity(0.5), zeros)
     assert int(mask.sum()) == zeros
     assert updated is None or bool((updated[mask] == 0).all())
     sparsity = Sparsity(data.draw(st.integers(1, 99)) / 100)
-    mask, _ = METHODS[method].prune(weight, summed, MaskRequest(sparsity, "weight"))
-    assert int(mask.sum()) == METHODS[method].zeros(*weight.shape, sparsity)
+    mask, _ = mask_of(weight, own, prepared, "weight", sparsity)
+    assert int(mask.sum()) == zero_count(*weight.shape, sparsity, own.within)
 
 
 @pytest.mark.parametrize("method", ["ria", "random"])
 @pytest.mark.parametrize("pattern", ["1:2", "2:4", "4:8", "2:3"])
 def test_patterns_are_kept(method, pattern):
     sparsity = Sparsity.parse(pattern)
-    mask, _ = METHODS[method].prune(torch.randn(5, 48), torch.rand(48), MaskRequest(sparsity, "weight"))
+    mask, _ = mask_of(torch.randn(5, 48), INITIAL_MASKS[method], torch.rand(48), "weight", sparsity)
     check_pattern(mask, sparsity, "weight")
 
 

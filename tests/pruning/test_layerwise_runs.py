@@ -110,7 +110,7 @@ def test_no_more_than_one_layer_is_there_at_a_time(worlds, settings):
 def test_texts_are_dropped_with_a_word(worlds):
     events = list(run_job(replace(job(worlds("llama"), barber=False), stream=True, prompts=("the cat",))))
     assert [event.message for event in of(events, Notice)] == [
-        "No texts are written: the model is read layer by layer, which takes too long for each word."
+        "No texts are generated: the model is read layer by layer, which takes too long for each word."
     ]
 
 

@@ -23,7 +23,7 @@ def rows(draw):
     weight = torch.randn(draw(st.integers(1, 6)), width, generator=generator)
     inputs = torch.randn(draw(st.integers(1, 40)), width, generator=generator) + draw(st.sampled_from([0.0, 0.7]))
     sparsity = Sparsity(0.5, m // 2, m) if m else Sparsity(draw(st.sampled_from([0.25, 0.5, 0.75])))
-    return weight, initial_mask(weight.abs(), sparsity, Granularity.OUTPUT), inputs, m
+    return weight, initial_mask(weight.abs(), sparsity, "row"), inputs, m
 
 
 def row_errors(weight: torch.Tensor, mask: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_one_swap_makes_the_best_swap_first(monkeypatch):
     monkeypatch.setattr("barber.kernels.one_swap.MOST_SWAPS", 1)
     generator = torch.Generator().manual_seed(3)
     weight, inputs = torch.randn(5, 12, generator=generator), torch.randn(30, 12, generator=generator)
-    mask = initial_mask(weight.abs(), Sparsity(0.5), Granularity.OUTPUT)
+    mask = initial_mask(weight.abs(), Sparsity(0.5), "row")
     refined = one_swap(mask, weight, weight, inputs.T @ inputs)
     for row in range(5):
         best = row_errors(weight, mask, inputs)[row]
@@ -75,7 +75,7 @@ def test_one_swap_is_the_same_in_slices(monkeypatch):
     """A big matrix is worked off in slices of rows."""
     generator = torch.Generator().manual_seed(5)
     weight, inputs = torch.randn(40, 24, generator=generator), torch.randn(60, 24, generator=generator)
-    mask, gram = initial_mask(weight.abs(), Sparsity(0.5), Granularity.OUTPUT), inputs.T @ inputs
+    mask, gram = initial_mask(weight.abs(), Sparsity(0.5), "row"), inputs.T @ inputs
     whole = one_swap(mask, weight, weight, gram)
     assert not torch.equal(whole, mask)
     monkeypatch.setattr("barber.kernels.one_swap.portion", lambda device: 24 * 24)
@@ -132,9 +132,7 @@ def test_many_thresholds_are_each_as_alone(seed, granularity, m):
     generator = torch.Generator().manual_seed(seed)
     scores = [torch.rand(3, 8, generator=generator), torch.rand(5, 8, generator=generator)]
     sparsity = Sparsity(0.5, 2, 4) if m else Sparsity(0.5)
-    masks = [
-        initial_mask(torch.rand(score.shape, generator=generator), sparsity, Granularity.LAYER) for score in scores
-    ]
+    masks = [initial_mask(torch.rand(score.shape, generator=generator), sparsity, "matrix") for score in scores]
     thresholds = (0.0, 0.1, 0.5, 1.0)
     together = list(swap_matrices(masks, scores, thresholds, granularity, m))
     for threshold, result in zip(thresholds, together, strict=True):

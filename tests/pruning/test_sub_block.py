@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
-from barber.config import METHODS, Granularity, PruneConfig, Sparsity
+from barber.config import Granularity, PruneConfig, Sparsity
 from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
-from barber.events import LayerInitialised, Notice, RunFinished, StageReached, SubBlockRebuilt
+from barber.events import Candidate, LayerInitialised, Notice, RunFinished, StageReached, SubBlockRebuilt
 from barber.models.decoder import DecoderView, DenseWeights
 from barber.models.loading import LoadedModel
 from barber.models.replay import first_tensor
-from barber.pruning.problem import split_sequences
+from barber.pruning.context import PruningContext
 from barber.pruning.prune import prune
+from barber.pruning.validation import split_sequences
+from barber.registry import INITIAL_MASKS
 from barber.runs.apply import at_stage
-from barber.runs.directory import RunDirectory, create, record
+from barber.runs.directory import RunDirectory
+from barber.runs.recorder import create, record
 from tests.support.families import FAMILIES, build, held
 
 PATTERNS = ("50%", "75%", "2:4", "1:4")
@@ -54,17 +58,17 @@ def test_auto_never_ends_worse_than_it_began(family, pattern):
     zeros, sparsity = initial_zeros(events), Sparsity.parse(pattern)
     for event in rebuilt(events):
         assert event.rounds
-        assert sum(one["swaps"] for one in event.rounds) == event.swaps
+        assert sum(one.swaps for one in event.rounds) == event.swaps
         for one in event.rounds:
-            errors = [tried["error"] for tried in one["curve"]]
-            assert one["curve"][0]["swaps"] == 0
-            assert one["curve"][0]["error"] == one["error_before"]
-            assert one["error"] == min(errors)
-            assert {key: one[key] for key in one["curve"][0]} in one["curve"]
+            errors = [tried.error for tried in one.curve]
+            assert one.curve[0].swaps == 0
+            assert one.curve[0].error == one.error_before
+            assert one.error == min(errors)
+            assert Candidate(one.swap, one.granularity, one.fraction, one.swaps, one.error) in one.curve
         for first, second in pairwise(event.rounds):
-            assert first["error"] == second["error_before"]
-            assert first["swaps"], "the round before the last changed something"
-        assert sum(module["zeros"] for module in event.modules.values()) == sum(
+            assert first.error == second.error_before
+            assert first.swaps, "the round before the last changed something"
+        assert sum(module.zeros for module in event.modules.values()) == sum(
             zeros[event.layer, name] for name in event.modules
         )
         for mask in event.masks.values():
@@ -87,7 +91,7 @@ def test_rounds_go_on_from_the_masks_of_the_one_before():
     one, four = (rebuilt(run(build("llama"), threshold="auto", rounds=rounds)) for rounds in (1, 4))
     assert one[0].rounds[0] == four[0].rounds[0]
     assert all(len(event.rounds) == 1 for event in one)
-    assert any(len(event.rounds) > 1 and event.rounds[1]["swaps"] for event in four)
+    assert any(len(event.rounds) > 1 and event.rounds[1].swaps for event in four)
 
 
 def test_rounds_of_a_fixed_threshold_stop_when_nothing_improves():
@@ -95,11 +99,11 @@ def test_rounds_of_a_fixed_threshold_stop_when_nothing_improves():
     published, repeated = (rebuilt(run(build("llama"), rounds=rounds, **settings)) for rounds in (None, 60))
     assert all(event.rounds == [] for event in published)
     for event in repeated:
-        errors = [event.rounds[0]["error_before"], *(one["error"] for one in event.rounds)]
+        errors = [event.rounds[0].error_before, *(one.error for one in event.rounds)]
         assert errors == sorted(errors, reverse=True)
         assert len(event.rounds) < 60
-        assert event.rounds[-1]["swaps"] == 0
-    assert repeated[0].rounds[0]["swaps"] == published[0].swaps
+        assert event.rounds[-1].swaps == 0
+    assert repeated[0].rounds[0].swaps == published[0].swaps
 
 
 @pytest.mark.parametrize("refiner", ["one-swap", "dsnot"])
@@ -158,10 +162,11 @@ def test_refitted_weights_keep_their_zeros_and_lower_the_error(settings, pattern
     config = PruneConfig(Sparsity.parse(pattern), method="wanda", reconstruct=True, **settings)
     view = DecoderView(model)
     dense = DenseWeights(view)
-    events = list(record(create(tmp_path / "run"), prune(model, sequences(), config, name="tiny")))
+    context = replace(PruningContext.of(model), name="tiny")
+    events = list(record(create(tmp_path / "run"), prune(model, sequences(), config, context=context)))
     for event in rebuilt(events):
-        fitted = event.reconstruction
-        assert fitted["error_after"] < fitted["error_before"]
+        fitted = event.refit
+        assert fitted.error_after < fitted.error_before
         assert event.error_after < event.error_before
         for name, mask in event.masks.items():
             assert torch.equal(event.weights[name] == 0, mask)
@@ -173,14 +178,14 @@ def test_refitted_weights_keep_their_zeros_and_lower_the_error(settings, pattern
                 assert torch.equal(weight.view, final[layer.index, weight.name]), weight.name
 
 
-def test_a_refit_that_goes_astray_ends_at_the_best_state(monkeypatch):
+def test_a_refit_that_diverges_ends_at_the_best_state(monkeypatch):
     monkeypatch.setattr("barber.pruning.refit.RATE", 1e30)
     events = run(build("llama"), reconstruct=True, threshold="auto")
     for event in rebuilt(events):
-        assert event.reconstruction["diverged"]
-        assert event.reconstruction["error_after"] <= event.reconstruction["error_before"]
+        assert event.refit.diverged
+        assert event.refit.error_after <= event.refit.error_before
         assert math.isfinite(event.error_after)
-    assert any("astray" in event.message for event in events if isinstance(event, Notice))
+    assert any("diverged" in event.message for event in events if isinstance(event, Notice))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -198,7 +203,7 @@ def test_every_family_can_be_refined_and_refitted(family, dtype):
     assert all(bool(weight.view.isfinite().all()) for layer in view.layers for weight in layer.weights)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", INITIAL_MASKS)
 def test_every_initial_mask_can_be_refined(method):
     events = run(build("llama"), method=method, threshold="auto", retain_reconstruction=method == "sparsegpt")
     assert all(event.error_after <= event.error_before * 1.5 for event in rebuilt(events))

@@ -72,11 +72,11 @@ def test_a_run_can_die_at_every_file_operation(order, tmp_path, monkeypatch):
     for copy in found:
         lines = (copy / "events.jsonl").read_bytes().count(b"\n") if (copy / "events.jsonl").exists() else 0
         finished = check(order, copy)
-        assert finished.recorded == boundary(order, lines), "nothing that was done is done again"
+        assert finished.event_count == boundary(order, lines), "nothing that was done is done again"
         assert read_job(copy) == replace(job(), run_dir=copy)
-        if not counts or counts[-1] != finished.recorded:
+        if not counts or counts[-1] != finished.event_count:
             go_on(order, copy, finished)
-        counts.append(finished.recorded)
+        counts.append(finished.event_count)
     assert len(set(counts)) > 10
 
 
@@ -90,7 +90,7 @@ def test_reopening_can_die_too(order, tmp_path, monkeypatch):
         found = deaths(monkeypatch, path, copies, lambda path=path: reopen(path, started(order)))
         assert len(found) > 3
         for copy in found:
-            assert check(order, copy).recorded == boundary(order, count)
+            assert check(order, copy).event_count == boundary(order, count)
         go_on(order, found[-2], check(order, found[-2]))
 
 
@@ -143,7 +143,7 @@ def test_damage_costs_no_more_than_it_must(order, name, initial, rebuilt, gone, 
     (path / name).unlink() if gone else (path / name).write_bytes(data)
     finished = check(order, path)
     assert (finished.initial, finished.rebuilt) == (initial, rebuilt)
-    assert (finished.recorded == len(written(order))) == (name == "config.json")
+    assert (finished.event_count == len(written(order))) == (name == "config.json")
 
 
 def test_a_file_that_went_back_is_not_trusted(tmp_path):
@@ -162,4 +162,4 @@ def test_a_former_version_of_a_line_is_not_an_event(tmp_path):
     path = interrupted("paper", tmp_path / "run", 8)
     lines = (path / "events.jsonl").read_bytes().splitlines(keepends=True)
     (path / "events.jsonl").write_bytes(b"".join([*lines[:4], *lines[5:]]))
-    assert check("paper", path).recorded == 4
+    assert check("paper", path).event_count == 4

@@ -24,7 +24,7 @@ from barber.events import (
 from barber.job_spec import JobSpec
 from barber.runs.directory import RunDirectory
 from barber.runs.recorder import create, record
-from barber.runs.resume import difference, read_job, reopen
+from barber.runs.resume import job_difference, read_job, reopen
 from tests.support.interrupted import (
     LAYERS,
     check,
@@ -63,7 +63,7 @@ def test_another_run_is_refused_and_left_as_it_is(tmp_path):
 def test_the_number_of_a_device_does_not_count(tmp_path):
     path = create(tmp_path / "run", job())
     list(record(path, stream([replace(started("paper"), device="cuda:0")])))
-    assert reopen(path, replace(started("paper"), device="cuda:1")).recorded == 1
+    assert reopen(path, replace(started("paper"), device="cuda:1")).event_count == 1
 
 
 def test_masks_of_a_layer_come_with_its_values(tmp_path):
@@ -121,9 +121,9 @@ def test_the_job_of_a_run_is_found_again(tmp_path):
     path = create(tmp_path / "run", replace(job(), run_dir=tmp_path / "run"))
     path = path.rename(tmp_path / "moved")
     assert read_job(path) == replace(job(), run_dir=path)
-    assert difference(path, job()) == []
+    assert job_difference(path, job()) == []
     other = replace(job(), nsamples=128, prune=replace(job().prune, threshold=0.1), prompts=("the",))
-    assert difference(path, other) == [
+    assert job_difference(path, other) == [
         "prune.threshold: 0.5 there, 0.1 here",
         "nsamples: 4 there, 128 here",
         "prompts: [] there, ['the'] here",
@@ -136,7 +136,7 @@ def test_the_job_of_a_run_is_found_again(tmp_path):
         read_job(path)
     (path / "job.json").unlink()
     with pytest.raises(UserError, match=r"has no job\.json"):
-        difference(path, job())
+        job_difference(path, job())
     with pytest.raises(UserError, match="does not exist"):
         read_job(tmp_path / "none")
 
@@ -151,7 +151,7 @@ def test_a_disk_that_is_too_small_is_said_before(tmp_path):
 
 def test_a_layer_of_one_sub_block_is_redone_from_its_initial_mask(tmp_path):
     """Sub-block by sub-block, its initial mask looks whole when the process dies, but belongs to what is redone."""
-    begun = replace(started("paper"), modules=[m for m in started("paper").modules if m["kind"] == "attention"])
+    begun = replace(started("paper"), modules=[m for m in started("paper").modules if m.kind == "attention"])
     events = [begun, *(e for e in story("one-pass") if "self_attn.q_proj" in getattr(e, "modules", ()))]
     path = create(tmp_path / "run", job())
     list(record(path, stream(events[:-1])))

@@ -159,10 +159,10 @@ def check(order: str, path: Path) -> Finished:
     finished = reopen(path, started(order))
     kept = finished.before + finished.events
     assert kept == written(order)[: len(kept)]
-    assert len(kept) == finished.recorded == boundary(order, len(kept))
+    assert len(kept) == finished.event_count == boundary(order, len(kept))
     assert not finished.events or isinstance(finished.events[0], RunStarted)
     lines = (path / "events.jsonl").read_text().splitlines()
-    assert [Event.from_dict(json.loads(line)) for line in lines] == kept
+    assert [Event.read(json.loads(line)) for line in lines] == kept
     assert not list(path.rglob("*.part"))
     for name, kinds in (("perplexity", PerplexityMeasured), ("zeroshot", (ZeroShotMeasured, ZeroShotSkipped))):
         file = path / f"{name}.json"
@@ -184,7 +184,7 @@ def go_on(order: str, path: Path, finished: Finished) -> None:
     """Let the rest of the run happen, after which the directory is as if nothing had been."""
     kept = finished.before + finished.events
     rest = written(order)[len(kept) :]
-    again = list(record(path, stream([*kept, Progress("rebuild", 1, 2), *rest]), skip=finished.recorded))
+    again = list(record(path, stream([*kept, Progress("rebuild", 1, 2), *rest]), skip=finished.event_count))
     assert [event for event in again if not isinstance(event, Progress)] == written(order)
     assert content(path) == content(whole_run(order))
-    assert check(order, path).recorded == len(written(order))
+    assert check(order, path).event_count == len(written(order))

@@ -10,13 +10,18 @@ from torch import Tensor
 
 from barber.models.decoder import DecoderView
 from barber.models.layerwise import LayerwiseModel, load_layerwise
-from barber.models.loading import load
+from barber.models.loading import find_source, load
 
 TOKENS = torch.arange(3, 43)[None]
 
 
+def load_by_layer(name: str, **options) -> LayerwiseModel:
+    """As `load`, layer by layer."""
+    return load_layerwise(find_source(name, **options))
+
+
 def stream(folder: Path, **options) -> LayerwiseModel:
-    return load_layerwise(str(folder), device="cpu", **options)
+    return load_by_layer(str(folder), device="cpu", **options)
 
 
 def named(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ def test_every_setting_of_the_rebuild_goes_through(client, server):
     summary = client.predict(**ASKED | asked, api_name="/run")
     assert asked.items() <= summary["config"].items()
     rebuilt = [e for e in RunDirectory(server.runs / summary["run"]).events() if isinstance(e, SubBlockRebuilt)]
-    assert all(1 <= len(event.rounds) <= 2 and event.reconstruction for event in rebuilt)
+    assert all(1 <= len(event.rounds) <= 2 and event.refit for event in rebuilt)
     asked = {"refiner": "one-swap", "allocation": "owl", "method": "ria"}
     summary = client.predict(**ASKED | asked, api_name="/run")
     assert asked.items() <= summary["config"].items()

@@ -163,7 +163,7 @@ def test_who_waits_is_told_the_place_and_can_leave(browser, server, complaints):
 def test_a_streamed_run_says_why_it_has_no_texts(browser, server, complaints):
     page = visit(browser, server, SHORT + "&stream=true", complaints)
     run(page)
-    expect(page.locator("#status")).to_contain_text("No texts are written")
+    expect(page.locator("#status")).to_contain_text("No texts are generated")
     open_tab(page, "Text")
     expect(page.get_by_text("This run wrote no texts: its model was read layer by layer")).to_be_visible()
     open_tab(page, "Perplexity")

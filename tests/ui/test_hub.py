@@ -53,6 +53,7 @@ def test_the_hub_lends_the_model_dense_again(tmp_path):
     assert any(isinstance(event, Progress) and event.phase == "rebuild" for event in events)
     events.close()
     list(hub.run(second, spec))
+    assert {hub.path(name).stat().st_mode & 0o777 for name in (first, second)} == {0o700}
     seen = [*hub.events(first), *hub.events(second)]
     measured = [event for event in seen if isinstance(event, PerplexityMeasured)]
     dense = [event.perplexity for event in measured if event.stage == Stage.DENSE]
@@ -72,7 +73,7 @@ def test_a_streamed_job_gets_no_model(tmp_path):
         events = list(hub.run(name, small(stream=stream)))
         assert [e.streamed for e in events if isinstance(e, Estimated)] == [stream]
         assert any(isinstance(e, TextGenerated) for e in events) != stream
-        assert any("No texts are written" in e.message for e in events if isinstance(e, Notice)) == stream
+        assert any("No texts are generated" in e.message for e in events if isinstance(e, Notice)) == stream
         held[stream] = hub._loaded and hub._loaded.name
         masks[stream] = RunDirectory(hub.path(name)).masks(0, Stage.REBUILT)
     assert held == {False: "storyteller", True: None}

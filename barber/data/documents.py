@@ -1,0 +1,155 @@
+"""The documents of a local file: .txt, .jsonl, .json, .csv (each of them gzipped, too) and .parquet."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from barber.errors import UserError
+
+Rows = Iterator[tuple[str, object]]  # where a row stands, like "Line 3", and what it holds
+
+FIELD_CHARACTERS = 2**31 - 1  # of a .csv value; the csv module's own limit is 131,072
+
+
+def read_documents(path: Path, field: str) -> tuple[list[str], int]:
+    """The texts of a file in its order, and how many of its rows were skipped because they hold none.
+
+    A .txt file is one document. Elsewhere each row (a line of .jsonl, an item of a .json array, a row of a table) is
+    one: its value under `field`, or the row itself where it is a string. Rows that are empty or null are skipped.
+    Raises UserError naming the first row that is something else.
+    """
+    texts: list[str] = []
+    skipped = 0
+    try:
+        for where, row in READERS[file_kind(path)](path, field):
+            text = _text(row, field, f"{where} of {path.name}")
+            if text.strip():
+                texts.append(text)
+            else:
+                skipped += 1
+    except UnicodeDecodeError:
+        raise UserError(f"Data file {path.name} cannot be read as UTF-8 text: save it in UTF-8.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise UserError(f"Data file {path.name} is not a whole gzip file: compress it again.") from None
+    except OSError as error:
+        raise UserError(f"Data file {path.name} cannot be read ({error.strerror}): give another file.") from None
+    return texts, skipped
+
+
+def file_kind(path: Path) -> str:
+    """The ending that tells how a file is read, in lower case and without .gz: ".jsonl" of "Notes.JSONL.gz"."""
+    zipped = path.suffix.lower() == ".gz"
+    kind = Path(path.stem).suffix.lower() if zipped else path.suffix.lower()
+    return "" if zipped and kind not in ZIPPED else kind
+
+
+def _text(row: object, field: str, where: str) -> str:
+    """The text of a row, empty where it holds none."""
+    if isinstance(row, dict):
+        if field not in row:
+            names = ", ".join(f'"{name}"' for name in row) or "nothing"
+            raise UserError(f'{where} has no "{field}", but {names}: name the one that holds the text by --text_field.')
+        row = row[field]
+    if row is None:
+        return ""
+    if not isinstance(row, str):
+        raise UserError(f'{where} is not of the form {{"{field}": "..."}}: mend it or leave it out.')
+    if "\0" in row:
+        raise UserError(f"{where} holds NUL characters, which no text has: give a text file, or mend it.")
+    if not _is_unicode(row):
+        raise UserError(f"{where} holds half of a surrogate pair, which UTF-8 cannot write: mend it or leave it out.")
+    return row
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no lone surrogate is in a text: JSON can write them, UTF-8 and tokenizers cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _open(path: Path, newline: str | None = None) -> TextIO:
+    """A text file, gzipped or not, without the byte order mark that some editors put first."""
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    return opened(path, "rt", encoding="utf-8-sig", newline=newline)
+
+
+def _whole(path: Path, field: str) -> Rows:
+    with _open(path) as file:
+        yield "The text", file.read()
+
+
+def _lines(path: Path, field: str) -> Rows:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            where = f"Line {number}"
+            yield where, _json(line, f"{where} of {path.name}") if line.strip() else None
+
+
+def _array(path: Path, field: str) -> Rows:
+    """The items of a JSON array; a .json file that does not begin as one is read as JSON lines."""
+    with _open(path) as file:
+        text = file.read()
+    if not text.lstrip().startswith("["):
+        yield from _lines(path, field)
+        return
+    for number, item in enumerate(_json(text, path.name), start=1):
+        yield f"Item {number}", item
+
+
+def _json(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply to be read: mend it or leave it out.") from None
+    except ValueError:
+        raise UserError(f"{where} is not whole JSON: mend it or leave it out.") from None
+
+
+def _csv(path: Path, field: str) -> Rows:
+    csv.field_size_limit(FIELD_CHARACTERS)
+    with _open(path, newline="") as file:
+        table = csv.DictReader(file, strict=True)
+        try:
+            for number, row in enumerate(table, start=1):
+                yield f"Row {number}", {name: value for name, value in row.items() if name is not None}
+        except csv.Error:
+            raise UserError(
+                f"Line {table.line_num} of {path.name} is not a .csv row: mend its quotes or leave it out."
+            ) from None
+
+
+def _parquet(path: Path, field: str) -> Rows:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            if field not in names:
+                yield "The table", dict.fromkeys(names)
+                return
+            values = (value for batch in table.iter_batches(columns=[field]) for value in batch.column(field))
+            for number, value in enumerate(values, start=1):
+                yield f"Row {number}", value.as_py()
+    except (pyarrow.ArrowException, OSError):
+        raise UserError(f"Data file {path.name} is not a whole .parquet file: write it again.") from None
+
+
+READERS: dict[str, Callable[[Path, str], Rows]] = {
+    ".txt": _whole,
+    ".jsonl": _lines,
+    ".json": _array,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+ZIPPED = (".txt", ".jsonl", ".json", ".csv")

@@ -1,0 +1,97 @@
+"""A job's model at a stage: its perplexities, texts and zero-shot results, and the model saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from barber.data.token_sets import EvaluationSet
+from barber.evaluation import zero_shot
+from barber.evaluation.generation import generate
+from barber.evaluation.perplexity import perplexity, perplexity_by_layer
+from barber.events import (
+    Event,
+    PerplexityMeasured,
+    Progress,
+    Saved,
+    Stage,
+    TextGenerated,
+    ZeroShotMeasured,
+    ZeroShotSkipped,
+)
+from barber.job_spec import JobSpec
+from barber.jobs.setup import JobSetup
+from barber.models.saving import save_model
+from barber.runs.saved_model import note_model, withdraw_model
+
+TEXT_TOKENS = 120
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a job measures and saves of its model.
+
+    Attributes:
+        spec: the job.
+        setup: its model.
+        evaluations: the data sets of its perplexities.
+        done: events of the same job, begun before: what they tell is not measured again.
+    """
+
+    spec: JobSpec
+    setup: JobSetup
+    evaluations: Sequence[EvaluationSet]
+    done: Sequence[Event] = ()
+
+    def measure(self, stage: Stage) -> Iterator[Event]:
+        """Perplexities, texts and zero-shot tasks of the model as it is at a stage, as far as they are missing."""
+        known = [event for event in self.done if getattr(event, "stage", None) == stage]
+        yield from self._perplexities(stage, {e.dataset for e in known if isinstance(e, PerplexityMeasured)})
+        yield from self._texts(stage, {e.prompt for e in known if isinstance(e, TextGenerated)})
+        measured = {e.task for e in known if isinstance(e, ZeroShotMeasured)}
+        skipped = {e.task for e in self.done if isinstance(e, ZeroShotSkipped)}
+        yield from self._tasks(stage, measured | skipped)
+
+    def _perplexities(self, stage: Stage, known: set[str]) -> Iterator[Event]:
+        """Progress counts the windows of all data sets together."""
+        context, total = self.setup.context, sum(len(data.tokens) for data in self.evaluations)
+        before = 0
+        for data in self.evaluations:
+            if data.dataset in known:
+                continue
+            if self.setup.layerwise:
+                state = None if stage == Stage.DENSE else lambda layer: context.states.load(layer, stage)
+                yield from perplexity_by_layer(context, data, stage, state)
+                continue
+            for event in perplexity(self.setup.loaded.model, data, stage):
+                yield replace(event, done=event.done + before, total=total) if isinstance(event, Progress) else event
+            before += len(data.tokens)
+
+    def _texts(self, stage: Stage, known: set[str]) -> Iterator[Event]:
+        loaded, prompts = self.setup.loaded, self.spec.prompts
+        for index, prompt in enumerate(prompts):
+            if prompt not in known:
+                yield from generate(
+                    loaded.model, loaded.tokenizer, prompt, stage, max_new_tokens=TEXT_TOKENS, seed=self.spec.seed
+                )
+            yield Progress(f"text {stage}", index + 1, len(prompts))
+
+    def _tasks(self, stage: Stage, known: set[str]) -> Iterator[Event]:
+        loaded = self.setup.loaded
+        if tasks := tuple(task for task in self.spec.zeroshot_tasks if task not in known):
+            yield from zero_shot.zero_shot(loaded.model, loaded.tokenizer, stage, tasks, limit=self.spec.zeroshot_limit)
+
+    def save(self, stage: Stage) -> Iterator[Event]:
+        """Save the model, whose final stage this is, if the job asks for it and it was not saved before."""
+        path = self.spec.save_model
+        if path and Saved("model", str(path)) not in self.done:
+            placing = None
+            if self.spec.run_dir and self.spec.prune:
+                withdraw_model(self.spec.run_dir, path)
+                placing = partial(note_model, self.spec.run_dir, path)
+            if self.setup.layerwise:
+                self.setup.layerwise.save(path, lambda layer: self.setup.final_weights(layer, stage), placing)
+            else:
+                save_model(self.setup.loaded, path, placing)
+            yield Saved("model", str(path))

@@ -1,0 +1,101 @@
+"""What the dense sub-block shows beside the pruned one: target outputs, errors, gradients, statistics of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from barber.models.decoder import Values, assign_values
+from barber.models.replay import tapping
+from barber.progress import TICK, Steps
+from barber.pruning.gradients import ForwardRecord
+from barber.pruning.statistics import StatisticSums, linears_of
+from barber.pruning.sub_block_calls import SubBlockCalls, squared_error
+
+
+@dataclass(frozen=True)
+class DensePass:
+    """What was seen of a sub-block with its dense weights.
+
+    Attributes:
+        targets: batch -> target output, as the activation store has it.
+        errors: batch -> mean squared error of the pruned sub-block's output against the target, 0-dim, fp32.
+        squared_gradients: name -> mean over the sequences of the squared gradient of the error by the dense weight,
+            fp32 (out, in); empty where none was asked for.
+        statistics: name -> sum of a statistic of the weight's inputs; empty where none was asked for.
+    """
+
+    targets: Mapping[int, Tensor]
+    errors: Mapping[int, Tensor]
+    squared_gradients: Values
+    statistics: Values
+
+
+def dense_pass(
+    calls: SubBlockCalls,
+    dense: Values,
+    pruned: Values,
+    *,
+    batches: Iterable[int],
+    targets: Mapping[int, Tensor],
+    learn_from: Collection[int] = (),
+    gradients: bool = False,
+    statistic: str | None = None,
+    records: dict[int, ForwardRecord] | None = None,
+) -> Steps[DensePass]:
+    """Run the sub-block on batches with its pruned and its dense weights; it is dense afterwards.
+
+    targets: batch -> target output; the dense output is the target of batches that have none. learn_from: the batches
+    whose squared gradients, and whose statistic, are gathered. records: dense forward passes at hand, to be used up.
+    """
+    block, store, records = calls.block, calls.stream.store, {} if records is None else records
+    found, errors, sums = dict(targets), {}, StatisticSums(statistic)
+    squares = _zeros_like(dense) if gradients else {}
+    for batch in batches:
+        assign_values(block.weights, pruned)
+        sparse = calls.output(batch)
+        assign_values(block.weights, dense)
+        learns = batch in learn_from
+        if learns and gradients:
+            record = records.pop(batch, None) or calls.forward(batch)
+            output = record.output.detach()
+            target = store.load(found[batch]) if batch in found else output
+            record.add_squared_gradients(block, target.float() - sparse.float(), squares)
+            sums.add(record.taps)
+            del record
+        else:
+            with tapping(linears_of(block.weights if learns and statistic else ())) as taps:
+                output = calls.output(batch)
+            sums.add(taps)
+            del taps
+            target = store.load(found[batch]) if batch in found else output
+        if batch not in found:
+            found[batch] = store.save(output)
+        errors[batch] = squared_error(target, sparse)
+        yield TICK
+    calls.ranks.sum([*squares.values(), *sums.values.values()])
+    sequences = calls.ranks.world * sum(calls.stream.sizes[batch] for batch in learn_from)
+    gradients = {name: square.div_(sequences) for name, square in squares.items()}
+    return DensePass(found, errors, gradients, sums.values)
+
+
+def error_under(
+    calls: SubBlockCalls, values: Values, targets: Mapping[int, Tensor], batches: Iterable[int]
+) -> Steps[float]:
+    """Mean error over batches with these weights, which the sub-block then has."""
+    assign_values(calls.block.weights, values)
+    errors = {}
+    for batch in batches:
+        errors[batch] = squared_error(calls.stream.store.load(targets[batch]), calls.output(batch))
+        yield TICK
+    return calls.mean(errors)
+
+
+def _zeros_like(values: Values) -> Values:
+    """Zeros in fp32 of each shape, all in one piece of memory, so that a swap over the sub-block need not copy them."""
+    sizes = [value.numel() for value in values.values()]
+    row = torch.zeros(sum(sizes), device=next(iter(values.values())).device)
+    return {name: part.view(value.shape) for (name, value), part in zip(values.items(), row.split(sizes), strict=True)}

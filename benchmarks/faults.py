@@ -1,0 +1,373 @@
+"""Try what can go wrong with a run and its outputs, and count: how often is the end right, or refused in a sentence?
+
+python benchmarks/faults.py [--places 2] [--every 5]
+
+A small random model is pruned, rebuilt and saved. Then, each time in a process of its own:
+- a run is killed before each of its writes (fsync, rename, unlink, mkdir), and resumed;
+- bits of every file of a run are flipped, of a finished one and of one that was killed half way, and it is resumed;
+- lines of events.jsonl are damaged otherwise, files and folders of the run are lost;
+- what the run reads is changed before it is resumed;
+- outputs are named where they cannot be.
+"right" is a run with the same masks, perplexities and saved model as one that nobody disturbed; "refused" ends with
+exit code 2 and one sentence, before anything is lost. The rest is counted as tracebacks, as silent mixtures (exit code
+0, and other results) or as lost results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from barber.cli import main as barber
+from barber.errors import UserError
+from barber.jobs.report import table
+from barber.models.saving import folder_digests
+from barber.runs.directory import RunDirectory
+
+KILLED = 137
+MANY = 10**6  # more writes than any run has
+WRITES = ("fsync", "replace", "unlink", "mkdir", "rmdir")
+RIGHT, REFUSED, TRACEBACK, MIXTURE, LOST = "right", "refused", "tracebacks", "silent mixtures", "lost"
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, data and masks on disk, and the flags of a job on them."""
+
+    folder: Path
+
+    def flags(self, name: str) -> list[str]:
+        """A whole job, recorded in the folder `name` and saved beside it."""
+        return [
+            "--model", str(self.folder / "model"), "--calibration", str(self.folder / "calibration.npy"),
+            "--eval_data", str(self.folder / "evaluation.npy"), "--nsamples", "4", "--seqlen", "16", "--device", "cpu",
+            "--initial_masks", str(self.folder / "masks"), "--prune_barber", "--prune_granularity", "block",
+            "--threshold", "0.3", "--run_dir", str(self.run(name)), "--save_model", str(self.model(name)),
+        ]  # fmt: skip
+
+    def run(self, name: str) -> Path:
+        return self.folder / name / "run"
+
+    def model(self, name: str) -> Path:
+        return self.folder / name / "saved"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def build(folder: Path) -> World:
+    """A world in a folder; its masks are those of a first run."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "max_position_embeddings": 64}
+    config = LlamaConfig(vocab_size=64, num_hidden_layers=2, initializer_range=0.2, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    for seed, name in enumerate(("calibration", "evaluation")):
+        np.save(folder / f"{name}.npy", np.random.default_rng(seed).integers(3, 64, (8, 16)))
+    world = World(folder)
+    first = [*world.flags("first")[:12], "--prune_method", "sparsegpt", "--sparsity_ratio", "0.5"]
+    ended = attempt([*first, "--run_dir", str(folder / "masks")])
+    assert ended.code == 0, ended.err
+    return world
+
+
+def attempt(arguments: list[str], kill_at: int | None = None) -> Ended:
+    """The command line in a process of its own, which is killed before its write of this number."""
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place) / "out", Path(place) / "err"
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                for stream, file in ((1, out), (2, err)):
+                    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
+                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+                if kill_at is not None:
+                    die_at(kill_at)
+                code = barber(arguments)
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return Ended(status, out.read_text(), err.read_text())
+
+
+def die_at(number: int) -> None:
+    """Let this process die before its write of this number."""
+    count = 0
+
+    def deadly(real: Callable) -> Callable:
+        def operation(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == number:
+                os._exit(KILLED)
+            return real(*arguments, **options)
+
+        return operation
+
+    for name in WRITES:
+        setattr(os, name, deadly(getattr(os, name)))
+
+
+def results(world: World, name: str) -> dict:
+    """All that a run has found and saved, without its times."""
+    run = RunDirectory(world.run(name))
+    state = {
+        (layer, stage, part): {key: tensor.tolist() for key, tensor in getattr(run, part)(layer, stage).items()}
+        for layer in run.layers()
+        for stage in ("initial", "rebuilt")
+        for part in ("masks", "weights")
+    }
+    rows = json.loads((run.path / "perplexity.json").read_text())
+    found = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return state | {"perplexity": found, "model": folder_digests(world.model(name))}
+
+
+def judge(world: World, name: str, ended: Ended, wanted: dict, notes: list[str]) -> str:
+    """What an end counts as. notes: gets what is neither right nor refused."""
+    verdict = RIGHT
+    if "Traceback" in ended.err or ended.code not in (0, 2):
+        verdict = TRACEBACK
+    elif ended.code == 2:
+        verdict = REFUSED if ended.err.strip().splitlines()[-1].split("\r")[-1].startswith("error: ") else TRACEBACK
+    else:
+        try:
+            verdict = RIGHT if results(world, name) == wanted else MIXTURE
+        except (OSError, ValueError, UserError):
+            verdict = MIXTURE
+    if verdict not in (RIGHT, REFUSED):
+        notes.append(f"{name}: {verdict}, exit code {ended.code}: {(ended.err.strip() or '-').splitlines()[-1]}")
+    return verdict
+
+
+def copied(world: World, source: str, name: str) -> Path:
+    """A copy of a run under another name, with a job that writes there; its run directory."""
+    shutil.copytree(world.folder / source, world.folder / name)
+    return world.run(name)
+
+
+def kills(world: World, writes: range, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+    """Kill a run before each of its writes and resume it; begin it again where its job was not recorded yet."""
+    for number in writes:
+        killed = attempt(world.flags("kill"), kill_at=number).code == KILLED
+        if killed:
+            ended = attempt(["--resume", str(world.run("kill"))])
+            if not (world.run("kill") / "job.json").exists():
+                ended = attempt(world.flags("kill"))
+            verdict = judge(world, "kill", ended, wanted, notes)
+            yield "killed before a write", LOST if verdict == REFUSED else verdict
+            if verdict != RIGHT:
+                notes.append(f"kill at write {number}: {ended.err.strip()[-300:]}")
+        shutil.rmtree(world.folder / "kill", ignore_errors=True)
+        if not killed:
+            break
+
+
+def harmed(world: World, source: str, harm: Callable[[Path], None], wanted: dict, notes: list[str], what: str) -> str:
+    """The verdict on a copy of a run that was harmed and resumed. Its job names the place of the source."""
+    away = world.folder / "away"
+    (world.folder / source).rename(away)
+    try:
+        shutil.copytree(away, world.folder / source)
+        harm(world.run(source))
+        ended = attempt(["--resume", str(world.run(source))])
+        verdict = judge(world, source, ended, wanted, notes)
+        if verdict not in (RIGHT, REFUSED):
+            notes.append(what)
+        return verdict
+    finally:
+        shutil.rmtree(world.folder / source)
+        away.rename(world.folder / source)
+
+
+def flips(world: World, source: str, places: int, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+    """Flip a bit at some places of each file of a run."""
+    for file in sorted(path for path in world.run(source).rglob("*") if path.is_file()):
+        name = file.relative_to(world.run(source))
+        size = file.stat().st_size
+        for index in range(min(places, size)):
+            place = (2 * index + 1) * size // (2 * min(places, size))
+
+            def flip(run: Path, name=name, place=place, index=index) -> None:
+                data = bytearray((run / name).read_bytes())
+                data[place] ^= 1 << (5 * index) % 8
+                (run / name).write_bytes(data)
+
+            what = f"bit flipped in {name} at {place}"
+            yield f"bit flipped, {source} run", harmed(world, source, flip, wanted, notes, what)
+
+
+def damages(world: World, source: str, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+    """Damage lines of events.jsonl, and lose files and folders."""
+    for number in (0, 2, -2):
+        for line in (b"", b"\0" * 64, b"7", b"[" * 5000, b'{"event": "Nothing"}', b"\xff\xfe"):
+
+            def change(run: Path, number=number, line=line) -> None:
+                lines = (run / "events.jsonl").read_bytes().split(b"\n")
+                lines[number] = line
+                (run / "events.jsonl").write_bytes(b"\n".join(lines))
+
+            yield "line of events.jsonl damaged", harmed(world, source, change, wanted, notes, f"line {number}: {line}")
+    for path in sorted(world.run(source).iterdir()):
+
+        def lose(run: Path, name=path.name) -> None:
+            shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+
+        yield "file or folder lost", harmed(world, source, lose, wanted, notes, f"lost {path.name}")
+
+
+def changed_inputs(world: World, source: str, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+    """Change what a run reads, resume it, and put it back."""
+
+    def tensor(name: str) -> Callable[[], None]:
+        def change() -> None:
+            file = world.folder / "model" / "model.safetensors"
+            tensors = load_file(file)
+            tensors[name].view(-1)[0] += 0.5
+            save_file(tensors, file, metadata={"format": "pt"})
+
+        return change
+
+    def setting(name: str, value: object) -> Callable[[], None]:
+        def change() -> None:
+            file = world.folder / "model" / "config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+
+        return change
+
+    def tokens(name: str) -> Callable[[], None]:
+        def change() -> None:
+            file = world.folder / f"{name}.npy"
+            np.save(file, np.load(file)[::-1])
+
+        return change
+
+    def masks() -> None:
+        file = world.folder / "masks" / "masks" / "layer_000.safetensors"
+        tensors = load_file(file)
+        save_file({name: value.flip(0) for name, value in tensors.items()}, file)
+
+    ways = [
+        tensor("model.embed_tokens.weight"), tensor("model.layers.1.input_layernorm.weight"),
+        tensor("model.norm.weight"), tensor("lm_head.weight"), tensor("model.layers.0.mlp.up_proj.weight"),
+        setting("rms_norm_eps", 0.1), setting("hidden_act", "relu"), tokens("calibration"), tokens("evaluation"), masks,
+    ]  # fmt: skip
+    for number, way in enumerate(ways):
+        kept = world.folder / "kept"
+        names = ("model", "masks", "calibration.npy", "evaluation.npy")
+        kept.mkdir()
+        for name in names:
+            place = world.folder / name
+            shutil.copytree(place, kept / name) if place.is_dir() else shutil.copy2(place, kept / name)
+        try:
+            verdict = harmed(world, source, lambda run, way=way: way(), wanted, notes, f"changed input {number}")
+            yield "input changed", MIXTURE if verdict == RIGHT else verdict
+        finally:
+            for name in names:
+                place = world.folder / name
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+                shutil.move(kept / name, place)
+            kept.rmdir()
+
+
+def bad_outputs(world: World, notes: list[str]) -> Iterator[tuple[str, str]]:
+    """Name outputs where they cannot be: refused before the work, and what was there stays."""
+    place = world.folder / "outputs"
+    place.mkdir()
+    (place / "file").write_text("mine")
+    os.mkfifo(place / "fifo")
+    (place / "link").symlink_to("link")
+    (place / "full").mkdir()
+    (place / "full" / "mine").write_text("mine")
+    (place / ".new.part").mkdir()
+    (place / ".new.part" / "mine").write_text("mine")
+    before = folder_digests(place)
+    targets = {
+        "save_ppl": ["file", "fifo", "link", "file/below", "/dev/null", "/dev/full"],
+        "save_model": ["file", "fifo", "link", "full", "new", "file/below", "/dev/null"],
+        "run_dir": ["file", "fifo", "link", "full", "file/below"],
+        "save_data": ["file", "fifo", "link", "full", "file/below.npy"],
+    }
+    flags = [*world.flags("first")[:12], "--prune_method", "magnitude", "--sparsity_ratio", "0.5"]
+    for flag, names in targets.items():
+        for name in names:
+            ended = attempt([*flags, f"--{flag}", str(place / name)])
+            verdict = judge(world, name, ended, {}, notes)
+            right = verdict == REFUSED and not ended.out and folder_digests(place) == before
+            if not right:
+                notes.append(f"--{flag} {name}: {ended.err.strip()[-300:]}")
+            yield "output where it cannot be", verdict if right or verdict != REFUSED else LOST
+    shutil.rmtree(place)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--places", type=int, default=2, help="bits flipped in each file")
+    parser.add_argument("--first", type=int, default=1, help="number of the first of these writes")
+    parser.add_argument("--every", type=int, default=5, help="kill before every so many writes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # threads do not live on in forked processes
+    began, notes, counts = time.monotonic(), [], {}
+    with tempfile.TemporaryDirectory() as place:
+        world = build(Path(place))
+        ended = attempt(world.flags("finished"))
+        assert ended.code == 0, ended.err
+        wanted = results(world, "finished")
+        writes = 20
+        while attempt(world.flags("begun"), kill_at=writes).code == KILLED and not half_way(world):
+            shutil.rmtree(world.folder / "begun", ignore_errors=True)
+            writes += 7
+        cases = [
+            kills(world, range(arguments.first, MANY, arguments.every), wanted, notes),
+            *(flips(world, source, arguments.places, wanted, notes) for source in ("finished", "begun")),
+            damages(world, "finished", wanted, notes),
+            damages(world, "begun", wanted, notes),
+            changed_inputs(world, "begun", wanted, notes),
+            bad_outputs(world, notes),
+        ]
+        for kind, verdict in (case for part in cases for case in part):
+            counts.setdefault(kind, Counter())[verdict] += 1
+    columns = [RIGHT, REFUSED, TRACEBACK, MIXTURE, LOST]
+    rows = [[kind, count.total(), *(count[column] for column in columns)] for kind, count in counts.items()]
+    rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(columns) + 2))])
+    print(table(["what happened", "cases", *columns], [[str(cell) for cell in row] for row in rows]))
+    print("\n".join(notes), f"{time.monotonic() - began:.0f} s", sep="\n")
+
+
+def half_way(world: World) -> bool:
+    """Whether the run "begun" has rebuilt something, and not all."""
+    path = world.run("begun") / "events.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return sum(b'"SubBlockRebuilt"' in line for line in lines) == 3
+
+
+if __name__ == "__main__":
+    main()

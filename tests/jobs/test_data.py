@@ -1,0 +1,168 @@
+"""The data of whole jobs: what is measured where nothing was said, what is left out, what the report tells of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from barber.cli import main
+from barber.config import PruneConfig, Sparsity
+from barber.errors import UserError
+from barber.events import Notice, PerplexityMeasured, Progress, ZeroShotMeasured
+from barber.job_spec import JobSpec
+from barber.jobs.job import run_job
+from barber.jobs.options import job_from
+from barber.jobs.report import Report
+from barber.runs.resume import read_job
+from tests.support.golden_data import GOLDEN
+from tests.support.jobs import ROOT
+from tests.support.tiny import llama, story, tokenizer
+
+MODEL = {"model": "m"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model with a tokenizer and one without, ids for calibration, and a text."""
+    folder = tmp_path_factory.mktemp("world")
+    for name in ("model", "bare"):
+        llama().save_pretrained(folder / name)
+    tokenizer().save_pretrained(folder / "model")
+    np.save(folder / "ids.npy", np.random.default_rng(0).integers(3, 300, (8, 16)))
+    (folder / "text.txt").write_text(story(1, 400))
+    return folder
+
+
+def flags(world, *more: str, model: str = "model") -> list[str]:
+    return [
+        "--model", str(world / model), "--prune_method", "wanda", "--sparsity_ratio", "0.5", "--device", "cpu",
+        "--calibration", str(world / "ids.npy"), "--nsamples", "4", "--seqlen", "16", *more,
+    ]  # fmt: skip
+
+
+def test_what_is_measured_where_nothing_was_said():
+    assert job_from(MODEL).evaluation == ("wikitext2",)
+    assert job_from(MODEL | {"save_ppl": "p"}).evaluation == ("wikitext2", "ptb", "c4")
+    assert job_from({"save_ppl": "p"}).evaluation == ("storyteller",)
+    assert job_from(MODEL | {"save_ppl": "p", "eval_data": "ptb"}).evaluation == ("ptb",)
+    assert job_from(MODEL | {"eval_data": "none", "save_ppl": "p"}).evaluation == ()
+    assert [job_from(MODEL | given).evaluation_required for given in ({}, {"eval_data": "c4"})] == [False, True]
+
+
+def test_a_comma_in_the_path_of_a_file_parts_nothing(tmp_path):
+    one, other = tmp_path / "a, b,c.txt", tmp_path / "d.txt"
+    for path in (one, other):
+        path.write_text("the cat")
+    for names in ([str(one)], [str(one), "ptb"], ["ptb", str(one), str(other)], [str(other), str(one)]):
+        assert job_from(MODEL | {"eval_data": ",".join(names)}).evaluation == tuple(names)
+    assert job_from(MODEL | {"eval_data": "ptb, c4,"}).evaluation == ("ptb", "c4")
+    assert job_from(MODEL | {"eval_data": "a,~nosuchuser,b"}).evaluation == ("a", "~nosuchuser", "b")
+
+
+def test_without_tokenizer_or_hub_a_model_is_pruned_and_saved(world, tmp_path, capsys):
+    assert main(flags(world, "--save_model", str(tmp_path / "m"), model="bare")) == 0
+    captured = capsys.readouterr()
+    assert (tmp_path / "m" / "model.safetensors").exists()
+    assert "Perplexity is not measured on wikitext2: The model has no tokenizer" in captured.out
+    assert main(flags(world, "--save_model", str(tmp_path / "n"), "--eval_data", "none", model="bare")) == 0
+    assert (tmp_path / "n" / "model.safetensors").exists()
+    assert "not measured" not in capsys.readouterr().out
+
+
+def test_save_ppl_names_the_published_data_that_cannot_be_had(world, tmp_path, capsys):
+    assert main(flags(world, "--save_ppl", str(tmp_path / "p"), "--datasets_cache_dir", str(tmp_path / "cache"))) == 0
+    table = (tmp_path / "p" / "log_wanda_0.01.txt").read_text()
+    for name in ("wikitext2", "ptb", "c4"):
+        assert f"Perplexity is not measured on {name}: Data set {name}" in table
+    assert json.loads((tmp_path / "p" / "perplexity.json").read_text()) == []
+    capsys.readouterr()
+
+
+def test_data_that_was_asked_for_or_is_all_there_is_to_do_must_be_there(world, tmp_path, capsys):
+    cache = ["--datasets_cache_dir", str(tmp_path / "cache")]
+    assert main(flags(world, "--eval_data", "ptb", *cache)) == 2
+    assert "Data set ptb" in capsys.readouterr().err
+    dense = ["--model", str(world / "model"), "--device", "cpu", "--seqlen", "16", *cache]
+    assert main(dense) == 2
+    assert "Data set wikitext2" in capsys.readouterr().err
+    assert main([*dense, "--save_ppl", str(tmp_path / "p")]) == 2
+    assert "None of wikitext2, ptb, c4 can be had" in capsys.readouterr().err
+    assert main([*dense, "--window_start", "bos", "--eval_data", "none", "--model", str(world / "bare")]) == 2
+    assert "needs a tokenizer" in capsys.readouterr().err
+
+
+def test_the_report_says_what_windows_begin_with_and_how_sure_it_is(world, capsys):
+    text = ["--eval_data", str(world / "text.txt")]
+    for more, begins in (([], "bos"), (["--window_start", "none"], "none")):
+        assert main(flags(world, *text, *more)) == 0
+        lines = capsys.readouterr().out.splitlines()
+        row = next(line for line in lines if line.startswith("text.txt"))
+        assert f" {begins} " in row
+        assert row.count("(") == 2  # the intervals of the dense and the pruned model
+        assert "window start" in next(line for line in lines if line.startswith("perplexity"))
+
+
+def test_a_standard_error_of_zero_is_a_number():
+    report = Report(JobSpec())
+    report.add(ZeroShotMeasured("dense", "boolq", {"acc": 1.0, "f1": 0.5}, {"acc": 0.0, "f1": None}, 3))
+    assert "0.0000" in report.zero_shot()
+    assert report.zero_shot().splitlines()[2].split()[-2] == "-"
+
+
+def test_a_dense_model_that_overflows_says_so_in_its_report(world, tmp_path, capsys):
+    model = llama()
+    for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj):
+        linear.weight.data.mul_(1e4)  # each is a number of float16, their product is none
+    model.half().save_pretrained(tmp_path / "hot")
+    tokenizer().save_pretrained(tmp_path / "hot")
+    data = ["--eval_data", str(world / "text.txt"), "--seqlen", "16", "--device", "cpu", "--dtype", "float16"]
+    assert main(["--model", str(tmp_path / "hot"), *data]) == 0
+    assert "not finite in" in capsys.readouterr().out
+
+
+def test_a_job_of_any_size_can_be_stopped_while_its_data_is_drawn(world):
+    prune = PruneConfig(Sparsity.parse("50%"), "wanda")
+    spec = JobSpec(
+        model=str(world / "model"), prune=prune, calibration="storyteller", evaluation=(), nsamples=10**6, seqlen=16,
+        device="cpu",
+    )  # fmt: skip
+    events = run_job(spec)
+    for event in events:
+        if isinstance(event, Progress) and event.phase == "data" and event.done >= 32:
+            break
+    events.close()
+
+
+def test_a_broken_task_file_ends_the_job_before_the_model_is_loaded(world, tmp_path):
+    (tmp_path / "broken.yaml").write_text("task: [a\n b: c")
+    spec = JobSpec(model=str(world / "nowhere"), zeroshot_tasks=(str(tmp_path / "broken.yaml"),), evaluation=())
+    with pytest.raises(UserError, match="it is not YAML in line 2"):
+        list(run_job(spec))
+
+
+def test_rows_without_text_are_told_once(world, tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text("\n".join(json.dumps({"body": story(seed) if seed % 3 else None}) for seed in range(60)))
+    spec = JobSpec(
+        model=str(world / "model"), prune=PruneConfig(Sparsity.parse("50%"), "wanda"), calibration=str(path),
+        evaluation=(str(path),), nsamples=2, seqlen=16, device="cpu", text_field="body",
+    )  # fmt: skip
+    events = list(run_job(spec))
+    told = [event.message for event in events if isinstance(event, Notice) and "skipped" in event.message]
+    assert told == ["20 of 60 rows of text.jsonl hold no text and were skipped."]
+    measured = [event for event in events if isinstance(event, PerplexityMeasured)]
+    assert [event.window_start for event in measured] == ["bos"] * 3
+    assert all(math.isfinite(event.low) and event.low < event.perplexity < event.high for event in measured)
+
+
+def test_a_run_begun_by_an_earlier_version_goes_on_with_its_own_windows(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "begun"
+    shutil.copytree(GOLDEN / "runs-0.1.0" / "begun", run)
+    assert read_job(run).window_start == "none"
+    monkeypatch.chdir(ROOT)  # its paths are relative
+    assert main(["--resume", str(run)]) == 0
+    assert "calibration_tokens.npy (second half)      64     512  none " in capsys.readouterr().out
