@@ -44,7 +44,7 @@ class Inspection:
         return f"{said}: what is called dense here is that pruned model."
 
 
-ALREADY = 0.01  # share of zeros from which a model counts as pruned; a few stand in any checkpoint
+ALREADY = 0.1  # share of zeros from which a model counts as pruned; Gemma 3 270M comes with 4.5 %
 
 
 def count_zeros(view: DecoderView, provider: LayerProvider) -> Inspection:

@@ -232,3 +232,4 @@ class TestZeros:
 
     def test_a_dense_model_says_nothing(self):
         assert inspected(build("llama"))[1].describe(0.5) is None
+        assert Inspection(weights=100_270_080, zeros=4_558_952).describe(0.5) is None  # Gemma 3 270M as published
