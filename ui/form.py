@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from barber.config import AUTO, AUTO_ROUNDS, Refiner
-from ui import settings, titles
+from ui import settings, titles, visitors
 from ui.catalogue import choices
 
 TARGET_INFO = "Itself: on the input that the pruned layers before it send. The model: as if nothing were pruned."
@@ -25,7 +25,7 @@ def build() -> Form:
         choices(),
         value=settings.FORM["model"],
         label="Model",
-        info=f"Pick one, or type a hub id{'' if settings.on_a_space() else ' or a local folder'}.",
+        info=f"Pick one, or type a hub id{' or a local folder' if visitors.may_name_paths() else ''}.",
         allow_custom_value=True,
         elem_id="model",
     )
@@ -152,7 +152,7 @@ def _dataset(name: str, label: str) -> gr.Dropdown:
         list(titles.DATASETS),
         value=settings.FORM[name],
         label=label,
-        info=None if settings.on_a_space() else "A data set, or a local .txt, .jsonl or .npy file.",
+        info="A data set, or a local .txt, .jsonl or .npy file." if visitors.may_name_paths() else None,
         allow_custom_value=True,
         elem_id=name,
     )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from barber.config import AUTO, Order, PruneConfig, Sparsity
 from barber.errors import UserError
@@ -15,9 +13,9 @@ from barber.job_spec import JobSpec
 from barber.jobs.presets import FIRST_LOOK as PRESET
 from barber.pruning.problem import split_sequences
 from barber.storyteller import documents
-from ui.titles import CHOICES, DATASETS, FIXED, LABELS
+from ui import visitors
+from ui.titles import CHOICES, FIXED, LABELS
 
-HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMG]i?B", re.IGNORECASE)
 PROMPTS = ("Once upon a time", "The capital of France is", "The most important thing about science is")
 
@@ -60,14 +58,13 @@ FORM = {"swaps": AUTO} | DEFAULTS | {"threshold": 0.1}  # in the form, a switch 
 
 def to_spec(values: Mapping[str, object]) -> JobSpec:
     """The job that the values of FIELDS describe. Raises UserError for the first value that is not allowed."""
+    visitors.check(values)
     model = _text(values, "model", "Give a model: pick one or type a hub id or a local folder.")
     calibration = _text(values, "calibration", "Give calibration data, for example storyteller or wikitext2.")
     evaluation = tuple(part.strip() for part in str(values["evaluation"] or "").split(",") if part.strip())
     if not evaluation:
         raise UserError("Give evaluation data, for example storyteller or wikitext2.")
-    if on_a_space():
-        _refuse_paths(model, (calibration, *evaluation))
-    rebuilds, refits = bool(values["rebuild"]), bool(values["reconstruct"])
+    rebuilds, refits = _switch(values, "rebuild"), _switch(values, "reconstruct")
     prune = PruneConfig(
         sparsity=Sparsity.parse(str(values["sparsity"] or "")),
         method=str(values["method"]),
@@ -80,7 +77,7 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
         target=str(values["target"]),
         allocation=str(values["allocation"]),
         reconstruct=refits,
-        retain_reconstruction=bool(values["retain_reconstruction"]),
+        retain_reconstruction=_switch(values, "retain_reconstruction"),
         order=str(values["order"]) if rebuilds or refits else Order.PAPER,  # hidden then, as it has no effect
     )
     nsamples = _whole(values, "nsamples", 1)
@@ -96,7 +93,7 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
         seqlen=_whole(values, "seqlen", 2, optional=True),
         seed=_whole(values, "seed", 0),
         eval_windows=_whole(values, "eval_windows", 1, optional=True),
-        stream=bool(values["stream"]),
+        stream=_switch(values, "stream"),
         max_memory=_size(values, "max_memory"),
         prompts=PRESET.prompts if model == PRESET.model else PROMPTS,
     )
@@ -144,19 +141,6 @@ def from_query(query: Mapping[str, str]) -> dict[str, object]:
     return values
 
 
-def on_a_space() -> bool:
-    """Whether this process serves strangers on a Hugging Face Space."""
-    return "SPACE_ID" in os.environ
-
-
-def _refuse_paths(model: str, specs: tuple[str, ...]) -> None:
-    if not HUB_ID.fullmatch(model) or Path(model).exists():
-        raise UserError(f"Model {model!r} is not a hub id: files of the server cannot be used here, give owner/name.")
-    for spec in specs:
-        if spec not in DATASETS:
-            raise UserError(f"Data {spec!r} cannot be used here: choose one of {', '.join(DATASETS)}.")
-
-
 def _text(values: Mapping[str, object], name: str, missing: str) -> str:
     text = str(values[name] or "").strip()
     if not text:
@@ -164,10 +148,17 @@ def _text(values: Mapping[str, object], name: str, missing: str) -> str:
     return text
 
 
+def _switch(values: Mapping[str, object], name: str) -> bool:
+    """A value that is true or false; the text "false" would count as true."""
+    if not isinstance(values[name], bool):
+        raise UserError(f"The value {values[name]!r} of {name} is not allowed: give true or false, without quotes.")
+    return values[name]
+
+
 def _number(values: Mapping[str, object], name: str) -> float:
     try:
         return float(values[name])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{LABELS[name]} {values[name]!r} is not a number.") from None
 
 
