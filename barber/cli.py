@@ -8,11 +8,11 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from barber.config import METHODS, Allocation, Granularity, Metric, Order, Refiner, Target
-from barber.errors import UserError
+from barber.console import check_arguments, interruptible, path
+from barber.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from barber.job_spec import JobSpec
@@ -27,10 +27,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see --help.\n")
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,14 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--prompt", help="text to continue with the dense, the initial and the rebuilt model")
     flag("--datasets_cache_dir", metavar="DIR", help="where data sets are kept")
     flag("--cache_dir", metavar="DIR", help="where downloaded models are kept")
-    flag("--save_data", metavar="FILE", type=_path, help="write the calibration tokens (.npy)")
-    flag("--save_model", metavar="DIR", type=_path, help="write the pruned model as a Hugging Face folder")
-    flag("--save_ppl", metavar="DIR", type=_path, help="write the perplexities")
-    flag("--save_zeroshot", metavar="DIR", type=_path, help="run zero-shot tasks and write their results")
+    flag("--save_data", metavar="FILE", type=path, help="write the calibration tokens (.npy)")
+    flag("--save_model", metavar="DIR", type=path, help="write the pruned model as a Hugging Face folder")
+    flag("--save_ppl", metavar="DIR", type=path, help="write the perplexities")
+    flag("--save_zeroshot", metavar="DIR", type=path, help="run zero-shot tasks and write their results")
     flag("--zeroshot_tasks", metavar="TASK[,TASK]", help="lm-eval tasks (default: the published seven)")
     flag("--limit", type=int, metavar="N", help="at most N items per zero-shot task")
-    flag("--run_dir", metavar="DIR", type=_path, help="record the run: masks, events, histograms")
-    flag("--resume", metavar="DIR", type=_path, help="go on with the run that was begun in this --run_dir")
+    flag("--run_dir", metavar="DIR", type=path, help="record the run: masks, events, histograms")
+    flag("--resume", metavar="DIR", type=path, help="go on with the run that was begun in this --run_dir")
     flag("--delete", action="store_true", help="delete the model that --save_model wrote, after the evaluation")
     flag("--stream", action="store_true", help="read the model layer by layer (by itself where it does not fit)")
     flag("--max_memory", metavar="SIZE", help="of the device at most, like 12GiB (default: what is free)")
@@ -88,10 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 2 for a user's error, 130 for an interrupt."""
-    args = build_parser().parse_args(argv)
     logging.captureWarnings(True)
     who = ""
     try:
+        check_arguments(sys.argv[1:] if argv is None else argv)
+        args = build_parser().parse_args(argv)
         # Torch and transformers take seconds to import: --help and a mistyped flag need not wait for them.
         from barber.pruning.distributed import join, leave
 
@@ -103,6 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             leave()
     except UserError as error:
         sys.stderr.write(f"{who}error: {error}\n")
+        return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a name that is too long, a folder that may not be entered, a full disk
+        place = f"{error.filename!r} cannot be used" if error.filename else "The system refused"
+        sys.stderr.write(f"{who}error: {place} ({error.strerror or first_line(error)}): give another place.\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; the model on disk is as it was.\n")
@@ -141,7 +144,11 @@ def _run(given: dict, ranks: Ranks) -> None:
     if ranks.writes:
         check_outputs({flag: given.get(flag) for flag in OUTPUTS})
     summary, eta = Report(spec), Eta()
-    with _bar(ranks.writes) as bar, contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events:
+    with (
+        interruptible(),
+        _bar(ranks.writes) as bar,
+        contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events,
+    ):
         for event in events:
             eta.update(event)
             summary.add(event)

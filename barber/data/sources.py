@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from barber import console
 from barber.bundled import STORYTELLER
 from barber.errors import UserError
 from barber.registry import DATA_SOURCES
@@ -33,7 +34,7 @@ def local_file(spec: str) -> Path | None:
     """The resolved path of a spec that is a local file, None for a named data set; UserError for anything else."""
     if spec in DATA_SOURCES:
         return None
-    path = Path(spec).expanduser()
+    path = console.path(spec)
     if path.suffix.lower() not in FILE_TYPES:
         raise UserError(
             f"Data {spec!r} is unknown: give one of {', '.join(DATA_SOURCES)}, or a file that ends in "

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from barber import console
 from barber.bundled import STORYTELLER
 from barber.config import AUTO, PruneConfig, Refiner, Sparsity
 from barber.errors import UserError
@@ -55,7 +56,7 @@ def job_from(given: dict[str, Any]) -> JobSpec:
 
 
 def _home(path: str) -> str:
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+    return str(console.path(path)) if path.startswith("~") else path
 
 
 def _names(text: str, flag: str) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, *flags: str, **environment: str) -> Iterator[Server]:
-    """Start `python app.py` with more flags on a free port; at the end, stop it and check that it printed no traceback."""
+    """Start `python app.py` with more flags on a free port; at the end, stop it. It must print no traceback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
