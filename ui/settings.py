@@ -64,7 +64,7 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
     evaluation = tuple(part.strip() for part in str(values["evaluation"] or "").split(",") if part.strip())
     if not evaluation:
         raise UserError("Give evaluation data, for example storyteller or wikitext2.")
-    rebuilds, refits = _switch(values, "rebuild"), _switch(values, "reconstruct")
+    rebuilds, refits = bool(values["rebuild"]), bool(values["reconstruct"])
     prune = PruneConfig(
         sparsity=Sparsity.parse(str(values["sparsity"] or "")),
         method=str(values["method"]),
@@ -77,7 +77,7 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
         target=str(values["target"]),
         allocation=str(values["allocation"]),
         reconstruct=refits,
-        retain_reconstruction=_switch(values, "retain_reconstruction"),
+        retain_reconstruction=bool(values["retain_reconstruction"]),
         order=str(values["order"]) if rebuilds or refits else Order.PAPER,  # hidden then, as it has no effect
     )
     nsamples = _whole(values, "nsamples", 1)
@@ -93,7 +93,7 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
         seqlen=_whole(values, "seqlen", 2, optional=True),
         seed=_whole(values, "seed", 0),
         eval_windows=_whole(values, "eval_windows", 1, optional=True),
-        stream=_switch(values, "stream"),
+        stream=bool(values["stream"]),
         max_memory=_size(values, "max_memory"),
         prompts=PRESET.prompts if model == PRESET.model else PROMPTS,
     )
@@ -148,17 +148,10 @@ def _text(values: Mapping[str, object], name: str, missing: str) -> str:
     return text
 
 
-def _switch(values: Mapping[str, object], name: str) -> bool:
-    """A value that is true or false; the text "false" would count as true."""
-    if not isinstance(values[name], bool):
-        raise UserError(f"The value {values[name]!r} of {name} is not allowed: give true or false, without quotes.")
-    return values[name]
-
-
 def _number(values: Mapping[str, object], name: str) -> float:
     try:
         return float(values[name])
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError):
         raise UserError(f"{LABELS[name]} {values[name]!r} is not a number.") from None
 
 
