@@ -18,10 +18,8 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import httpx
 from gradio_client import Client
@@ -49,7 +47,10 @@ def visit(server: Server, seed: int) -> tuple[list[float], float]:
 
 
 class Hostile:
-    """Asks again and again until told to stop. answers: how often it was answered how; slowest: seconds to a refusal."""
+    """Asks again and again until told to stop.
+
+    answers: how often it was answered how. slowest: seconds until an answer.
+    """
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -93,14 +94,9 @@ class Hostile:
         return ask
 
     def _posted(self, route: str, **what: object) -> str:
-        host = urlsplit(self.server.url)
-        headers = {"content-type": "application/json"} if "content" in what else {}
-        answer = httpx.post(
-            f"http://{host.netloc}/gradio_api/{route}",
-            timeout=60,
-            **what | {"headers": headers | what.get("headers", {})},
-        )
-        return str(answer.status_code)
+        if "content" in what:
+            what["headers"] = {"content-type": "application/json"}
+        return str(httpx.post(f"{self.server.url}gradio_api/{route}", timeout=60, **what).status_code)
 
     def _timed(self, what: str, ask: Callable[[], str]) -> None:
         started = time.monotonic()

@@ -37,8 +37,8 @@ def sentence(err: str) -> str:
     """The only thing that was said besides the progress."""
     assert "Traceback" not in err, err
     assert "Exception ignored" not in err, err
-    (said,) = [line.rsplit("\r", 1)[-1] for line in err.splitlines()]
-    return said
+    (said,) = err.removesuffix("\n").split("\n")
+    return said.rsplit("\r", 1)[-1]
 
 
 def test_a_full_stdout_is_one_sentence_and_loses_no_results(tmp_path):
@@ -69,13 +69,14 @@ def test_closed_streams_do_not_end_a_run(tmp_path, streams):
     assert (tmp_path / "p" / "perplexity.json").exists()
 
 
-@pytest.mark.parametrize("arguments", [SMALL, ["--help"]])
-def test_a_broken_pipe_is_silent(arguments):
+@pytest.mark.parametrize(("arguments", "codes"), [(SMALL, {141}), (["--help"], {0, 141})])
+def test_a_broken_pipe_is_silent(arguments, codes):
+    """argparse itself passes over the help that nobody reads, where that is longer than a buffer."""
     process = start(arguments)
     process.stdout.close()
     process.stdout = None
     code, _, err = finish(process)
-    assert code == 128 + signal.SIGPIPE
+    assert code in codes
     assert "rror" not in err
     assert "Traceback" not in err
 
@@ -137,7 +138,7 @@ def alive(process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("after", [0.0, 0.7, 1.5, 2.5])
+@pytest.mark.parametrize("after", [0.0, 1.0, 2.5])
 def test_an_interrupt_in_the_first_moments(after, times):
     process = start(LONG)
     alive(process)

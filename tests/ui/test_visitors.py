@@ -12,8 +12,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from barber.errors import UserError
-from barber.events import Progress
 from barber.evaluation.generation import check_prompt
+from barber.events import Progress
 from barber.models.loading import load
 from benchmarks.visitors import ASKED, Hostile, together, visit
 from tests.support.app_server import Server, serving
@@ -47,7 +47,7 @@ def refusal(client: Client, **wrong: object) -> str:
 def test_a_refusal_does_not_tell_what_exists(client, setting, tmp_path):
     (tmp_path / "there.txt").write_text("secret")
     told = [
-        refusal(client, **{setting: str(path)}).replace(str(path), "")
+        refusal(client, **{setting: str(path)}).replace(repr(str(path)), "")
         for path in (tmp_path / "there.txt", tmp_path / "gone.txt", tmp_path, Path("/"), Path("~root/x"))
     ]
     assert len(set(told)) == 1
