@@ -88,14 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     who = ""
     try:
         check_arguments(sys.argv[1:] if argv is None else argv)
-        args = build_parser().parse_args(argv)
+        given = vars(build_parser().parse_args(argv))
+        _check_values(given)
         # Torch and transformers take seconds to import: --help and a mistyped flag need not wait for them.
         from barber.pruning.distributed import join, leave
 
         ranks = join()
         who = f"[process {ranks.rank}] " if ranks.world > 1 else ""
         try:
-            _run(vars(args), ranks)
+            _run(given, ranks)
         finally:
             leave()
     except UserError as error:
@@ -111,6 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("Stopped; the model on disk is as it was.\n")
         return 130
     return 0
+
+
+def _check_values(given: dict) -> None:
+    """UserError for what argparse lets through: "--flag=--" as an empty list, and numbers that no library takes."""
+    for flag, value in given.items():
+        if isinstance(value, list):
+            raise UserError(f"--{flag} has no value: give one, see --help.")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"The number given for --{flag} is not allowed: it must be below 2**63 in size.")
 
 
 def _job(given: dict) -> tuple[JobSpec, bool]:

@@ -2,7 +2,7 @@
 
     python benchmarks/command_lines.py            # every line in a process forked from one that has imported all
     python benchmarks/command_lines.py --fresh    # every line in an interpreter of its own, as a user starts it
-    python benchmarks/command_lines.py --every 9  # every ninth line
+    python benchmarks/command_lines.py --every 9  # every ninth line; --only TEXT those with this text in them
 
 Prints each line that ended otherwise than with 0, 2 or 130, and how many ended how. The exit code is the number of bad
 ends, 100 at most.
@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-SECONDS = 60  # what a small run takes many times over
+SECONDS = 120  # what a small run takes many times over
 MOST_MEMORY = 12 * 2**30  # address space of a process
 SMALL = {"nsamples": "4", "seqlen": "32", "eval_windows": "2", "prune_method": "magnitude", "sparsity_ratio": "0.5"}
 WHOLE = ("nsamples", "seqlen", "seed", "eval_windows", "rounds", "limit")
@@ -107,7 +107,8 @@ def lines(world: Path) -> Iterator[Line]:
 
 
 def _line(name: str, value: str) -> Line:
-    more = {"threshold": ["--prune_barber"], "limit": ["--zeroshot_tasks", "story_ending"]}
+    task = ["--zeroshot_tasks", "story_ending"]
+    more = {"threshold": ["--prune_barber"], "limit": task, "save_zeroshot": [*task, "--limit", "2"]}
     barber = ("prune_metric", "prune_granularity", "refiner", "rounds", "target", "order")
     extra = more.get(name, ["--prune_barber"] if name in barber else [])
     return Line((*_flags({k: v for k, v in SMALL.items() if k != name}), *extra, f"--{name}={value}"))
@@ -180,7 +181,7 @@ def _be(line: Line, log: Path, folder: Path) -> None:
         os._exit(code if isinstance(code, int) else 1)
 
 
-def count(every: int = 1, fresh: bool = False) -> tuple[Counter[str], list[str]]:
+def count(every: int = 1, fresh: bool = False, only: str = "") -> tuple[Counter[str], list[str]]:
     """How often lines ended how, and those that ended badly, with the end of what they said."""
     if not fresh:
         import datasets  # noqa: F401
@@ -194,23 +195,24 @@ def count(every: int = 1, fresh: bool = False) -> tuple[Counter[str], list[str]]
         world = Path(place) / "world"
         world.mkdir()
         make_world(world)
-        for line in list(lines(world))[::every]:
+        for line in [line for line in lines(world) if only in str(line)][::every]:
             with tempfile.TemporaryDirectory(dir=place) as folder:
                 end, said = run(line, Path(folder), fresh)
             ends[end] += 1
             mistake = said.rstrip().rsplit("\r", 1)[-1].splitlines()[-1:]
             if end not in ("0", "2", "130") or (end == "2" and not (mistake and "error: " in mistake[0])):
                 bad.append(f"{end}: {line}\n    {' | '.join(said.strip().splitlines()[-2:])[-300:]}")
+                print(bad[-1], flush=True)
     return ends, bad
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="run every so-manieth line only")
+    parser.add_argument("--only", default="", help="run only lines with this text in them")
     parser.add_argument("--fresh", action="store_true", help="an interpreter of its own for every line")
     arguments = parser.parse_args(argv)
-    ends, bad = count(arguments.every, arguments.fresh)
-    print("\n".join(bad))
+    ends, bad = count(arguments.every, arguments.fresh, arguments.only)
     print(f"{ends.total()} lines: {', '.join(f'{number} ended with {end}' for end, number in sorted(ends.items()))}.")
     return min(len(bad), 100)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def check_outputs(outputs: Mapping[str, Path | None]) -> None:
 
     outputs: flag name -> where it will write, or None. Nothing is left behind by the check.
     """
-    places = {flag: path.resolve() for flag, path in outputs.items() if path is not None}
+    # Not Path.resolve, which raises a RuntimeError of its own where links lead to each other.
+    places = {flag: Path(os.path.realpath(path)) for flag, path in outputs.items() if path is not None}
     for folder in FRESH:
         for flag, path in places.items():
             fresh = places.get(folder)
@@ -27,6 +29,8 @@ def check_outputs(outputs: Mapping[str, Path | None]) -> None:
                 raise UserError(f"--{flag} {path} lies in --{folder} {fresh}: give each a place of its own.")
     for flag, path in places.items():
         try:
+            if path.is_symlink():  # even now: it leads back to itself
+                raise UserError(f"--{flag} {path} is a link that leads nowhere: give another place.")
             if flag in FRESH and path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise UserError(f"--{flag} {path} is not empty: give a new or empty folder, nothing is overwritten.")
             if flag == "save_data" and (path.suffix != ".npy" or path.is_dir()):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from barber.cli import main
+from barber.config import Sparsity
 from barber.errors import UserError
 from barber.pruning.distributed import join
 
@@ -175,4 +177,33 @@ def test_bad_command_lines_end_with_a_sentence():
     command = [sys.executable, "benchmarks/command_lines.py", "--every", "23"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert int(result.stdout.split()[0]) > 20
+    assert int(result.stdout.splitlines()[-1].split()[0]) > 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--save_model", "{here}/loop"], "leads nowhere"),
+        (["--save_ppl", "{here}/loop"], "leads nowhere"),
+        (["--run_dir", "{here}/loop/x"], "cannot be written"),
+        (["--save_model", "~no-such-user/m"], "unknown user"),
+        (["--model", "~no-such-user/m"], "unknown user"),
+        (["--calibration", "~no-such-user/m.txt"], "unknown user"),
+        (["--resume", "n" * 300], "cannot be used"),
+        (["--save_ppl", "{here}/" + "n" * 300], "cannot be written"),
+        (["--device=--"], "has no value"),
+        (["--rounds", "9" * 400, "--prune_barber"], "2**63"),
+        (["--eval_windows", "9" * 400], "2**63"),
+        (["--sparsity_type", "sNaN:4"], "cannot be read"),
+    ],
+)
+def test_a_bad_place_or_number_is_one_sentence(tmp_path, capsys, flags, words):
+    (tmp_path / "loop").symlink_to(tmp_path / "pool")
+    (tmp_path / "pool").symlink_to(tmp_path / "loop")
+    assert main([*SMALL, *(flag.format(here=tmp_path) for flag in flags)]) == 2
+    assert words in sentence(capsys.readouterr().err)
+
+
+def test_a_signalling_nan_is_no_sparsity():
+    with pytest.raises(UserError, match="cannot be read"):
+        Sparsity.parse("sNaN")
