@@ -188,7 +188,7 @@ def test_bad_command_lines_end_with_a_sentence():
         (["--run_dir", "{here}/loop/x"], "cannot be written"),
         (["--save_model", "~no-such-user/m"], "unknown user"),
         (["--model", "~no-such-user/m"], "unknown user"),
-        (["--calibration", "~no-such-user/m.txt"], "unknown user"),
+        (["--calibration", "~no-such-user/m.txt", "--prune_method", "wanda"], "unknown user"),
         (["--resume", "n" * 300], "cannot be used"),
         (["--save_ppl", "{here}/" + "n" * 300], "cannot be written"),
         (["--device=--"], "has no value"),
