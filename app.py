@@ -9,29 +9,37 @@ from pathlib import Path
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  (ZeroGPU needs it before torch)
 
+from ui import visitors
+from ui.guard import guarded
 from ui.page import build
 from ui.theme import CSS, FAVICON, THEME
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prune a language model in the browser.")
-    parser.add_argument("--host", default=None, help="address to listen on (default: this machine only)")
+    parser = argparse.ArgumentParser(description="Prune a language model in the browser.", allow_abbrev=False)
+    parser.add_argument("--host", default=visitors.default_host(), help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=None, help="port (default: the first free one from 7860)")
     parser.add_argument("--runs", type=Path, default=None, help="where runs are kept (default: a temporary folder)")
+    visitors.add_flags(parser)
     arguments = parser.parse_args()
-    page = build(arguments.runs)
-    page.queue(max_size=20)
-    page.launch(
-        server_name=arguments.host,
-        server_port=arguments.port,
-        theme=THEME,
-        css_paths=CSS,
-        favicon_path=FAVICON,
-        run_history=False,
-        show_error=True,
-        footer_links=["api"],
-        ssr_mode=False,
-    )
+    policy = visitors.settle(arguments)
+    try:
+        page = build(arguments.runs and arguments.runs.absolute(), policy.turn)
+        page.queue(max_size=20)
+        page.launch(
+            server_name=arguments.host,
+            server_port=arguments.port,
+            share=False,  # the tunnel would lead strangers to a server that only this machine may reach
+            theme=THEME,
+            css_paths=CSS,
+            favicon_path=FAVICON,
+            run_history=False,
+            footer_links=["api"],
+            ssr_mode=False,
+            app_kwargs=guarded(policy.names),
+        )
+    except (OSError, OverflowError) as error:  # a port that is taken or none, a folder that cannot be made
+        parser.exit(2, f"error: {str(error).rstrip('.')}: give another --host, --port or --runs.\n")
 
 
 if __name__ == "__main__":

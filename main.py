@@ -2,7 +2,7 @@
 
 import sys
 
-from barber.cli import main
+from barber.console import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start("barber.cli:main"))

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from barber.errors import UserError
+from barber.console import check_arguments, interruptible, path
+from barber.errors import UserError, first_line
 from barber.fields import Setting
 from barber.settings import FLAGS
 
@@ -51,36 +52,49 @@ def _parsed(flag: Setting) -> dict[str, Any]:
         return {"action": "store_true"}
     if flag.closed:
         return {"choices": list(flag.choices)}
-    kind = _path if flag.kind is Path else flag.kind if flag.kind in (int, float) and not flag.words else str
+    kind = path if flag.kind is Path else flag.kind if flag.kind in (int, float) and not flag.words else str
     return {"type": kind, "metavar": flag.metavar or None}
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 2 for a user's error, 130 for an interrupt."""
-    args = build_parser().parse_args(argv)
     logging.captureWarnings(True)
     who = ""
     try:
+        check_arguments(sys.argv[1:] if argv is None else argv)
+        given = vars(build_parser().parse_args(argv))
+        _check_values(given)
         # Torch and transformers take seconds to import: --help and a mistyped flag need not wait for them.
         from barber.pruning.distributed import join, leave
 
         ranks = join()
         who = f"[process {ranks.rank}] " if ranks.world > 1 else ""
         try:
-            _run(vars(args), ranks)
+            _run(given, ranks)
         finally:
             leave()
     except UserError as error:
         sys.stderr.write(f"{who}error: {error}\n")
         return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a name that is too long, a folder that may not be entered, a full disk
+        place = f"{error.filename!r} cannot be used" if error.filename else "The system refused"
+        sys.stderr.write(f"{who}error: {place} ({error.strerror or first_line(error)}): give another place.\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; the model on disk is as it was.\n")
         return 130
     return 0
+
+
+def _check_values(given: dict) -> None:
+    """UserError for what argparse lets through: "--flag=--" as an empty list, and numbers that no library takes."""
+    for flag, value in given.items():
+        if isinstance(value, list):
+            raise UserError(f"--{flag} has no value: give one, see --help.")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"The number given for --{flag} is not allowed: it must be below 2**63 in size.")
 
 
 def _job(given: dict) -> tuple[JobSpec, bool]:
@@ -119,7 +133,11 @@ def _run(given: dict, ranks: Ranks) -> None:
         check_outputs({flag: given.get(flag) for flag in (RESULTS if resumed else OUTPUTS)})
     summary, eta, written = Report(spec), Eta(), {}
     try:
-        with _bar(ranks.writes) as bar, contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events:
+        with (
+            interruptible(),
+            _bar(ranks.writes) as bar,
+            contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events,
+        ):
             for event in events:
                 eta.update(event)
                 summary.add(event)

@@ -78,7 +78,7 @@ class Sparsity:
             return cls(n / m if m else 0.0, n, m or -1)
         try:
             return cls(float(Decimal(text[:-1]) / 100 if text.endswith("%") else Decimal(text)))
-        except ArithmeticError:
+        except (ArithmeticError, ValueError):  # of a signalling NaN
             raise UserError(
                 f"Sparsity {text!r} cannot be read: give a ratio like 0.5 or 50%, or n:m like 2:4."
             ) from None

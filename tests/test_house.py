@@ -20,6 +20,7 @@ GROUND = {
     "atomic_files",
     "bundled",
     "config",
+    "console",
     "errors",
     "events",
     "fields",

@@ -10,7 +10,7 @@ import gradio as gr
 from barber.config import AUTO
 from barber.fields import Group, Setting
 from barber.settings import SETTINGS, SHOWN
-from ui import settings
+from ui import settings, visitors
 from ui.catalogue import choices
 
 Form = dict[str, gr.components.Component]
@@ -82,7 +82,7 @@ def _show_what_matters(form: Form) -> None:
 
 def _fields(one: Setting, alone: bool) -> Form:
     """The field of a setting, with its help where there is room for it; of a threshold, also its switch."""
-    name, local = one.public, not settings.on_a_space()
+    name, local = one.public, visitors.may_name_paths()
     at_first = visible(_at_first())
     look = {
         "value": settings.FORM[name],

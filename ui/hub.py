@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,13 +34,15 @@ class Hub:
     """Holds one loaded model, lends it to one job at a time in the order they came, and knows where the runs are.
 
     A run is known by an id that cannot be guessed: whoever holds it may look at the run, nobody else. After every job
-    the model is checked to be dense again; one that is not is thrown away.
+    the model is checked to be dense again; one that is not is thrown away. turn: seconds after which a job ends while
+    others wait, None for no limit.
     """
 
-    def __init__(self, runs: Path | None = None) -> None:
+    def __init__(self, runs: Path | None = None, turn: float | None = None) -> None:
         self.temporary = runs is None
         self.runs = Path(tempfile.mkdtemp(prefix="barber-runs-")) if runs is None else Path(runs)
-        self.runs.mkdir(parents=True, exist_ok=True)
+        self.runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.turn = turn
         self._line: list[object] = []  # those who want the model; the first has it
         self._loaded: LoadedModel | None = None
 
@@ -48,8 +50,9 @@ class Hub:
         """The id of a run to come. Runs that nobody asked to keep go after a day."""
         if self.temporary:
             for path in self.runs.iterdir():
-                if time.time() - path.stat().st_mtime > KEPT_SECONDS:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                with suppress(FileNotFoundError):  # another visitor's run has just done the same
+                    if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
         return secrets.token_urlsafe(16)
 
     def path(self, run_id: str) -> Path:
@@ -144,12 +147,24 @@ class Hub:
             loaded = self._model(spec)
             dense = fingerprint(loaded) if loaded else []
             try:
-                yield from job(loaded)
+                with closing(job(loaded)) as events:
+                    yield from self._within_turn(events)
             finally:
                 if loaded and fingerprint(loaded) != dense:
                     self._loaded = None
         finally:
             self._line.remove(ticket)
+
+    def _within_turn(self, events: Iterator[Event]) -> Iterator[Event]:
+        """The events of a job; UserError once it has taken longer than its turn and others wait."""
+        began = time.monotonic()
+        for event in events:
+            yield event
+            if self.turn is not None and len(self._line) > 1 and time.monotonic() - began > self.turn:
+                raise UserError(
+                    f"This took more than {self.turn / 60:g} minutes while others waited, so it was stopped: ask for "
+                    "fewer or shorter samples, or a smaller model."
+                )
 
     def _model(self, spec: JobSpec) -> LoadedModel | None:
         """The loaded model, or None where the job must read it layer by layer, as it was asked to or does not fit.

@@ -24,9 +24,9 @@ HEADER = """
 FIT = "() => { setTimeout(() => window.dispatchEvent(new Event('resize')), 100); }"
 
 
-def build(runs: Path | None = None) -> gr.Blocks:
-    """The app; `runs` is where run directories are kept, a new temporary folder unless given."""
-    hub = Hub(runs)
+def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
+    """The app. runs: where run directories are kept, a new temporary folder unless given; turn: see Hub."""
+    hub = Hub(runs, turn)
     with gr.Blocks(title="Barber", analytics_enabled=False, fill_width=True) as page:
         shown_id = gr.State(None)
         gr.HTML(HEADER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from html import escape
 
 import gradio as gr
 
@@ -12,6 +13,7 @@ from ui import settings
 from ui.gpu import SHARED, on_gpu
 from ui.hub import Hub
 from ui.live import STARTING, Live, message
+from ui.views import warn
 from ui.worker import Worker
 
 SECONDS_BETWEEN_UPDATES = 0.25
@@ -57,7 +59,7 @@ def wire(
 
     def check(previous: str | None, *values: object):
         if sentence := settings.problem(*values):
-            raise gr.Error(sentence, visible=False, print_exception=False)
+            raise gr.Error(escape(sentence), visible=False, print_exception=False)
         hub.leave(previous)
         return STARTING, "", off, on, hub.new_run()
 
@@ -84,7 +86,7 @@ def wire(
                 yield live.status(), blocks_html, same, same
             yield live.done(), live.blocks(), on, off
         except UserError as error:
-            gr.Warning(str(error), title="Not possible")
+            warn(error)
             yield message(str(error), "failed"), same, on, off
         except gr.Error:
             raise

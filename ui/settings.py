@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from barber.config import AUTO, PruneConfig
 from barber.errors import UserError
@@ -15,8 +12,8 @@ from barber.job_spec import JobSpec
 from barber.jobs.presets import FIRST_LOOK as PRESET
 from barber.settings import PRUNING, SHOWN
 from barber.storyteller import documents
+from ui import visitors
 
-HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 PROMPTS = ("Once upon a time", "The capital of France is", "The most important thing about science is")
 # The order that those who give the values to the API by position know; later settings follow these.
 PUBLISHED = (
@@ -62,11 +59,10 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
 
     A setting without effect beside the others has its default, whatever its value is.
     """
+    visitors.check(values)
     typed = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
     given = {one.name: one.read(typed[name]) for name, one in SHOWN.items()}
     given = {one.name: one.default if one.unmet(given) else given[one.name] for one in SHOWN.values()}
-    if on_a_space():
-        _refuse_paths(given)
     prune = PruneConfig(**{name: given.pop(name) for name in PRUNING if name in given})
     prompts = PRESET.prompts if given["model"] == PRESET.model else PROMPTS
     return replace(PRESET, prune=prune, prompts=prompts, **given)
@@ -113,11 +109,6 @@ def from_query(query: Mapping[str, str]) -> dict[str, object]:
     return values
 
 
-def on_a_space() -> bool:
-    """Whether this process serves strangers on a Hugging Face Space."""
-    return "SPACE_ID" in os.environ
-
-
 def _from_link(one: Setting, text: str) -> object:
     """A value for the field of a setting; one that is not allowed is shown, and refused when the run begins."""
     if one.kind is int:
@@ -125,14 +116,3 @@ def _from_link(one: Setting, text: str) -> object:
     if one.closed or one.kind in (bool, float):
         return shown(one.read(text))
     return text or None
-
-
-def _refuse_paths(given: Mapping[str, object]) -> None:
-    model = str(given["model"])
-    if not HUB_ID.fullmatch(model) or Path(model).exists():
-        raise UserError(f"Model {model!r} is not a hub id: files of the server cannot be used here, give owner/name.")
-    for one in SHOWN.values():
-        value = given[one.name]
-        for spec in (value,) if isinstance(value, str) else value if one.many else ():
-            if one.local and one.choices and spec not in one.choices:
-                raise UserError(f"Data {spec!r} cannot be used here: choose one of {', '.join(one.choices)}.")

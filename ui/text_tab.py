@@ -16,7 +16,8 @@ from barber.events import LayerInitialised, Progress, RunStarted, Stage, SubBloc
 from ui.gpu import SHARED, on_gpu
 from ui.hub import Hub, reached
 from ui.settings import sample_prompts
-from ui.views import CALM, empty, intro, nothing_yet, results_there
+from ui.views import CALM, empty, intro, nothing_yet, results_there, warn
+from ui.visitors import MOST_IN_PROMPT, check_prompt
 from ui.worker import Worker
 
 EMPTY = empty("Press <b>Run</b>. Here the dense, the pruned and the rebuilt model will continue the same prompt.")
@@ -31,7 +32,15 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     with gr.Column(visible=False) as results:
         legend = intro(LEGEND)
         with gr.Row(equal_height=True):
-            prompt = gr.Textbox(label="Prompt", lines=3, max_lines=6, scale=3, min_width=260, elem_id="prompt")
+            prompt = gr.Textbox(
+                label="Prompt",
+                lines=3,
+                max_lines=6,
+                max_length=MOST_IN_PROMPT,
+                scale=3,
+                min_width=260,
+                elem_id="prompt",
+            )
             sample = gr.Dropdown([], label="Samples", scale=2, min_width=220, elem_id="samples")
         with gr.Row(equal_height=True):
             tokens = gr.Slider(10, 400, value=200, step=10, label="Tokens", min_width=180, elem_id="tokens")
@@ -72,8 +81,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         texts: dict[str, str] = {}
         worker, waiting = None, ""
         try:
-            if not (prompt or "").strip():
-                raise UserError("Give a prompt: a few words for the models to continue.")
+            check_prompt(prompt)
             run = _run(hub.events(name))
             worker = Worker(hub.texts(name, prompt, int(tokens), float(temperature), int(seed or 0)))
             for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
@@ -87,7 +95,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
                         waiting = f"Waiting: {event.where}." if event.phase == "waiting" else ""
                 yield _columns(run, prompt, texts, waiting)
         except UserError as error:
-            gr.Warning(str(error), title="Not possible")
+            warn(error)
             yield [gr.skip()] * len(columns)
         finally:
             hub.end_writing(name, token)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import gradio as gr
 
 CALM = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
@@ -25,3 +27,8 @@ def results_there() -> tuple:
 def intro(sentence: str) -> gr.HTML:
     """The line at the head of a view that says how to read it."""
     return gr.HTML(f'<p class="bb-intro">{sentence}</p>')
+
+
+def warn(error: Exception) -> None:
+    """A toast with an error's sentence; toasts show HTML, and the sentence may quote what a visitor wrote."""
+    gr.Warning(escape(str(error)), title="Not possible")

@@ -13,6 +13,7 @@ from barber.evaluation.mode import evaluating
 from barber.events import Event, TextGenerated
 
 TOKENS_PER_EVENT = 4
+CHARACTERS_PER_TOKEN = 32  # on average no text has more
 
 
 def generate(
@@ -79,8 +80,12 @@ def _next_token(model, ids: list[int], cache, temperature: float, generator: tor
 
 def check_prompt(model, tokenizer, prompt: str) -> list[int]:
     """The prompt's token ids; UserError if the model cannot continue them."""
-    ids = _prompt_ids(tokenizer, prompt)
     positions, known = _positions(model), model.get_input_embeddings().num_embeddings
+    if positions is not None and len(prompt) > CHARACTERS_PER_TOKEN * positions:  # before they are read as tokens
+        raise UserError(
+            f"The prompt has {len(prompt)} characters, but the model has room for {positions - 1} tokens: shorten it."
+        )
+    ids = _prompt_ids(tokenizer, prompt)
     if positions is not None and len(ids) >= positions:
         raise UserError(f"The prompt has {len(ids)} tokens, but the model has room for {positions - 1}: shorten it.")
     if max(ids) >= known:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from barber import console
 from barber.bundled import STORYTELLER
 from barber.config import MASKS, PruneConfig, Sparsity
 from barber.errors import UserError
@@ -68,7 +69,7 @@ def with_flags(job: JobSpec, given: dict[str, Any]) -> JobSpec:
 
 def _home(value: Any) -> Any:
     """A path with ~ put in full; every other value as it is."""
-    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value
+    return str(console.path(value)) if isinstance(value, str) and value.startswith("~") else value
 
 
 def _check_initial_mask(pruning: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ GONE = (
     "directory."
 )
 
+MEETING = timedelta(minutes=10)  # how long the processes wait until all have begun
 PATIENCE = timedelta(hours=12)  # how long a rank waits for the others, while the first alone evaluates
 
 
@@ -88,18 +89,38 @@ def talking() -> Iterator[None]:
 def join() -> Ranks:
     """The ranks that torchrun started, or this process alone. Each rank of a CUDA machine takes the device of its own.
 
-    Raises UserError where the processes cannot find each other.
+    Raises UserError where the environment names only a part of what torchrun sets, or the processes cannot find each
+    other.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return Ranks()
+    if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise UserError(f"WORLD_SIZE is set, but {missing[0]} is not: start the processes with torchrun, or unset it.")
+    world = _number("WORLD_SIZE", 1, 2**31 - 1)
+    rank = _number("RANK", 0, world - 1)
+    _number("MASTER_PORT", 1, 2**16 - 1)
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_number("LOCAL_RANK", 0, torch.cuda.device_count() - 1, default="0"))
     signal.signal(signal.SIGTERM, _told_to_end)
     with talking():
-        distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
-    return Ranks(distributed.get_rank(), world)
+        store, rank, world = next(distributed.rendezvous("env://", rank, world, timeout=MEETING))
+        store.set_timeout(PATIENCE)
+        distributed.init_process_group(
+            "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE
+        )
+    return Ranks(rank, world)
+
+
+def _number(name: str, least: int, most: int, default: str = "") -> int:
+    """A whole number that torchrun puts into the environment."""
+    text = os.environ.get(name, default)
+    if not (text.isdecimal() and least <= int(text) <= most):
+        raise UserError(
+            f"{name} is {text!r}, which is no number from {least} to {most}: start the processes with torchrun, or "
+            "unset WORLD_SIZE."
+        )
+    return int(text)
 
 
 def _told_to_end(number: int, frame: object) -> None:

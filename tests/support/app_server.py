@@ -29,13 +29,13 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, **environment: str) -> Iterator[Server]:
-    """Start `python app.py` on a free port; at the end, stop it and check that it printed no traceback."""
+def serving(folder: Path, *flags: str, **environment: str) -> Iterator[Server]:
+    """Start `python app.py` with more flags on a free port; at the end, stop it. It must print no traceback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = Server(f"http://127.0.0.1:{port}/", folder / "runs", folder / "log.txt")
-    command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port), "--runs", str(server.runs)]
+    command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port), "--runs", str(server.runs), *flags]
     with server.log.open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
         try:

@@ -1,0 +1,171 @@
+"""An app that others can reach: what visitors may ask for, who is answered, and whether one of them can harm others."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from barber.errors import UserError
+from barber.evaluation.generation import check_prompt
+from barber.events import Progress
+from barber.models.loading import load
+from benchmarks.visitors import ASKED, Hostile, together, visit
+from tests.support.app_server import Server, serving
+from tests.ui.test_hub import small
+from ui import settings, visitors
+from ui.guard import MOST_BYTES
+from ui.hub import Hub
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    """A server that the whole network can reach, and that its owner calls barber.example."""
+    with serving(tmp_path_factory.mktemp("app"), "--host", "0.0.0.0", "--allow-host", "barber.example") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server) -> Client:
+    return Client(server.url, verbose=False)
+
+
+def refusal(client: Client, **wrong: object) -> str:
+    with pytest.raises(AppError) as caught:
+        client.predict(**ASKED | wrong, api_name="/run")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["model", "calibration", "evaluation"])
+def test_a_refusal_does_not_tell_what_exists(client, setting, tmp_path):
+    (tmp_path / "there.txt").write_text("secret")
+    told = [
+        refusal(client, **{setting: str(path)}).replace(repr(str(path)), "")
+        for path in (tmp_path / "there.txt", tmp_path / "gone.txt", tmp_path, Path("/"), Path("~root/x"))
+    ]
+    assert len(set(told)) == 1
+    assert "cannot be used here" in told[0]
+
+
+@pytest.mark.parametrize("folder", ["barber/kernels", "assets/storyteller"])
+def test_a_folder_beside_the_app_is_taken_for_a_hub_id(client, folder):
+    assert (ROOT / folder).is_dir()
+    nowhere = "nobody/nothing"
+    assert refusal(client, model=folder).replace(folder, "") == refusal(client, model=nowhere).replace(nowhere, "")
+
+
+def test_the_owner_may_allow_paths(tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("Once upon a time there was a dog. " * 200)
+    with serving(tmp_path, "--host", "0.0.0.0", "--allow-paths") as server:
+        summary = Client(server.url, verbose=False).predict(**ASKED | {"evaluation": str(text)}, api_name="/run")
+    assert {row["dataset"] for row in summary["perplexity"]} == {"mine.txt"}
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "paths"),
+    [
+        ("127.0.0.1", {}, True),
+        ("::1", {}, True),
+        ("localhost", {}, True),
+        ("0.0.0.0", {}, False),
+        ("192.168.1.2", {}, False),
+        ("127.0.0.1", {"allow_host": ["barber.example"]}, False),  # behind a proxy
+        ("0.0.0.0", {"allow_paths": True}, True),
+    ],
+)
+def test_who_can_reach_the_app_decides_about_paths(monkeypatch, tmp_path, host, more, paths):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(visitors.ALLOW_PATHS, "0")
+    flags = {"host": host, "allow_host": [], "allow_paths": False, "minutes": None}
+    policy = visitors.settle(Namespace(**flags | more))
+    assert policy.paths == paths == visitors.may_name_paths()
+    assert (policy.turn is None) == (host in ("127.0.0.1", "::1", "localhost") and "allow_host" not in more)
+    monkeypatch.setenv("SPACE_ID", "someone/barber")
+    assert not visitors.may_name_paths()
+
+
+def test_only_known_hosts_are_answered(server):
+    port = httpx.URL(server.url).port
+
+    def answer(host: str) -> int:
+        return httpx.get(server.url, headers={"host": host, "origin": f"http://{host}"}).status_code
+
+    for host in ("127.0.0.1", f"localhost:{port}", f"[::1]:{port}", "10.0.0.7", "barber.example"):
+        assert answer(host) == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "localhost.evil.example", "[x", ""):
+        assert answer(host) == 400
+
+
+def test_no_file_and_no_endless_request_is_taken(server):
+    upload = f"{server.url}gradio_api/upload"
+    for kind in ("multipart/form-data; boundary=x", "Multipart/Form-Data;boundary=x"):
+        answer = httpx.post(upload, content=b"--x--", headers={"content-type": kind})
+        assert (answer.status_code, answer.text) == (403, "Files are not taken here.")
+    answer = httpx.post(upload, files={"files": b"x" * (MOST_BYTES + 1)})
+    assert answer.status_code in (403, 413)
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b" " * (MOST_BYTES // 10)
+
+    join = f"{server.url}gradio_api/queue/join"
+    for content in (b" " * (MOST_BYTES + 1), endless()):
+        answer = httpx.post(join, content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"nsamples": 10**8},
+        {"eval_windows": 10**6},
+        {"rounds": 10**9},
+        {"seed": 10**300},
+        {"model": "a\0b"},
+        {"model": "n" * 1001},
+        {"calibration": "\ud800"},
+    ],
+)
+def test_what_nobody_needs_is_refused_at_once(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        settings.to_spec(settings.DEFAULTS | wrong)
+
+
+def test_a_prompt_is_refused_by_its_length_before_it_is_read():
+    with pytest.raises(UserError, match="shorten it"):
+        visitors.check_prompt("a" * (visitors.MOST_IN_PROMPT + 1))
+    loaded = load()
+    with pytest.raises(UserError, match="1000000 characters"):
+        check_prompt(loaded.model, None, "a" * 1_000_000)  # there is no tokenizer that could read it
+
+
+def test_a_run_ends_after_its_turn_only_where_others_wait(tmp_path):
+    hub = Hub(tmp_path, turn=0.0)
+    list(hub.run(hub.new_run(), small()))
+    first, second = (hub.run(hub.new_run(), small()) for _ in range(2))
+    while not (isinstance(event := next(first), Progress) and event.phase == "data"):
+        pass
+    assert next(second).phase == "waiting"
+    with pytest.raises(UserError, match="while others waited"):
+        list(first)
+    assert list(second)[-1].to_dict()
+
+
+def test_a_hostile_visitor_blocks_nobody_and_changes_no_figure(server):
+    """benchmarks/visitors.py does it with twenty."""
+    seeds = range(4)
+    alone = {seed: visit(server, seed)[0] for seed in seeds}
+    with Hostile(server) as hostile:
+        found, seconds = together(server, seeds)
+    assert found == alone
+    assert max(seconds) < 60
+    assert not any("ALLOWED" in answer for answer in hostile.answers)
+    assert hostile.answers["foreign host: 400"] >= 1
