@@ -132,8 +132,8 @@ def check_request(view: DecoderView, config: PruneConfig, initial: Mapping[int, 
     shapes = [weight.view.shape for layer in view.layers for weight in layer.weights]
     if not any(zero_count(*shape, config.sparsity, within) for shape in shapes):
         raise UserError(
-            f"Sparsity {config.sparsity} prunes no weight of this model, since no {within} that {config.method} compares "
-            "is long enough: give a larger ratio."
+            f"Sparsity {config.sparsity} prunes no weight of this model, since no {within} that "
+            f"{config.method} compares is long enough: give a larger ratio."
         )
 
 
