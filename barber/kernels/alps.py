@@ -6,6 +6,7 @@ matrix X X^T of inputs that are scaled so that its diagonal is one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -120,7 +121,7 @@ def _admm(
     return mask, sparse
 
 
-def _solver(curvature: Curvature, penalty: float, rows: int):
+def _solver(curvature: Curvature, penalty: float, rows: int) -> Callable[[Tensor], Tensor]:
     """Right-hand sides (rows, in) -> their products with (gram + penalty)^-1."""
     shrunk = curvature.vectors / (curvature.values + penalty)
     if 3 * rows < len(shrunk):  # too few rows for the inverse to pay
