@@ -6,6 +6,7 @@ matrix X X^T of inputs that are scaled so that its diagonal is one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -125,7 +126,7 @@ def _admm(
     return mask, sparse
 
 
-def _solver(curvature: Curvature, penalty: float, rows: int):
+def _solver(curvature: Curvature, penalty: float, rows: int) -> Callable[[Tensor], Tensor]:
     """Right-hand sides (rows, in) -> their products with (gram + penalty)^-1."""
     values, vectors = curvature.spectrum
     shrunk = vectors / (values + penalty)
