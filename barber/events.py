@@ -420,9 +420,19 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class RunFinished(Event):
-    """The end: zeros of all prunable weights, swaps in all, wall seconds of the pruning."""
+    """The end of the pruning.
+
+    Attributes:
+        weights: prunable weights of the model.
+        zeros: those that the masks prune.
+        swaps: pairs that were swapped, in all sub-blocks and rounds.
+        seconds: wall time.
+        zero_valued: prunable weights that are zero, pruned or not; None where the run was resumed after the last of its
+            layers.
+    """
 
     weights: int
     zeros: int
     swaps: int
     seconds: float
+    zero_valued: int | None = None

@@ -117,6 +117,8 @@ def _check_before_loading(spec: JobSpec, ranks: Ranks, resumed: bool) -> None:
         outputs = {} if known else {"save_model": model}
     if ranks.writes:
         check_outputs(outputs)
+    for count in spec.prune.split_sizes(spec.nsamples) if spec.prune and spec.prune.needs_calibration else ():
+        ranks.check_share(count)
     if spec.run_dir and spec.prune is None:
         raise UserError("--run_dir records a pruning run, but no pruning was asked: add it, or leave --run_dir out.")
     if spec.zeroshot_tasks:

@@ -91,9 +91,12 @@ class Report:
             lines = [f"{self.spec.model}: {config}"]
         for event in self.of(RunFinished):
             lines.append(
-                f"{event.zeros} of {event.weights} prunable weights are zero ({event.zeros / event.weights:.4%}), "
-                f"{event.swaps} changed places, {event.seconds:.1f} s"
+                f"{event.zeros} of {event.weights} prunable weights are pruned ({event.zeros / event.weights:.4%}), "
+                f"{event.swaps} pairs were swapped, {event.seconds:.1f} s"
             )
+            if event.zero_valued is not None and event.zero_valued > event.zeros:
+                kept = event.zero_valued - event.zeros
+                lines.append(f"{kept} kept weights are zero, too, so {event.zero_valued} weights are zero in all")
         return "\n".join([*lines, *(f"Note: {event.message}" for event in self.of(Notice))]) + "\n"
 
     def sub_blocks(self) -> str:

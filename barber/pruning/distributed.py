@@ -39,12 +39,16 @@ class Ranks:
 
     def share(self, items: Sequence[int]) -> list[int]:
         """This rank's part of the calibration sequences: as many as every other rank has."""
-        if len(items) % self.world:
+        self.check_share(len(items))
+        return list(items[self.rank :: self.world])
+
+    def check_share(self, count: int) -> None:
+        """UserError unless so many calibration sequences can be shared evenly."""
+        if count % self.world:
             raise UserError(
-                f"{len(items)} calibration sequences cannot be shared evenly by {self.world} processes: give a number "
+                f"{count} calibration sequences cannot be shared evenly by {self.world} processes: give a number "
                 f"of sequences that {self.world} divides, also after every fourth is held out where some are."
             )
-        return list(items[self.rank :: self.world])
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add up each tensor over all ranks, in place; every rank ends with the same bits."""

@@ -16,12 +16,13 @@ from barber.config import Order, PruneConfig
 from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.events import Event, Notice, RunFinished, RunStarted
-from barber.kernels.masks import check_pattern
+from barber.kernels.masks import check_pattern, zero_count
 from barber.models.decoder import DecoderView, State, check_finite
 from barber.models.inspection import inspect
 from barber.models.wrappers import check_differentiable
 from barber.pruning.context import PruningContext
 from barber.pruning.schedule import GIVEN, Schedule, Tally
+from barber.registry import INITIAL_MASKS
 
 
 def prune(
@@ -42,10 +43,13 @@ def prune(
     Raises UserError for what the model or the settings do not allow, before anything is changed.
     """
     check_differentiable(model)
+    notices: list[Notice] = []
     if context is None:
         context = PruningContext.of(model)
-        inspect(context.view, context.provider)
+        inspection = inspect(context.view, context.provider)
         check_request(context.view, config, initial)
+        said = [inspection.describe(config.sparsity.ratio), context.view.coverage.describe()]
+        notices = [Notice(sentence) for sentence in said if sentence]
     if config.needs_calibration and calibration is None:
         raise UserError(
             f"Method {config.method} with rebuild={config.refined} and allocation {config.allocation} needs "
@@ -56,6 +60,7 @@ def prune(
     begun = any(isinstance(event, RunStarted) for event in context.resumed)
     if not begun:
         yield describe(context, calibration, config)
+    yield from notices
     started = time.monotonic()
     training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -73,7 +78,8 @@ def prune(
         weights, zeros = (sum(column) for column in zip(*tally.counts.values(), strict=True))
         finished = True
         if not any(isinstance(event, RunFinished) for event in context.resumed):
-            yield RunFinished(weights=weights, zeros=zeros, swaps=tally.swaps, seconds=time.monotonic() - started)
+            counted = sum(tally.zero_valued.values()) if len(tally.zero_valued) == len(context.view.layers) else None
+            yield RunFinished(weights, zeros, tally.swaps, time.monotonic() - started, counted)
     finally:
         if not finished:
             context.provider.restore()
@@ -121,6 +127,14 @@ def check_request(view: DecoderView, config: PruneConfig, initial: Mapping[int, 
     view.check_width(config.sparsity.m)
     if config.method == GIVEN:
         _check_initial(view, initial or {}, config)
+        return
+    within = INITIAL_MASKS[config.method].within
+    shapes = [weight.view.shape for layer in view.layers for weight in layer.weights]
+    if not any(zero_count(*shape, config.sparsity, within) for shape in shapes):
+        raise UserError(
+            f"Sparsity {config.sparsity} prunes no weight of this model, since no {within} that "
+            f"{config.method} compares is long enough: give a larger ratio."
+        )
 
 
 def _check_initial(view: DecoderView, initial: Mapping[int, State], config: PruneConfig) -> None:

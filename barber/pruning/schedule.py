@@ -32,6 +32,7 @@ class Tally:
         rebuilt: layer -> how many of its sub-blocks are final.
         swaps, candidates: pairs that were swapped, and pairs that gained.
         diverged: sub-blocks whose refit went back to its best state.
+        zero_valued: layer -> how many of its prunable weights are zero, pruned or not.
     """
 
     counts: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Tally:
     swaps: int = 0
     candidates: int = 0
     diverged: list[str] = field(default_factory=list)
+    zero_valued: dict[int, int] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         if isinstance(event, LayerInitialised | SubBlockRebuilt):
@@ -122,6 +124,7 @@ class Schedule:
                 states.save(layer.index, Stage.INITIAL, state)
                 yield initialised_event(layer.index, state, time.monotonic() - started)
             layer.assign(provider.dense(layer.index, layer.weights), *states.load(layer.index, Stage.INITIAL))
+            self.done.zero_valued[layer.index] = layer.zeros()
             yield from phase.follow(layer.index, "", stream.advance_all(layer) if stream else _tick())
             provider.close(layer.index)
 
@@ -161,6 +164,7 @@ class Schedule:
                     dense_stream.advance(layer, batch)
             if final:
                 layer.assign(provider.dense(layer.index, layer.weights), *states.load(layer.index, Stage.REBUILT))
+                self.done.zero_valued[layer.index] = layer.zeros()
                 yield from phase.follow(layer.index, "again", stream.advance_all(layer))
                 provider.close(layer.index)
                 continue
@@ -175,6 +179,7 @@ class Schedule:
                         yield event
             yield from phase.follow(layer.index, "output", stream.advance_all(layer, layer.sub_blocks))
             stream.outputs.clear()
+            self.done.zero_valued[layer.index] = layer.zeros()
             provider.close(layer.index)
 
 

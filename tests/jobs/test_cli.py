@@ -174,6 +174,7 @@ MISTAKES = {
     "unknown task": ([*PRUNE, "--zeroshot_tasks", "no_such_task"], "no_such_task"),
     "limit": ([*PRUNE, "--zeroshot_tasks", "story_ending", "--limit", "0"], "from 1 to 1000000"),
     "no masks": (["--initial_masks", "{world}/none", "--sparsity_ratio", "0.5"], "does not exist"),
+    "ratio that prunes nothing": ([*PRUNE, "--sparsity_ratio", "0.00001"], "prunes no weight"),
     "no such run": (["--initial_masks", "{world}/none"], "does not exist"),
     "rebuild settings alone": ([*PRUNE, "--threshold", "0.5"], "add --prune_barber"),
     "missing weights": (["--model", "{world}/torn", *PRUNE], "lacks 1 weights"),

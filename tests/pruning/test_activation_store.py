@@ -22,10 +22,10 @@ from barber.pruning.activation_store import ActivationStore
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-place = ActivationStore(torch.device("cpu"), folder=Path(sys.argv[1]))
-place.keep(torch.ones(1000))
+store = ActivationStore(torch.device("cpu"), folder=Path(sys.argv[1]))
+store.save(torch.ones(1000))
 try:
-    place.keep(torch.ones(2**19))
+    store.save(torch.ones(2**19))
 except UserError as error:
     sys.stdout.write(str(error))
 """
@@ -34,13 +34,13 @@ except UserError as error:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 64, 33)])
 def test_mapped_activations_come_back_and_leave_no_file(shape, dtype, tmp_path):
-    place = ActivationStore(CPU, folder=tmp_path)
+    store = ActivationStore(CPU, folder=tmp_path)
     given = [torch.randn(shape).to(dtype) for _ in range(4)]
-    kept = [place.keep(tensor) for tensor in given]
+    kept = [store.save(tensor) for tensor in given]
     assert not list(tmp_path.iterdir())
     for one, other in zip(given, kept, strict=True):
         assert (other.dtype, other.shape) == (dtype, one.shape)
-        assert torch.equal(place.take(other), one)
+        assert torch.equal(store.load(other), one)
         assert other.data_ptr() != one.data_ptr()
     kept[0].zero_()
     assert torch.equal(kept[1], given[1]), "each has a file of its own"
@@ -58,10 +58,10 @@ def test_a_tensor_that_is_not_contiguous(tmp_path):
     assert torch.equal(ActivationStore(CPU, folder=tmp_path).save(given), given)
 
 
-@pytest.mark.parametrize("place", [ActivationStore(CPU), ActivationStore(CPU, host=True)])
-def test_on_the_cpu_there_is_nothing_to_move(place):
+@pytest.mark.parametrize("store", [ActivationStore(CPU), ActivationStore(CPU, host=True)])
+def test_on_the_cpu_there_is_nothing_to_move(store):
     given = torch.randn(3, 4)
-    assert place.take(place.save(given)).data_ptr() == given.data_ptr()
+    assert store.load(store.save(given)).data_ptr() == given.data_ptr()
 
 
 @pytest.mark.process
@@ -78,4 +78,4 @@ def test_no_room_is_one_sentence(tmp_path):
 
 def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="cannot be kept in"):
-        ActivationStore(CPU, folder=tmp_path / "none").keep(torch.ones(3))
+        ActivationStore(CPU, folder=tmp_path / "none").save(torch.ones(3))

@@ -48,7 +48,7 @@ def test_two_processes_do_what_one_does(way, world, tmp_path):
     single = run(*flags(world, *BASE, *WAYS[way], "--run_dir", str(one)))
     shared = run(*flags(world, *BASE, *WAYS[way], "--run_dir", str(two)), before=TWO)
     assert (single.returncode, shared.returncode) == (0, 0), shared.stderr
-    assert shared.stdout.count("prunable weights are zero") == 1
+    assert shared.stdout.count("prunable weights are pruned") == 1
     assert shared.stdout.count("evaluation.npy") == single.stdout.count("evaluation.npy")
     ends = [[e for e in RunDirectory(path).events() if isinstance(e, RunFinished)] for path in (one, two)]
     assert [(e.weights, e.zeros) for e in ends[0]] == [(e.weights, e.zeros) for e in ends[1]]

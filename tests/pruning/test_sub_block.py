@@ -249,18 +249,19 @@ def test_nothing_to_refit_is_told_first():
 
 
 @pytest.mark.parametrize("settings", [{"threshold": "auto"}, {"refiner": "one-swap"}, {"refiner": "dsnot"}])
-def test_a_weight_that_text_never_reaches_is_no_obstacle(settings):
-    """Refiners that work row by row leave it alone; swaps in the whole block may cut it for weights of use."""
-    model = build("llama")
+def test_a_weight_that_text_never_reaches_stays_dense(settings):
+    """It is named, and the masks of the others are those that they have without it."""
+    model, plain = build("llama"), build("llama")
+    extras = []
     for layer in model.model.layers:
         layer.mlp.extra = torch.nn.Linear(32, 32, bias=False)
-    events = run(model, reconstruct=True, **settings)
-    initial = {e.layer: e.masks["mlp.extra"] for e in events if isinstance(e, LayerInitialised)}
-    for event in rebuilt(events):
-        if event.kind == "mlp":
-            cut = event.masks["mlp.extra"] & ~initial[event.layer]
-            assert not bool((initial[event.layer] & ~event.masks["mlp.extra"]).any())
-            assert "refiner" not in settings or not bool(cut.any())
+        extras.append(layer.mlp.extra.weight.detach().clone())
+    events, without = (run(one, reconstruct=True, **settings) for one in (model, plain))
+    assert any("mlp.extra" in event.message for event in events if isinstance(event, Notice))
+    for event, other in zip(rebuilt(events), rebuilt(without), strict=True):
+        assert event.masks.keys() == other.masks.keys()
+        assert all(torch.equal(mask, other.masks[name]) for name, mask in event.masks.items())
+    assert all(torch.equal(la.mlp.extra.weight, was) for la, was in zip(model.model.layers, extras, strict=True))
 
 
 @pytest.mark.parametrize(

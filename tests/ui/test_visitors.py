@@ -123,19 +123,19 @@ def test_no_file_and_no_endless_request_is_taken(server):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "said"),
     [
-        {"nsamples": 10**8},
-        {"eval_windows": 10**6},
-        {"rounds": 10**9},
-        {"seed": 10**300},
-        {"model": "a\0b"},
-        {"model": "n" * 1001},
-        {"calibration": "\ud800"},
+        ({"nsamples": 10**8}, "Samples"),
+        ({"eval_windows": 10**6}, "Evaluation windows"),
+        ({"rounds": 10**9}, "Rounds"),
+        ({"seed": 10**300}, "Seed"),
+        ({"model": "a\0b"}, "model"),
+        ({"model": "n" * 1001}, "model"),
+        ({"calibration": "\ud800"}, "calibration"),
     ],
 )
-def test_what_nobody_needs_is_refused_at_once(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))):
+def test_what_nobody_needs_is_refused_at_once(wrong, said):
+    with pytest.raises(UserError, match=said):
         settings.to_spec(settings.DEFAULTS | wrong)
 
 
