@@ -29,7 +29,7 @@ def main() -> None:
         page.launch(
             server_name=arguments.host,
             server_port=arguments.port,
-            share=False,  # the tunnel would lead strangers to a server that only this machine may reach
+            share=False,  # a tunnel would let others reach a server meant for this machine
             theme=THEME,
             css_paths=CSS,
             favicon_path=FAVICON,
@@ -38,7 +38,7 @@ def main() -> None:
             ssr_mode=False,
             app_kwargs=guarded(policy.names),
         )
-    except (OSError, OverflowError) as error:  # a port that is taken or none, a folder that cannot be made
+    except (OSError, OverflowError) as error:  # a port in use or out of range, a folder that cannot be made
         parser.exit(2, f"error: {str(error).rstrip('.')}: give another --host, --port or --runs.\n")
 
 

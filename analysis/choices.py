@@ -1,4 +1,4 @@
-"""What the rebuild chose by validation error, and what else it tried: frames of a run's rounds, and their figures."""
+"""The swaps that the rebuild tried and chose by validation error: frames of a run's rounds, and their figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from barber.config import Granularity
 from barber.events import Candidate, Event, Round, SubBlockRebuilt, SwapKind
 
 WITHIN = {
-    Granularity.BLOCK: "in the whole block",
+    Granularity.BLOCK: "in the whole sub-block",
     Granularity.LAYER: "in one matrix",
     Granularity.OUTPUT: "in one output row",
     Granularity.INPUT: "in one input column",
@@ -28,9 +28,9 @@ LINES = {  # granularity -> name, colour, dash and marker of its line
 
 
 def choices(events: Sequence[Event]) -> pd.DataFrame:
-    """One row per sub-block and round: what the round chose, and the validation error before and after it.
+    """One row per sub-block and round: the swap that the round chose, and the validation error before and after it.
 
-    round: from 1. swap: a SwapKind, NONE where nothing that was tried helped. fraction: of the gaining pairs.
+    round: from 1. swap: a SwapKind, NONE where no swap lowered the error. fraction: of the gaining pairs.
     relative: the error after the round as a share of the error with the initial mask.
     """
     rows = [
@@ -44,9 +44,9 @@ def choices(events: Sequence[Event]) -> pd.DataFrame:
 
 
 def candidates(events: Sequence[Event]) -> pd.DataFrame:
-    """One row per change that a round tried, no change at all included: its validation error, as in `choices`.
+    """One row per swap that a round tried, and one for no swap: its validation error, as in `choices`.
 
-    chosen: whether it is what the round chose.
+    chosen: whether the round chose it.
     """
     rows = [
         _place(event, number)
@@ -63,14 +63,14 @@ def candidates(events: Sequence[Event]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "error", "relative", "chosen"])
 
 
-def most_telling(choices: pd.DataFrame) -> tuple[int, str]:
-    """Layer and name of the sub-block whose error fell furthest."""
+def most_improved(choices: pd.DataFrame) -> tuple[int, str]:
+    """Layer and name of the sub-block with the largest relative fall of its error."""
     row = choices.loc[choices["relative"].fillna(math.inf).idxmin()]
     return int(row["layer"]), row["sub_block"]
 
 
 def describe_swap(swap: str, granularity: str, fraction: float, swaps: int) -> str:
-    """A change of the mask, in words."""
+    """A sentence part that describes a swap."""
     if swap == SwapKind.NONE:
         return "no change"
     if swap == SwapKind.ONE_SWAP:
@@ -79,7 +79,7 @@ def describe_swap(swap: str, granularity: str, fraction: float, swaps: int) -> s
 
 
 def rounds_figure(choices: pd.DataFrame) -> go.Figure:
-    """Each sub-block's validation error after every round, relative to the initial mask; marks tell kinds of swaps."""
+    """Each sub-block's validation error after each round, relative to the initial mask."""
     labels = [f"{row.layer} {'attn' if row.kind == 'attention' else row.kind}" for row in choices.itertuples()]
     frame = choices.assign(label=labels, percent=100 * choices["relative"])
     x = list(dict.fromkeys(labels))
@@ -103,7 +103,7 @@ def rounds_figure(choices: pd.DataFrame) -> go.Figure:
         hovertemplate="layer %{x}<br>initial mask<extra></extra>",
     )
     marks = (
-        (SwapKind.BY_SALIENCY, "share swapped", BLUE, "circle"),
+        (SwapKind.BY_SALIENCY, "swap by saliency", BLUE, "circle"),
         (SwapKind.ONE_SWAP, "one-swaps", TEAL, "diamond"),
     )
     for swap, name, colour, symbol in marks:
@@ -120,19 +120,19 @@ def rounds_figure(choices: pd.DataFrame) -> go.Figure:
             hovertemplate="layer %{x}, round %{customdata[0]}<br>%{customdata[1]}"
             "<br>%{y:.3g} % of the initial error<extra></extra>",
         )
-    styled(figure, x="layer and sub-block", y="error, % of the initial", height=320)
+    styled(figure, x="layer and sub-block", y="output error, % of initial", height=320)
     figure.update_yaxes(rangemode="tozero")
     figure.update_xaxes(type="category", showgrid=False, tickvals=x if len(x) <= 24 else x[:: len(x) // 16 * 2])
     return figure
 
 
 def curve_figure(candidates: pd.DataFrame) -> go.Figure:
-    """Validation error of all that one round of one sub-block tried, over the share of pairs that are swapped."""
+    """Validation error of each swap that a round tried in a sub-block, over the share of the gaining pairs."""
     frame = candidates.assign(percent=100 * candidates["relative"])
     start, single = frame[frame["swap"] == SwapKind.NONE], frame[frame["swap"] == SwapKind.ONE_SWAP]
     swaps = frame[frame["swap"] == SwapKind.BY_SALIENCY]
     fractions = sorted({value for value in swaps["fraction"] if value > 0})
-    none = fractions[0] / 3 if fractions else 0.001  # where the log axis shows no change
+    none = fractions[0] / 3 if fractions else 0.001  # the place of no change on the log axis
     edges = [none / 1.4, 1.4 * (fractions[-1] if fractions else none)]
     figure = go.Figure()
     for granularity, part in swaps.groupby("granularity", sort=False):
@@ -163,7 +163,7 @@ def curve_figure(candidates: pd.DataFrame) -> go.Figure:
     where = fractions[-1] if fractions and (chosen["swap"] == SwapKind.ONE_SWAP).any() else none
     ring = {"color": "rgba(0,0,0,0)", "size": 17, "line": {"color": BLUE, "width": 2.5}}
     _mark(figure, chosen, where, "chosen", ring)
-    styled(figure, x="share of the gaining pairs that are swapped", y="error, % of the initial", height=360)
+    styled(figure, x="share of the gaining pairs that are swapped", y="output error, % of initial", height=360)
     ticks = {"tickvals": [none, *fractions], "ticktext": ["none", *(f"{100 * value:g} %" for value in fractions)]}
     figure.update_xaxes(type="log", range=[math.log10(edge) for edge in edges], **ticks)
     high, low = frame["percent"].max(), frame["percent"].min()
@@ -173,7 +173,7 @@ def curve_figure(candidates: pd.DataFrame) -> go.Figure:
 
 
 def _mark(figure: go.Figure, part: pd.DataFrame, otherwise: float, name: str, marker: dict) -> None:
-    """One mark at the only row of `part`: at its fraction, or at `otherwise` where it has none."""
+    """A marker for the only row of `part`: at its fraction, or at `otherwise` if that is 0."""
     if part.empty:
         return
     row = next(part.itertuples())

@@ -1,4 +1,4 @@
-"""Frames as plotly figures: one function per picture, each a few kilobytes of JSON at any model size."""
+"""Plotly figures of frames: one function per figure, each a few kilobytes of JSON for any model size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.style import BLUE, FATE_COLOUR, GREY, RED, STAGE_COLOUR, rounded, styled, told
+from analysis.style import BLUE, FATE_COLOUR, GREY, RED, STAGE_COLOUR, format_perplexity, rounded, styled
 from barber.events import Fate, Stage
 
 CHANGED = (Fate.GROWN, Fate.CUT)
@@ -17,7 +17,7 @@ STAGE_LABEL = {Stage.DENSE: "dense", Stage.INITIAL: "initial mask", Stage.REBUIL
 
 
 def flip_heatmap(flips: pd.DataFrame) -> go.Figure:
-    """Share of each weight matrix whose mask the rebuild changed: modules down, layers across."""
+    """Share of mask bits of each weight matrix that the rebuild changed: modules as rows, layers as columns."""
     order = list(dict.fromkeys(flips["module"]))
     table = (100 * flips.pivot(index="module", columns="layer", values="share")).loc[order]
     grown, cut = (flips.pivot(index="module", columns="layer", values=kind).loc[order].to_numpy() for kind in CHANGED)
@@ -98,9 +98,9 @@ def sub_block_errors(sub_blocks: pd.DataFrame) -> go.Figure:
 
 
 def saliency_histogram(histogram: pd.DataFrame, zeros: dict[str, int], log_counts: bool = False) -> go.Figure:
-    """log10 saliency of one weight matrix by fate, as step lines over ready bins.
+    """log10 saliency of one weight matrix by fate, as step lines over the bins of the frame.
 
-    zeros: fate -> how many weights are in no bin (see frames.without_saliency); the legend counts them, too.
+    zeros: fate -> how many weights are in no bin (see frames.without_saliency); the legend includes them.
     """
     figure = go.Figure()
     edges = rounded([*histogram["left"], *histogram["right"].tail(1)])
@@ -123,7 +123,7 @@ def saliency_histogram(histogram: pd.DataFrame, zeros: dict[str, int], log_count
 
 
 def mask_map(fates: np.ndarray) -> go.Figure:
-    """A weight matrix weight by weight, coloured by fate: rows are outputs, columns inputs."""
+    """A weight matrix, one cell per weight, coloured by fate: rows are outputs, columns inputs."""
     rows, columns = fates.shape
     steps = np.linspace(0, 1, len(Fate) + 1)
     strength = {Fate.KEPT: 0.75, Fate.PRUNED: 0.12, Fate.GROWN: 1.0, Fate.CUT: 1.0}
@@ -141,7 +141,7 @@ def mask_map(fates: np.ndarray) -> go.Figure:
 
 
 def perplexity_bars(perplexities: pd.DataFrame) -> go.Figure:
-    """Perplexity by stage, one row of bars per dataset; a log axis where the damage is large."""
+    """Perplexity by stage, one row of bars per dataset; a log axis where they differ by more than 25 times."""
     datasets = list(dict.fromkeys(perplexities["dataset"]))
     figure = make_subplots(rows=len(datasets), cols=1, subplot_titles=datasets, vertical_spacing=0.35 / len(datasets))
     for row, dataset in enumerate(datasets, start=1):
@@ -154,7 +154,7 @@ def perplexity_bars(perplexities: pd.DataFrame) -> go.Figure:
             y=[STAGE_LABEL[Stage(stage)] for stage in part["stage"]],
             orientation="h",
             marker={"color": [STAGE_COLOUR[Stage(stage)] for stage in part["stage"]]},
-            text=[told(value) for value in values],
+            text=[format_perplexity(value) for value in values],
             textposition="outside",
             cliponaxis=False,
             width=0.62,
@@ -177,7 +177,7 @@ def perplexity_bars(perplexities: pd.DataFrame) -> go.Figure:
 
 
 def _layer_ticks(layers: list[int]) -> dict:
-    """Every layer labelled while there is room, else every fourth."""
+    """A label for every layer, or for every fourth of more than 16."""
     return {"tickmode": "array", "tickvals": layers if len(layers) <= 16 else layers[::4]}
 
 

@@ -1,4 +1,4 @@
-"""The events of a run as pandas frames. Every function takes any part of a run: what did not happen yet has no rows."""
+"""The events of a run as pandas frames. Every function accepts the events of an unfinished run."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def modules(events: Sequence[Event]) -> pd.DataFrame:
 
 
 def flips(events: Sequence[Event]) -> pd.DataFrame:
-    """What the rebuild moved, one row per layer and module.
+    """The mask bits that the rebuild changed, one row per layer and module.
 
-    grown: weights that the initial mask had pruned and the rebuild brought back; cut: those that made room; share:
-    both as a share of the module's weights; gain: by how much the saliency of the kept weights rose, as a share.
+    grown: weights pruned by the initial mask and kept by the rebuilt one; cut: kept by the initial mask and pruned by
+    the rebuilt one; share: both as a share of the module's weights; gain: relative rise of the kept weights' saliency.
     """
     names = short_names(list(dict.fromkeys(modules(events)["name"])))
     rows = [
@@ -67,15 +67,15 @@ def flips(events: Sequence[Event]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def most_telling(flips: pd.DataFrame) -> tuple[int, str]:
-    """Layer and name of the module where growing and cutting meet most, as a share of its weights."""
+def most_changed(flips: pd.DataFrame) -> tuple[int, str]:
+    """Layer and name of the module with the largest share of weights both grown and cut."""
     both = flips[["grown", "cut"]].min(axis=1) / flips["weights"]
     row = flips.loc[(both + flips["share"] / 1000).idxmax()]
     return int(row["layer"]), row["name"]
 
 
 def sub_blocks(events: Sequence[Event]) -> pd.DataFrame:
-    """Output error of each sub-block before and after the rebuild, in the order in which they were done."""
+    """Output error of each sub-block before and after the rebuild, in the order of the run."""
     rows = [
         {
             "layer": event.layer,
@@ -97,9 +97,9 @@ def sub_blocks(events: Sequence[Event]) -> pd.DataFrame:
 
 
 def refits(events: Sequence[Event]) -> pd.DataFrame:
-    """Validation error of each sub-block before and after its kept weights were re-fitted, where they were.
+    """Validation error of each sub-block before and after the refit of its kept weights, where there was one.
 
-    diverged: whether a pass ended worse than the beginning, so that the best state stands.
+    diverged: whether the refit went back to its best state, since an epoch ended with a larger error than the first.
     """
     rows = [
         {
@@ -119,20 +119,15 @@ def refits(events: Sequence[Event]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def refit_words(refits: pd.DataFrame) -> str:
-    """What re-fitting did, in one or two sentences; empty where nothing was re-fitted."""
+def describe_refits(refits: pd.DataFrame) -> str:
+    """What the refit changed, in one or two sentences; empty without a refit."""
     if refits.empty:
         return ""
     better = refits[refits["change"] < 0]
-    told = "Re-fitting the kept weights lowered the error on samples set aside in "
-    told += f"{len(better)} of {len(refits)} sub-blocks"
-    told += (
-        f", by {-100 * better['change'].median():.0f}\N{NO-BREAK SPACE}% in the middle one of them."
-        if len(better)
-        else "."
-    )
+    text = f"The refit of the kept weights lowered the validation error of {len(better)} of {len(refits)} sub-blocks"
+    text += f", by a median of {-100 * better['change'].median():.0f}\N{NO-BREAK SPACE}%." if len(better) else "."
     diverged = [f"layer {row.layer} {row.kind}" for row in refits[refits["diverged"].astype(bool)].itertuples()]
-    return f"{told} In {', '.join(diverged)} it diverged, so the best weights before that stand." if diverged else told
+    return f"{text} In {', '.join(diverged)} it diverged and went back to its best weights." if diverged else text
 
 
 def saliency(events: Sequence[Event], layer: int, name: str) -> pd.DataFrame:
@@ -147,7 +142,7 @@ def saliency(events: Sequence[Event], layer: int, name: str) -> pd.DataFrame:
 def without_saliency(events: Sequence[Event], layer: int, name: str) -> dict[str, int]:
     """Fate -> how many of the weights have saliency zero and are in no bin, where there are any.
 
-    Runs recorded before fates were told apart give their total, under the fate "".
+    Runs of older versions have only their total, under the fate "".
     """
     histogram = _histogram(events, layer, name)
     zeros = histogram.zeros if histogram else {}
@@ -204,9 +199,9 @@ def perplexities(events: Sequence[Event]) -> pd.DataFrame:
 
 
 def recovered(dense: float, initial: float, rebuilt: float) -> float:
-    """Share of the gap in log perplexity that the rebuild closed; NaN where there is no gap or no end to it.
+    """Share of the gap in log perplexity that the rebuild closed; NaN where the gap is zero or not finite.
 
-    1 is the dense model again, 0 no help, below 0 harm.
+    1 is the perplexity of the dense model, 0 that of the initial mask, and below 0 the rebuild raised it.
     """
     share = gap_recovered(dense, initial, rebuilt)
     return share if share is not None and math.isfinite(share) else math.nan

@@ -1,4 +1,4 @@
-"""What a reader who knows the bundled model's world makes of a continuation."""
+"""Check the stories of the bundled model: which sentence is the first that breaks the rules of its training text."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from barber.storyteller.check import (
 )
 
 REASONS = {
-    GRAMMAR_ERROR: "is not of this world, or has no place here",
-    KNOWLEDGE_ERROR: "has a wrong fact of the world",
-    STORY_ERROR: "contradicts the story so far",
-    TOO_LONG: "goes on after its end",
+    GRAMMAR_ERROR: "does not follow the grammar of the bundled stories",
+    KNOWLEDGE_ERROR: "states a wrong fact",
+    STORY_ERROR: "contradicts the sentences before it",
+    TOO_LONG: "follows the end of the story",
 }
-UNKNOWN_PROMPT = "The prompt does not open a story of this world."
+UNKNOWN_PROMPT = "The prompt does not begin a story like those that the model was trained on."
 
 
 class Reading(NamedTuple):
-    """A continuation cut in three, and a remark: the good start, the first wrong sentence (if any), the rest."""
+    """A continuation in three parts (the correct start, the first wrong sentence, the rest) and a verdict."""
 
     good: str
     wrong: str
@@ -33,22 +33,22 @@ class Reading(NamedTuple):
 
 
 def read(prompt: str, text: str) -> Reading:
-    """Judge a story that starts with `prompt` and goes on with `text`."""
+    """Check a story that begins with `prompt` and continues with `text`."""
     story = prompt + text
     verdict = check(story)
     if verdict.consistent:
-        return Reading(text, "", "", "A consistent story, every fact right.")
+        return Reading(text, "", "", "A consistent story: every fact is correct.")
     told = sentences(story)
     cut_off = verdict.sentence == len(told) - 1 and not told[-1].endswith(".")
     if verdict.error == UNFINISHED or cut_off:
-        return Reading(text, "", "", "Right so far, but unfinished.")
+        return Reading(text, "", "", "Correct so far, but unfinished.")
     start = _offset(story, told, verdict.sentence)
     end = start + len(told[verdict.sentence])
     if end <= len(prompt):
         return Reading(text, "", "", UNKNOWN_PROMPT)
     start = max(start, len(prompt))
-    right = max(0, verdict.sentence - len(sentences(prompt)))  # a prompt may end within the wrong sentence
-    remark = f"{right} {'sentence' if right == 1 else 'sentences'} right, then one that {REASONS[verdict.error]}."
+    right = max(0, verdict.sentence - len(sentences(prompt)))  # a prompt may end inside the wrong sentence
+    remark = f"{right} {'sentence' if right == 1 else 'sentences'} correct, then one that {REASONS[verdict.error]}."
     return Reading(story[len(prompt) : start], story[start:end], story[end:], remark)
 
 

@@ -1,4 +1,4 @@
-"""How every figure looks: three hues with fixed meanings, and a layout that reads on light and dark pages."""
+"""The style of all figures: three hues with fixed meanings, and a layout for light and dark pages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import plotly.graph_objects as go
 from barber.events import Fate, Stage
 
 GREY, RED, BLUE = "#8b93a1", "#d2524a", "#3b82c9"
-SAND, TEAL = "#b9a27c", "#2f9e8f"  # where lines need more hues, without a meaning of their own
+SAND, TEAL = "#b9a27c", "#2f9e8f"  # further hues for lines, without a fixed meaning
 TEXT = "#7d838e"
 GRID = "rgba(128, 134, 145, 0.18)"
 STAGE_COLOUR = {Stage.DENSE: GREY, Stage.INITIAL: RED, Stage.REBUILT: BLUE}
 FATE_COLOUR = {Fate.KEPT: GREY, Fate.PRUNED: SAND, Fate.GROWN: BLUE, Fate.CUT: RED}
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif"
 
-NO_CLICKS = {"itemclick": False, "itemdoubleclick": False}  # a click on a dropdown's list over it would hide a trace
+NO_CLICKS = {
+    "itemclick": False,
+    "itemdoubleclick": False,
+}  # a click on the list of a dropdown that covers the legend would hide a trace
 
 
 def styled(figure: go.Figure, *, x: str = "", y: str = "", height: int = 320, top: int = 36) -> go.Figure:
@@ -41,8 +44,8 @@ def rounded(values, digits: int = 5) -> list:
     return [float(f"{value:.{digits}g}") for value in values]
 
 
-def told(perplexity: float) -> str:
-    """A perplexity as a person reads it: 1.464, 6.988, 20,521, 6.9e+19."""
+def format_perplexity(perplexity: float) -> str:
+    """A perplexity with four significant digits or, from 1000 on, without decimals: 1.464, 6.988, 20,521, 6.9e+19."""
     if perplexity < 1000:
         return f"{perplexity:.4g}"
     return f"{perplexity:,.0f}" if perplexity < 1e6 else f"{perplexity:.1e}"

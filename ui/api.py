@@ -18,9 +18,9 @@ from ui.settings import DEFAULTS, FIELDS, to_spec
 from ui.worker import Worker
 
 DESCRIPTION = (
-    "Prune a model, rebuild its masks and measure what came of it. Streams progress as {phase, where, share_done, "
+    "Prune a model, rebuild its masks and measure the result. Streams progress as {phase, where, share_done, "
     "seconds_left}; the last value is the summary {run, model, config, weights, zeros, swaps, perplexity, flips}. "
-    "A setting without effect beside the others is ignored."
+    "A setting that has no effect with the others is ignored."
 )
 
 

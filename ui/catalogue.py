@@ -1,4 +1,4 @@
-"""Models to pick from. Any other hub id or a local folder can be typed."""
+"""The models that the form offers. Any other hub id, or a local folder, can be typed."""
 
 from __future__ import annotations
 

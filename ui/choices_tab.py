@@ -1,4 +1,4 @@
-"""Choices: what each sub-block tried on the samples set aside, and what it took, round by round."""
+"""Choices: the swaps that each round tried in a sub-block, their validation errors, and the swap it chose."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from ui.hub import Hub
 from ui.plots import plot
 from ui.views import CALM, empty, intro, nothing_yet, results_there
 
-EMPTY = empty("Press <b>Run</b>. Here you will see what each block tried, and what helped most.")
+EMPTY = empty("Press <b>Run</b>. This view then shows which swaps each round tried in a sub-block, and which it chose.")
 BY_ERROR = (
-    "In every round a sub-block tries to exchange few or many of its pruned and kept weights, and keeps the mask whose "
-    "output is nearest to its target, on samples set aside for that. It ends when nothing helps."
+    "Each round tries swaps of several sizes in a sub-block and keeps the mask with the lowest validation error: the "
+    "error of the sub-block's output on every fourth calibration sequence, which saliency is not measured on. The "
+    "rounds end when no swap lowers this error."
 )
 BY_THRESHOLD = (
-    "With a fixed threshold every round swaps the same share of the gaining pairs, and the rounds of a sub-block end "
-    "when that no longer lowers its error."
+    "With a fixed threshold, each round swaps the same share of the gaining pairs. The rounds of a sub-block end when "
+    "this no longer lowers its error."
 )
 
 
@@ -30,8 +31,9 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         rounds = gr.Plot(show_label=False, container=False, elem_id="choice-rounds")
         with gr.Column() as details:
             intro(
-                "What one round tried: to swap a share of the gaining pairs, formed in the whole block, in each matrix "
-                "or in each output row, and exact one-swaps. A point above the start would do harm; the lowest is "
+                "The swaps that one round tried. A gaining pair is a pruned and a kept weight of one group, the pruned "
+                "one of larger saliency; a group is the whole sub-block, one matrix or one output row. One-swaps are "
+                "exact greedy swaps in each output row. A point above “no change” raises the error; the lowest is "
                 "chosen."
             )
             with gr.Row():
@@ -58,7 +60,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         if frame.empty:
             return nothing_yet(why_empty(events), 7)
         auto = config_of(events).auto
-        first, block = choices.most_telling(frame)
+        first, block = choices.most_improved(frame)
         return (
             *results_there(),
             f'<p class="bb-intro">{BY_ERROR if auto else BY_THRESHOLD}</p>',
@@ -71,7 +73,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         )
 
     def choose(name: str | None, layer: int, block: str, number: int):
-        """The dropdowns again, for what the layer and the sub-block have, and the curve."""
+        """New choices of the dropdowns for the layer and the sub-block, and the curve."""
         frame = choices.choices(hub.events(name))
         blocks = blocks_of(frame, layer)
         names = [value for _, value in blocks]
@@ -105,11 +107,11 @@ def why_empty(events: list[Event]) -> str:
     if config.refiner != BARBER:
         title = REFINERS[config.refiner].title
         return empty(
-            f"<b>{title}</b> follows a rule of its own, so nothing was chosen. Rebuild by Barber to see choices."
+            f"The refiner <b>{title}</b> does not choose between swaps. Select the refiner Barber to see choices."
         )
     if not config.auto:
         return empty(
-            f"With a fixed threshold nothing is chosen: every block swaps {100 * config.threshold:g} % of its gaining "
-            "pairs. Let the held-out error choose the swaps and run again."
+            f"With a fixed threshold nothing is chosen: every sub-block swaps {100 * config.threshold:g} % of its "
+            "gaining pairs. Let the validation error choose the swaps and run again."
         )
-    return empty("The run was stopped before the first block had chosen.")
+    return empty("The run was stopped before the rebuild of the first sub-block ended.")

@@ -1,4 +1,4 @@
-"""Mask flips: where the rebuild changed the mask, and what it did to each sub-block's error."""
+"""Mask flips: how many mask bits the rebuild changed in each weight matrix, and the error of each sub-block."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from ui.hub import Hub
 from ui.plots import plot
 from ui.views import CALM, empty, intro, nothing_yet, results_there
 
-EMPTY = empty("Press <b>Run</b>. Here you will see which layers changed their mind about which weights.")
+EMPTY = empty("Press <b>Run</b>. This view then shows how many mask bits the rebuild changed in each weight matrix.")
 NO_FLIPS = empty("This run has no rebuild, so no mask flipped. Switch the rebuild on and run again.")
-UNMOVED = "No mask changed in this run: every weight that the initial mask pruned is still pruned."
+UNCHANGED = "The rebuild changed no mask: the rebuilt mask of every weight matrix equals the initial one."
 
 
 def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
-        unmoved = gr.HTML(f'<p class="bb-intro">{UNMOVED}</p>', visible=False)
-        with gr.Column() as moved:
+        unchanged = gr.HTML(f'<p class="bb-intro">{UNCHANGED}</p>', visible=False)
+        with gr.Column() as changed:
             intro(
-                "Each cell is one weight matrix. The stronger the blue, the more of its mask the rebuild changed: "
-                "weights that the initial mask had pruned <b class='bb-grown'>grow</b> back, and others are "
-                "<b class='bb-cut'>cut</b> for them."
+                "Each cell is one weight matrix; a stronger blue means that the rebuild changed a larger share of its "
+                "mask. A <b class='bb-grown'>grown</b> weight is pruned by the initial mask and kept by the rebuilt "
+                "one, a <b class='bb-cut'>cut</b> weight is kept by the initial mask and pruned by the rebuilt one."
             )
             heatmap = gr.Plot(show_label=False, container=False, elem_id="flip-heatmap")
             by = gr.Radio(
@@ -33,7 +33,8 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             )
             bars = gr.Plot(show_label=False, container=False, elem_id="flip-bars")
         intro(
-            "Output error of every sub-block, with the initial mask and at the end. Lower is closer to the dense model."
+            "Output error of each sub-block with the initial mask and with its final weights: the mean squared "
+            "difference from its target, which is the output with dense weights. Lower is better."
         )
         errors = gr.Plot(show_label=False, container=False, elem_id="sub-block-errors")
         refit = gr.HTML(visible=False, elem_id="refit")
@@ -43,12 +44,12 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         flips = frames.flips(events)
         if flips.empty:
             return nothing_yet(NO_FLIPS if events else EMPTY, 6)
-        any_moved = bool(flips["grown"].any())
-        refitted = frames.refit_words(frames.refits(events))
+        any_changed = bool(flips["grown"].any())
+        refitted = frames.describe_refits(frames.refits(events))
         return (
             *results_there(),
-            gr.update(visible=not any_moved),
-            gr.update(visible=any_moved),
+            gr.update(visible=not any_changed),
+            gr.update(visible=any_changed),
             plot(figures.flip_heatmap(flips), "flips"),
             plot(figures.flip_bars(flips, by), "grown-and-cut"),
             plot(figures.sub_block_errors(frames.sub_blocks(events)), "errors"),
@@ -59,5 +60,5 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         flips = frames.flips(hub.events(name))
         return gr.skip() if flips.empty else plot(figures.flip_bars(flips, by), "grown-and-cut")
 
-    ended.then(show, [run_id, by], [nothing, results, unmoved, moved, heatmap, bars, errors, refit], **CALM)
+    ended.then(show, [run_id, by], [nothing, results, unchanged, changed, heatmap, bars, errors, refit], **CALM)
     by.input(regroup, [run_id, by], bars, **CALM)

@@ -1,4 +1,4 @@
-"""The form: what to prune and how. Simple things first, the rest folded away; what has no effect is not shown."""
+"""The form, made from the table of settings. A setting that has no effect with the others is not shown."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from ui import settings, visitors
 from ui.catalogue import choices
 
 Form = dict[str, gr.components.Component]
-SWAPS = "swaps"  # the switch of a threshold that may be a number or be chosen
+SWAPS = "swaps"  # the switch between a threshold that is a number and one that is chosen
 SWAPS_HELP = (
-    "How many pruned and kept weights are swapped. By held-out error, each block tries several amounts and keeps what "
-    "helps most on samples set aside."
+    "Share of the gaining pairs that is swapped; a gaining pair is a pruned and a kept weight, the pruned one of "
+    "larger saliency. Auto tries several shares in each sub-block and keeps the one with the lowest error on "
+    "validation sequences."
 )
 DECIDING = tuple(dict.fromkeys(name for one in SHOWN.values() for need in one.needs for name in need.on))
-# Enter takes what was typed into a field that allows it, and not the first choice that holds those letters.
+# Enter keeps the text typed into a field that accepts any text, instead of the first choice that contains it.
 KEEP_TYPED = """() => {
   let typed = null;
   const open = event => event.target.closest?.(".bb-open") && event.target.matches("input");
@@ -37,7 +38,7 @@ KEEP_TYPED = """() => {
 
 
 def build() -> Form:
-    """The fields of settings.FORM, by name."""
+    """The fields of settings.FORM by name."""
     form: Form = {}
     for group in Group:
         with gr.Accordion(group.value, open=False) if group else nullcontext():
@@ -81,7 +82,7 @@ def _show_what_matters(form: Form) -> None:
 
 
 def _fields(one: Setting, alone: bool) -> Form:
-    """The field of a setting, with its help where there is room for it; of a threshold, also its switch."""
+    """The field of a setting, with its help where it has a row of its own; for a threshold, its switch, too."""
     name, local = one.public, visitors.may_name_paths()
     at_first = visible(_at_first())
     look = {

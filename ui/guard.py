@@ -1,4 +1,4 @@
-"""What stands before the app: it answers to its own names only, and takes no files and no endless request."""
+"""Middleware of the app: it answers to its own host names only, and accepts no uploads and no long requests."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MOST_BYTES = 256 * 1024  # of a request: the values of the form and the prompt a
 class Guard:
     """ASGI middleware: refuses foreign host names and uploads.
 
-    names: the host names that are answered to. A plain address is answered in any case: a page of a foreign name that
-    points its name at this machine (DNS rebinding) sends that name.
+    names: the host names that are answered to. A plain address is always answered: in an attack by DNS rebinding, where
+    a foreign host name resolves to this machine, the browser sends that name.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         if headers.get("content-type", "").split(";")[0].strip().lower() == "multipart/form-data":
-            await PlainTextResponse("Files are not taken here.", 403)(scope, receive, send)
+            await PlainTextResponse("Uploads are not accepted.", 403)(scope, receive, send)
         elif is_address(_host(headers)):
             await self.app(scope, receive, send)
         else:
@@ -38,12 +38,12 @@ class Guard:
 
 
 def guarded(names: Sequence[str]) -> dict:
-    """Arguments of the FastAPI application that let it answer to `names` only, without files and long requests."""
+    """Arguments of the FastAPI application: it answers to `names` only, and refuses uploads and long requests."""
     return {"middleware": [Middleware(Guard, names=names)], "max_body_size": MOST_BYTES}
 
 
 def _host(headers: Headers) -> str:
     try:
         return urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    except ValueError:  # brackets that hold no address
+    except ValueError:  # brackets without an address
         return ""

@@ -1,4 +1,4 @@
-"""The one owner of models and run directories in a process."""
+"""The hub: it owns the loaded model and the run directories of the app's process."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
 class Hub:
-    """Holds one loaded model, lends it to one job at a time in the order they came, and knows where the runs are.
+    """Keeps one loaded model, lends it to one job at a time in the order of their arrival, and keeps the runs.
 
-    A run is known by an id that cannot be guessed: whoever holds it may look at the run, nobody else. After every job
-    the model is checked to be dense again; one that is not is thrown away. turn: seconds after which a job ends while
-    others wait, None for no limit.
+    A run has a random id, and only who has the id may see the run. After each job the hub checks that the model is
+    dense, and drops a model that is not. turn: seconds after which a job ends while others wait, None for no limit.
     """
 
     def __init__(self, runs: Path | None = None, turn: float | None = None) -> None:
@@ -43,11 +42,11 @@ class Hub:
         self.runs = Path(tempfile.mkdtemp(prefix="barber-runs-")) if runs is None else Path(runs)
         self.runs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.turn = turn
-        self._line: list[object] = []  # those who want the model; the first has it
+        self._line: list[object] = []  # the jobs that wait for the model; the first one has it
         self._loaded: LoadedModel | None = None
 
     def new_run(self) -> str:
-        """The id of a run to come. Runs that nobody asked to keep go after a day."""
+        """A new run id. In a temporary folder, runs older than a day are deleted."""
         if self.temporary:
             for path in self.runs.iterdir():
                 with suppress(FileNotFoundError):  # another visitor's run has just done the same
@@ -56,7 +55,7 @@ class Hub:
         return secrets.token_urlsafe(16)
 
     def path(self, run_id: str) -> Path:
-        """The directory of a run. The id is checked, so that it can name nothing outside `runs`."""
+        """The directory of a run. UserError for an id that could name something outside `runs`."""
         if not RUN_ID.fullmatch(run_id or ""):
             raise UserError("This is not the id of a run: start a run first.")
         return self.runs / run_id
@@ -70,7 +69,7 @@ class Hub:
         return self.path(run_id).with_suffix(".stopped").exists()
 
     def leave(self, run_id: str | None) -> None:
-        """Mark that the page of a run shows another one from now on."""
+        """Mark that the page of this run shows another run from now on."""
         if run_id:
             self.path(run_id).with_suffix(".left").touch()
 
@@ -78,26 +77,26 @@ class Hub:
         return self.path(run_id).with_suffix(".left").exists()
 
     def begin_writing(self, run_id: str | None) -> str:
-        """Mark that texts of a run are to be written, and no others of it any more; what this writing is known by."""
+        """Begin to generate texts of a run, which ends any other generation of it; a token that identifies this one."""
         token = secrets.token_hex(8)
         if run_id:
             self.path(run_id).with_suffix(".writing").write_text(token)
         return token
 
     def writing(self, run_id: str | None) -> str:
-        """Which writing of a run goes on, "" where none does."""
+        """The token of the generation of a run that goes on, "" if there is none."""
         try:
             return self.path(run_id).with_suffix(".writing").read_text() if run_id else ""
         except FileNotFoundError:
             return ""
 
     def end_writing(self, run_id: str | None, token: str | None = None) -> None:
-        """Mark that this writing of a run, or any, is not to go on."""
+        """End the generation of a run with this token, or any."""
         if run_id and (token is None or token == self.writing(run_id)):
             self.path(run_id).with_suffix(".writing").unlink(missing_ok=True)
 
     def events(self, run_id: str | None) -> list[Event]:
-        """The events of a run as far as it came; none where no pruning has begun."""
+        """The events of a run so far; none if its pruning has not begun."""
         if not run_id or not (self.path(run_id) / "config.json").exists():
             return []
         return RunDirectory(self.path(run_id)).events()
@@ -107,7 +106,7 @@ class Hub:
 
         def job(loaded: LoadedModel | None) -> Iterator[Event]:
             prompts = () if loaded and not loaded.tokenizer else spec.prompts
-            self.path(run_id).mkdir(mode=0o700, exist_ok=True)  # other users of the machine may know no visitor's run
+            self.path(run_id).mkdir(mode=0o700, exist_ok=True)  # no other user of the machine may read a visitor's run
             return run_job(replace(spec, run_dir=self.path(run_id), prompts=prompts), loaded)
 
         return self._lend(spec, job)
@@ -118,9 +117,11 @@ class Hub:
 
         def write(loaded: LoadedModel | None) -> Iterator[Event]:
             if loaded is None:
-                raise UserError(f"Model {run.config['model']} does not fit into the memory, so it writes no text here.")
+                raise UserError(
+                    f"Model {run.config['model']} does not fit into the memory, so it cannot generate text here."
+                )
             if loaded.tokenizer is None:
-                raise UserError(f"Model {loaded.name} has no tokenizer, so it cannot write text.")
+                raise UserError(f"Model {loaded.name} has no tokenizer, so it cannot generate text.")
             for stage in reached(run.events()):
                 with at_stage(loaded, run, stage):
                     yield from generate(
@@ -162,14 +163,14 @@ class Hub:
             yield event
             if self.turn is not None and len(self._line) > 1 and time.monotonic() - began > self.turn:
                 raise UserError(
-                    f"This took more than {self.turn / 60:g} minutes while others waited, so it was stopped: ask for "
-                    "fewer or shorter samples, or a smaller model."
+                    f"This took more than {self.turn / 60:g} minutes while others waited, so it was stopped: give "
+                    "fewer or shorter sequences, or a smaller model."
                 )
 
     def _model(self, spec: JobSpec) -> LoadedModel | None:
-        """The loaded model, or None where the job must read it layer by layer, as it was asked to or does not fit.
+        """The loaded model, or None for layerwise loading: the job asks for it, or the model does not fit into memory.
 
-        Another one is let go first, so that two never fill the memory together.
+        The model that was loaded before is dropped first, so that there are never two in memory.
         """
         held = self._loaded is not None and self._loaded.name == spec.model
         if not held or spec.stream or spec.max_memory:
@@ -190,6 +191,6 @@ def fingerprint(loaded: LoadedModel) -> list[tuple[float, int]]:
 
 
 def reached(events: list[Event]) -> list[Stage]:
-    """The stages whose masks the run has for every layer: dense always."""
+    """The stages of which the run has the masks of every layer; dense is always one."""
     stages = {str(event.stage) for event in events if isinstance(event, StageReached)}
     return [stage for stage in Stage if stage is Stage.DENSE or stage in stages]

@@ -1,4 +1,4 @@
-"""A run as it goes, folded from its events into two pieces of HTML: the status and the finished sub-blocks."""
+"""A running job as two pieces of HTML, made from its events: the status and the finished sub-blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 
 from analysis import frames
-from analysis.style import told
+from analysis.style import format_perplexity
 from barber.config import PruneConfig
 from barber.events import (
     Estimated,
@@ -27,12 +27,15 @@ from barber.progress import Eta
 
 IDLE = """
 <div class="bb-card bb-idle">
-  <p class="bb-headline">Choose, press Run, look.</p>
+  <p class="bb-headline">Choose a model and a pattern, then press Run.</p>
   <ol class="bb-steps-intro">
-    <li><b>Initial mask.</b> A simple rule decides which weights go, each matrix on its own.</li>
-    <li><b>Rebuild.</b> Every attention and MLP block looks at its own output error: weights that matter for it grow
-    back, weights that matter least are cut for them. The number of zeros stays exactly the same.</li>
-    <li><b>Look.</b> Which masks flipped, how salient those weights are, what perplexity and text make of it.</li>
+    <li><b>Initial mask.</b> A one-shot method, such as magnitude or Wanda, selects the weights of each matrix that are
+    set to zero.</li>
+    <li><b>Rebuild.</b> A sub-block is the attention or the MLP of one decoder layer. In each sub-block, pruned weights
+    of high saliency grow back, and as many kept weights of low saliency are cut. Saliency is |weight| times
+    |gradient of the sub-block's output error|.</li>
+    <li><b>Results.</b> The mask bits that changed, the saliency of the weights, and the perplexity and the text of the
+    dense, the initial and the rebuilt model.</li>
   </ol>
 </div>
 """
@@ -48,17 +51,17 @@ DOING = {  # by the first word of a phase
     "load": "Loading the model",
     "data": "Reading the data",
     "perplexity": "Measuring perplexity",
-    "text": "Writing text",
-    "allocation": "Sharing out what is pruned",
+    "text": "Generating text",
+    "allocation": "Computing the ratio of each layer",
     "initial": "Computing the initial mask",
     "rebuild": "Rebuilding",
 }
 STEPS = {Stage.DENSE: "Dense model", Stage.INITIAL: "Initial mask", Stage.REBUILT: "Rebuild"}
-IN_ONE_PASS = ("Dense model", "Initial mask and rebuild, block by block", "Before and after")
+IN_ONE_PASS = ("Dense model", "Initial mask and rebuild of each sub-block", "Evaluation of both masks")
 
 
 class Live:
-    """What the user sees of a running job. `update` takes each event; `status` and `blocks` render."""
+    """What the page shows of a running job. `update` takes each event; `status` and `blocks` give the HTML."""
 
     def __init__(self) -> None:
         self.eta = Eta()
@@ -86,7 +89,7 @@ class Live:
         self.finished = self.finished or isinstance(event, RunFinished)
 
     def status(self) -> str:
-        """The running state: phases, bar, where it is, time left."""
+        """The card of a running job: its steps, the progress bar, the layer at work and the time left."""
         percent = 100 * self.eta.fraction
         remaining = duration(self.eta.seconds_left)
         steps = "".join(f'<li class="{state}">{title}</li>' for title, state in progress(self.phases, self.now.phase))
@@ -109,15 +112,15 @@ class Live:
         return "".join(f'<p class="bb-notice">{escape(message)}</p>' for message in self.notices)
 
     def done(self) -> str:
-        """The end: one headline with what came out."""
+        """The card of a finished run: its perplexities, zeros, swaps and time."""
         facts = frames.summary(self.seen)
         zeros = f"{facts['zeros']:,} of {facts['weights']:,} weights pruned ({share(facts['zeros'], facts['weights'])})"
         config = PruneConfig.from_dict(facts["config"])
-        places = "swaps in all rounds" if config.most_rounds > 1 else "pairs changed places"
-        moved = f", {facts['swaps']:,} {places}" if config.barber else ""
+        swaps = "swaps in all rounds" if config.most_rounds > 1 else "pairs swapped"
+        swapped = f", {facts['swaps']:,} {swaps}" if config.barber else ""
         return (
             f'<div class="bb-card bb-done" role="status">{self._figures()}'
-            f'<p class="bb-where"><span>{zeros}{moved}</span>'
+            f'<p class="bb-where"><span>{zeros}{swapped}</span>'
             f'<span class="bb-eta">{duration(time.monotonic() - self.started)}</span></p>{self._notices()}</div>'
         )
 
@@ -128,7 +131,7 @@ class Live:
             return ""
         first = measured[measured["dataset"] == measured["dataset"].iloc[0]]
         rows = list(first.itertuples())
-        cells = [(told(row.perplexity), f"perplexity, {LABELS[row.stage]}", row.stage) for row in rows]
+        cells = [(format_perplexity(row.perplexity), f"perplexity, {LABELS[row.stage]}", row.stage) for row in rows]
         cells += [(f"{100 * share:.0f} %", "of the gap recovered", "gap") for share in first["recovered"].dropna()]
         body = "".join(f'<div class="bb-{kind}"><dd>{value}</dd><dt>{label}</dt></div>' for value, label, kind in cells)
         return f'<dl class="bb-figures">{body}</dl>'
@@ -167,7 +170,7 @@ def progress(phases: Sequence[str], now: str) -> list[tuple[str, str]]:
 
 
 def step_of(phase: str, phases: Sequence[str]) -> str:
-    """The title of the step that a phase of a job belongs to; `phases` tell the job's order."""
+    """The title of the step that a phase of a job belongs to; `phases` has the order of the job."""
     one_pass = "rebuild" in phases and "initial mask" not in phases
     if phase == "allocation":
         return IN_ONE_PASS[1] if one_pass else STEPS[Stage.INITIAL]
@@ -205,7 +208,7 @@ def signed(change: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says it: "8 s", "3 min", "1 h 20 min"; empty where unknown."""
+    """Seconds in a readable unit: "8 s", "3 min", "1 h 20 min"; empty where unknown."""
     if seconds is None or not math.isfinite(seconds):
         return ""
     if seconds < 90:

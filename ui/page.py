@@ -1,4 +1,4 @@
-"""The page: a run panel on the left, the run and its five views on the right."""
+"""The page: the form with Run and Stop on the left, the status of the run and its five views on the right."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HEADER = """
   <span class="bb-pole" aria-hidden="true"></span>
   <div>
     <h1>Barber</h1>
-    <p>Prune a language model in one shot, then let each block reconsider which weights it keeps.
-    <a href="https://arxiv.org/abs/2408.10631" target="_blank" rel="noopener">The paper</a></p>
+    <p>Prune a language model in one shot, then rebuild the mask of each sub-block by the error of its output.
+    <a href="https://arxiv.org/abs/2408.10631" target="_blank" rel="noopener">LLM-Barber (arXiv 2408.10631)</a></p>
   </div>
 </header>
 """
-# Plotly misses when the window changes while its tab is closed.
+# Plotly does not notice that the window is resized while its tab is closed.
 FIT = "() => { setTimeout(() => window.dispatchEvent(new Event('resize')), 100); }"
 
 

@@ -1,4 +1,4 @@
-"""Perplexity: the dense, the initial and the rebuilt model, and how much of the damage the rebuild took back."""
+"""Perplexity: of the dense, the initial and the rebuilt model, and the share of the gap that the rebuild recovered."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 import gradio as gr
 
 from analysis import figures, frames
-from analysis.style import told
+from analysis.style import format_perplexity
 from barber.events import Stage
 from ui.hub import Hub
 from ui.live import recovery
@@ -16,8 +16,8 @@ from ui.plots import plot
 from ui.views import CALM, empty, intro, nothing_yet, results_there
 
 EMPTY = empty(
-    "Press <b>Run</b>. Here you will see how much worse the pruned model predicts text, "
-    "and how much of that the rebuild takes back."
+    "Press <b>Run</b>. This view then shows the perplexity of the dense, the initial and the rebuilt model, and the "
+    "share of the gap that the rebuild recovered."
 )
 
 
@@ -28,8 +28,9 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         figure = gr.Plot(show_label=False, container=False, elem_id="perplexity-bars")
         table = gr.HTML(elem_id="perplexity-table")
         intro(
-            "Perplexity is the number of tokens the model is, on average, undecided between; 1 would be certainty. "
-            "The gap is measured in log perplexity, from the dense model to the initial mask."
+            "Perplexity is the exponential of the mean cross-entropy of the next token; a model that always chose "
+            "between k equally likely tokens would have perplexity k. Lower is better. The gap is the difference in "
+            "log perplexity between the initial mask and the dense model."
         )
 
     def show(name: str | None):
@@ -62,12 +63,13 @@ def _table(measured) -> str:
     tables = []
     for dataset, rows in measured.groupby("dataset", sort=False):
         body = "".join(
-            f"<tr><th scope='row'>{figures.STAGE_LABEL[row.stage]}</th><td>{told(row.perplexity)}</td>"
+            f"<tr><th scope='row'>{figures.STAGE_LABEL[row.stage]}</th><td>{format_perplexity(row.perplexity)}</td>"
             f"<td>{_share(row)}</td></tr>"
             for row in rows.itertuples()
         )
         first = rows.iloc[0]
         caption = f"{escape(dataset)}: {first.tokens:,} tokens in windows of {first.seqlen:,}"
+        caption += ", each of which begins with the beginning-of-text token" if first.window_start == "bos" else ""
         tables.append(
             f'<table class="bb-table"><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table>"

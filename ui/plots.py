@@ -8,7 +8,7 @@ from gradio.components.plot import PlotData
 
 
 def plot(figure, name: str) -> PlotData:
-    """The plotly figure as Gradio's browser side takes it; `name` is the file name of the saved picture."""
+    """The plotly figure as Gradio's page shows it; `name` is in the file name of the saved picture."""
     config = {
         "displaylogo": False,
         "responsive": True,

@@ -17,9 +17,9 @@ from ui.views import warn
 from ui.worker import Worker
 
 SECONDS_BETWEEN_UPDATES = 0.25
-DEFECT = "The run failed ({}): this is a defect of Barber, and the log of the server has its details."
+DEFECT = "The run failed ({}): this is a defect of Barber, and the log of the server has the details."
 
-# When a run starts, the address bar becomes a link to these settings, and a page that hides the progress moves to it.
+# When a run starts, the address becomes a link to its settings, and a page that does not show the status scrolls to it.
 ON_RUN = """(...values) => {
   const names = %s, query = new URLSearchParams(window.location.search);
   const form = Object.fromEntries(names.map((name, i) => [name, values[i] ?? ""]));
@@ -34,7 +34,7 @@ ON_RUN = """(...values) => {
 
 def build_buttons() -> tuple[gr.Button, gr.Button]:
     with gr.Row():
-        # Not to be pressed before the page has its settings from the link.
+        # Disabled until the form has the settings of the link.
         run = gr.Button("Run", variant="primary", interactive=False, elem_id="run", min_width=120)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=80)
     return run, stop
@@ -49,9 +49,9 @@ def wire(
     blocks: gr.HTML,
     shown_id: gr.State,
 ) -> gr.events.Dependency:
-    """Connect the panel. Returns what the views wait for: the end of a run, also of one that was stopped.
+    """Connect form, buttons and status. Returns the event after which the views are drawn: the end of a run.
 
-    shown_id: then has its id. Until then the views go on showing the run before it.
+    A run that was stopped ends, too. shown_id: has the id of the run from then on; until then, of the run before it.
     """
     run_id = gr.State(None)
     fields = list(form.values())
@@ -97,20 +97,20 @@ def wire(
             worker.stop()
 
     def give_way(name: str) -> None:
-        """End in failure, so that nothing follows, if the page shows another run by now."""
+        """Fail without a message, so that no listener follows, if the page shows another run by now."""
         if hub.left(name):
             raise gr.Error(visible=False, print_exception=False)
 
     def stopped_card(name: str | None) -> str:
-        kept = " What it reached so far is shown below." if hub.events(name) else ""
-        return message(f"Stopped. No weight stays changed.{kept}", "stopped")
+        kept = " Its results so far are shown below." if hub.events(name) else ""
+        return message(f"The run was stopped, and the model has its dense weights again.{kept}", "stopped")
 
     def halt(name: str | None):
         hub.stop(name)
         return stopped_card(name), on, off
 
     def suit(model: str, calibration: str) -> list:
-        """Other data where the model no longer fits them: the bundled stories are for the bundled model."""
+        """Data settings that suit the model: the bundled stories are for the bundled model alone."""
         data = settings.data_for((model or "").strip())
         fits = "storyteller" not in (calibration, data["calibration"]) or calibration == data["calibration"]
         return [gr.skip()] * len(data) if fits else list(data.values())
@@ -120,7 +120,7 @@ def wire(
     checked = run.click(check, [run_id, *fields], [status, blocks, run, stop, run_id], **quiet)
     checked.failure(explain, fields, status, queue=False, **quiet)
     outputs = [status, blocks, run, stop]
-    # More than one at a time: a run that was just stopped may not have ended yet, and the next would not begin.
+    # "multiple": a run that was just stopped may not have ended yet, and would keep the next from beginning.
     started = checked.success(on_gpu(work), [run_id, *fields], outputs, trigger_mode="multiple", **quiet, **SHARED)
     stop.click(halt, run_id, [status, run, stop], queue=False, **quiet)
     data = [form[name] for name in settings.data_for("")]
@@ -129,6 +129,6 @@ def wire(
 
 
 def fill_from_link(request: gr.Request) -> list:
-    """The values of the form that the page's address carries, else its own; and Run, ready to be pressed."""
+    """The values of the form, those in the address of the page first, and Run, enabled."""
     given = settings.FORM | settings.to_form(settings.from_query(dict(request.query_params)))
     return [*given.values(), gr.update(interactive=True)]

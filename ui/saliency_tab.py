@@ -1,4 +1,4 @@
-"""Saliency: how much the weights of one matrix matter, by what became of each, and where in the matrix they lie."""
+"""Saliency: the saliency of the weights of one matrix, by their fate, and the positions of the changed mask bits."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import gradio as gr
 from analysis import figures, frames
 from barber.config import PruneConfig
 from barber.events import Event, RunStarted
-from barber.registry import BARBER
+from barber.registry import BARBER, METRICS
 from barber.runs.directory import RunDirectory
 from ui.hub import Hub
 from ui.plots import plot
 from ui.views import CALM, empty, intro, nothing_yet, results_there
 
-EMPTY = empty("Press <b>Run</b>. Here you will see how much each weight matters, and what became of it.")
+EMPTY = empty(
+    "Press <b>Run</b>. This view then shows the saliency of the weights, and which of them the rebuild grew or cut."
+)
 NO_SALIENCY = empty("This run has no rebuild, so no saliency was measured. Switch the rebuild on and run again.")
 HOW_TO_READ = (
-    "Saliency says {}. A good mask keeps the right-hand side: <b class='bb-grown'>grown</b> weights were pruned though "
-    "salient, <b class='bb-cut'>cut</b> ones were kept though not."
+    "Saliency is {}. A good mask keeps the weights on the right, of high saliency: <b class='bb-grown'>grown</b> "
+    "weights were pruned although their saliency is high, <b class='bb-cut'>cut</b> weights were kept although it is "
+    "low."
 )
 
 
@@ -31,18 +34,18 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             scale = gr.Radio(["linear", "log"], value="linear", label="Counts", elem_id="saliency-scale", min_width=150)
         histogram = gr.Plot(show_label=False, container=False, elem_id="saliency-histogram")
         zeros = gr.HTML(visible=False, elem_id="saliency-zeros")
-        intro("The same matrix, weight by weight; of a large one, the corner.")
+        intro("The mask of the same matrix, one cell for each weight; of a large matrix, the top left corner.")
         mask = gr.Plot(show_label=False, container=False, elem_id="mask-map")
 
     def draw_histogram(name: str | None, layer: int, module: str, scale: str) -> tuple:
-        """The histogram of one matrix, and what is not in it."""
+        """The histogram of one matrix, and a sentence on the weights that it leaves out."""
         events = hub.events(name)
         bins, without = frames.saliency(events, layer, module), frames.without_saliency(events, layer, module)
         if bins.empty:
             return gr.skip(), gr.skip()
         figure = figures.saliency_histogram(bins, without, scale == "log")
-        told = gr.update(value=f'<p class="bb-intro">{not_drawn(without)}</p>', visible=bool(without))
-        return plot(figure, "saliency"), told
+        left_out = gr.update(value=f'<p class="bb-intro">{not_drawn(without)}</p>', visible=bool(without))
+        return plot(figure, "saliency"), left_out
 
     def draw(name: str | None, layer: int, module: str, scale: str) -> tuple:
         """The histogram and the map of one matrix."""
@@ -62,7 +65,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         flips = frames.flips(events)
         if flips.empty:
             return nothing_yet(NO_SALIENCY if events else EMPTY, 6)
-        first, module = frames.most_telling(flips)
+        first, module = frames.most_changed(flips)
         return (
             *results_there(),
             f'<p class="bb-intro">{HOW_TO_READ.format(measure(events))}</p>',
@@ -87,16 +90,19 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
 def not_drawn(zeros: dict[str, int]) -> str:
     """Which weights the histogram leaves out, by fate (see frames.without_saliency); empty where it leaves out none."""
     *most, last = [f"{count:,} {fate}".strip() for fate, count in zeros.items()] or [""]
-    told = f"{', '.join(most)} and {last}" if most else last
+    counts = f"{', '.join(most)} and {last}" if most else last
     have = "weight has" if sum(zeros.values()) == 1 else "weights have"
-    return f"Not drawn: {told} {have} saliency zero, which has no logarithm." if told else ""
+    return f"Not drawn: {counts} {have} saliency zero, which has no logarithm." if counts else ""
 
 
 def measure(events: list[Event]) -> str:
-    """What the saliency of a run stands for: it is what the rebuild went by."""
+    """What the saliency of a run is, which the rebuild ranked the weights by."""
     config = next(PruneConfig.from_dict(event.config) for event in events if isinstance(event, RunStarted))
     if not config.barber:
-        return "how large a weight is, as this run has no rebuild"
+        return "the magnitude of a weight, since this run has no rebuild"
     if config.refiner != BARBER:
-        return "how large a weight and its inputs are, as this rebuild looks at no gradient"
-    return "how much the block's error feels a weight"
+        return "Wanda's score, |weight| times the norm of its inputs, since this refiner uses no gradient"
+    return (
+        "an estimate of how much the output error of the sub-block changes with a weight: "
+        f"{METRICS[config.metric].title}"
+    )

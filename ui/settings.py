@@ -1,4 +1,4 @@
-"""What the form, the API and a link say, as a JobSpec; every mistake is one sentence, found before anything runs."""
+"""The values of the form, the API or a link as a JobSpec; a UserError for any mistake, before anything runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from barber.storyteller import documents
 from ui import visitors
 
 PROMPTS = ("Once upon a time", "The capital of France is", "The most important thing about science is")
-# The order that those who give the values to the API by position know; later settings follow these.
+# The order of positional arguments of the API, which callers rely on; newer settings follow these.
 PUBLISHED = (
     "model", "method", "sparsity", "rebuild", "metric", "granularity", "threshold", "retain_reconstruction",
     "calibration", "nsamples", "seqlen", "evaluation", "eval_windows", "seed", "refiner", "rounds", "target",
@@ -25,14 +25,14 @@ FIXED = "fixed"  # beside AUTO: the form's switch between the two kinds of thres
 
 
 def shown(value: object) -> object:
-    """A value as the form, the API and links have it: a number, a switch, a text or None."""
+    """A value as the form, the API and links represent it: a number, a boolean, a text or None."""
     if isinstance(value, tuple):
         return ",".join(value)
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def _values(spec: JobSpec) -> dict[str, object]:
-    """What a job says, by the public names of its settings."""
+    """The settings of a job by their public names."""
     return {
         name: shown(getattr(spec.prune if one.name in PRUNING else spec, one.name))
         for name, one in SHOWN.items()
@@ -41,7 +41,7 @@ def _values(spec: JobSpec) -> dict[str, object]:
 
 
 def data_for(model: str) -> dict[str, object]:
-    """Data settings that suit a model: the bundled one has its own stories, others take the published defaults."""
+    """Data settings that suit a model: its own stories for the bundled one, the published defaults for others."""
     preset, published = _values(PRESET), _values(JobSpec())
     own = preset if model == PRESET.model else published
     return {
@@ -57,7 +57,7 @@ FORM = {"swaps": AUTO} | DEFAULTS | {"threshold": 0.1}  # in the form, a switch 
 def to_spec(values: Mapping[str, object]) -> JobSpec:
     """The job that the values of FIELDS describe. Raises UserError for the first value that is not allowed.
 
-    A setting without effect beside the others has its default, whatever its value is.
+    A setting that has no effect with the others gets its default, whatever its value is.
     """
     visitors.check(values)
     typed = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
@@ -69,7 +69,7 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
 
 
 def sample_prompts(model: str) -> list[str]:
-    """Openings to try with a model; for the bundled one, of stories that it has never read."""
+    """Example prompts for a model; for the bundled one, from stories outside its training set."""
     return documents("prompts", 6) if model == PRESET.model else list(PROMPTS)
 
 
@@ -89,7 +89,7 @@ def to_form(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def problem(*values: object) -> str | None:
-    """The sentence that says what is wrong with the values of FORM, if anything is."""
+    """The sentence of the UserError that the values of FORM cause, None if they are allowed."""
     try:
         from_form(*values)
     except UserError as error:
@@ -98,7 +98,7 @@ def problem(*values: object) -> str | None:
 
 
 def from_query(query: Mapping[str, str]) -> dict[str, object]:
-    """The values that a link carries, for the fields it names; what its field could not show is left out."""
+    """The values in a link by field; values that a field cannot show are left out."""
     values: dict[str, object] = {}
     for name, text in query.items():
         if one := SHOWN.get(name):
@@ -110,7 +110,7 @@ def from_query(query: Mapping[str, str]) -> dict[str, object]:
 
 
 def _from_link(one: Setting, text: str) -> object:
-    """A value for the field of a setting; one that is not allowed is shown, and refused when the run begins."""
+    """A value for the field of a setting; a value that is not allowed is shown, and refused when the run begins."""
     if one.kind is int:
         return int(text) if text else None
     if one.closed or one.kind in (bool, float):

@@ -20,11 +20,15 @@ from ui.views import CALM, empty, intro, nothing_yet, results_there, warn
 from ui.visitors import MOST_IN_PROMPT, check_prompt
 from ui.worker import Worker
 
-EMPTY = empty("Press <b>Run</b>. Here the dense, the pruned and the rebuilt model will continue the same prompt.")
+EMPTY = empty(
+    "Press <b>Run</b>. This view then shows how the dense, the initial and the rebuilt model continue a prompt."
+)
 TITLES = {Stage.DENSE: "Dense", Stage.INITIAL: "Initial mask", Stage.REBUILT: "Rebuilt"}
 SECONDS_BETWEEN_UPDATES = 0.15
-LEGEND = "<mark>Marked</mark>: still, word for word, what the dense model writes. "
-LEGEND_BUNDLED = "<span class='bb-wrong'>Underlined</span>: the first sentence that is wrong in the stories' world."
+LEGEND = "<mark>Marked</mark>: the start that equals the text of the dense model, word for word. "
+LEGEND_BUNDLED = (
+    "<span class='bb-wrong'>Underlined</span>: the first sentence that breaks the rules of the bundled stories."
+)
 
 
 def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
@@ -41,15 +45,15 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
                 min_width=260,
                 elem_id="prompt",
             )
-            sample = gr.Dropdown([], label="Samples", scale=2, min_width=220, elem_id="samples")
+            sample = gr.Dropdown([], label="Example prompts", scale=2, min_width=220, elem_id="samples")
         with gr.Row(equal_height=True):
-            tokens = gr.Slider(10, 400, value=200, step=10, label="Tokens", min_width=180, elem_id="tokens")
+            tokens = gr.Slider(10, 400, value=200, step=10, label="New tokens", min_width=180, elem_id="tokens")
             temperature = gr.Slider(
                 0, 1.5, value=0, step=0.1, label="Temperature", min_width=180, elem_id="temperature"
             )
             seed = gr.Number(0, label="Seed", precision=0, min_width=90, elem_id="text-seed")
         with gr.Row():
-            write = gr.Button("Write", variant="primary", scale=0, elem_id="write", min_width=140)
+            write = gr.Button("Generate", variant="primary", scale=0, elem_id="write", min_width=140)
             stop = gr.Button("Stop", interactive=False, scale=0, elem_id="stop-writing", min_width=140)
         with gr.Row(equal_height=True, elem_classes="bb-columns"):
             columns = [gr.HTML(elem_id=f"text-{stage}", min_width=220) for stage in Stage]
@@ -71,11 +75,11 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         )
 
     def recall(name: str | None, sample: str):
-        """A sample into the prompt; where the run continued it already, with its texts."""
+        """The example as the prompt, with its texts where the run has continued it already."""
         events = hub.events(name)
         return sample, *_columns(_run(events), sample, _texts(events).get(sample, {}))
 
-    def tell(
+    def write_texts(
         name: str | None, token: str, prompt: str, tokens: float, temperature: float, seed: float | None
     ) -> Iterator[list]:
         texts: dict[str, str] = {}
@@ -115,16 +119,16 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         return idle
 
     writing = gr.State("")
-    telling = gr.on([write.click, prompt.submit], begin, run_id, [*buttons, writing], **CALM).then(
-        on_gpu(tell),
+    writing_done = gr.on([write.click, prompt.submit], begin, run_id, [*buttons, writing], **CALM).then(
+        on_gpu(write_texts),
         [run_id, writing, prompt, tokens, temperature, seed],
         columns,
-        trigger_mode="multiple",  # what was just stopped may not have ended yet
+        trigger_mode="multiple",  # a generation that was just stopped may not have ended yet
         show_progress="hidden",
         api_visibility="private",
         **SHARED,
     )
-    telling.then(lambda name: busy if hub.writing(name) else idle, run_id, buttons, **CALM)
+    writing_done.then(lambda name: busy if hub.writing(name) else idle, run_id, buttons, **CALM)
     stop.click(halt, run_id, buttons, **CALM)
 
 
@@ -132,9 +136,11 @@ def why_empty(events: list) -> str:
     """Why a run has no texts to show."""
     if not events:
         return EMPTY
-    if any(isinstance(event, (LayerInitialised, SubBlockRebuilt)) for event in events):  # it came past the first texts
-        return empty("This run wrote no texts: its model was read layer by layer, or has no tokenizer.")
-    return empty("The run was stopped before the dense model had written anything.")
+    if any(
+        isinstance(event, (LayerInitialised, SubBlockRebuilt)) for event in events
+    ):  # the texts of the dense model come before these
+        return empty("This run generated no text: its model was read layer by layer, or has no tokenizer.")
+    return empty("The run was stopped before the dense model had generated any text.")
 
 
 def _texts(events: list) -> dict[str, dict[str, str]]:
@@ -146,7 +152,7 @@ def _texts(events: list) -> dict[str, dict[str, str]]:
 
 
 class _Run(NamedTuple):
-    """What the columns need to know of a run: its model, whether it has a rebuild, and the stages that it reached."""
+    """What the columns show of a run: its model, whether it has a rebuild, and the stages that it reached."""
 
     model: str
     rebuilds: bool
@@ -161,13 +167,15 @@ def _run(events: list) -> _Run:
 
 
 def _columns(run: _Run, prompt: str, texts: Mapping[str, str], waiting: str = "") -> list[str]:
-    """The three columns; the bundled model's stories with a reader's remark. waiting: for what, if it has to."""
+    """The three columns; the bundled model's stories with a verdict. waiting: what the job waits for, if anything."""
     return [_column(run, stage, prompt, texts.get(stage, ""), texts.get(Stage.DENSE, ""), waiting) for stage in Stage]
 
 
 def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str, waiting: str) -> str:
     absent = (
-        "This run has no rebuild." if stage == Stage.REBUILT and not run.rebuilds else "The run did not come this far."
+        "This run has no rebuild."
+        if stage == Stage.REBUILT and not run.rebuilds
+        else "The run did not reach this stage."
     )
     reading = stories.Reading(text, "", "", waiting if stage in run.stages else absent)
     if text and run.model == STORYTELLER:
@@ -175,8 +183,8 @@ def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str, waiting
     same = 0 if stage is Stage.DENSE else frames.agreement(text, dense)
     body = _marked(reading.good, same)
     wrong = f'<span class="bb-wrong">{_marked(reading.wrong, same - len(reading.good))}</span>' if reading.wrong else ""
-    said = reading.remark and (stage is Stage.DENSE or reading.remark != stories.UNKNOWN_PROMPT)  # that one only once
-    remark = f'<p class="bb-remark">{escape(reading.remark)}</p>' if said else ""
+    shown = reading.remark and (stage is Stage.DENSE or reading.remark != stories.UNKNOWN_PROMPT)  # that one only once
+    remark = f'<p class="bb-remark">{escape(reading.remark)}</p>' if shown else ""
     return (
         f'<article class="bb-text bb-{stage}"><h3>{TITLES[stage]}</h3>'
         f'<p><span class="bb-prompt">{escape(prompt)}</span>{body}{wrong}{escape(reading.rest)}</p>{remark}</article>'

@@ -10,12 +10,12 @@ CALM = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 
 
 def empty(sentence: str) -> str:
-    """The empty state of a view: what to do to fill it."""
+    """The empty state of a view: a sentence on how to fill it."""
     return f'<div class="bb-empty"><p>{sentence}</p></div>'
 
 
 def nothing_yet(sentence: str, outputs: int) -> tuple:
-    """Updates that show the empty state instead of results: for the two of them, and `outputs` more."""
+    """Updates that show the empty state and hide the results, and skip `outputs` more."""
     return gr.update(value=sentence, visible=True), gr.update(visible=False), *[gr.skip()] * outputs
 
 
@@ -25,10 +25,10 @@ def results_there() -> tuple:
 
 
 def intro(sentence: str) -> gr.HTML:
-    """The line at the head of a view that says how to read it."""
+    """A paragraph that explains how to read a view."""
     return gr.HTML(f'<p class="bb-intro">{sentence}</p>')
 
 
 def warn(error: Exception) -> None:
-    """A toast with an error's sentence; toasts show HTML, and the sentence may quote what a visitor wrote."""
+    """A toast with the sentence of an error, escaped: toasts show HTML, and the sentence may quote user input."""
     gr.Warning(escape(str(error)), title="Not possible")

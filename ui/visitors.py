@@ -1,4 +1,4 @@
-"""What visitors of the app may ask for: one place that says which names, how much, and for how long."""
+"""What visitors of the app may ask for: which models and data, how much, and for how long."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_IN_PROMPT = 10_000  # characters
 
 @dataclass(frozen=True)
 class Policy:
-    """What the owner of a server settled.
+    """What the owner of a server allows.
 
     names: the host names that it answers to, besides plain addresses. paths: whether visitors may name files and
     folders of this machine. turn: seconds that a run may take while others wait, None for no limit.
@@ -44,7 +44,7 @@ def default_host() -> str:
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """The flags by which the owner of a server opens it."""
+    """Add the flags by which the owner of a server lets others use it."""
     parser.add_argument(
         "--allow-host",
         action="append",
@@ -68,7 +68,7 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def settle(flags: Namespace) -> Policy:
-    """What the flags come to. Makes it the policy of this process, for `may_name_paths`."""
+    """The policy that the flags give, which becomes that of this process, for `may_name_paths`."""
     alone = _is_loopback(flags.host) and not flags.allow_host and not on_a_space()
     names = ("localhost", flags.host, *flags.allow_host)
     if on_a_space():
@@ -102,7 +102,7 @@ def is_address(host: str) -> bool:
 
 
 def on_a_space() -> bool:
-    """Whether this process serves strangers on a Hugging Face Space."""
+    """Whether this process runs on a Hugging Face Space, where anybody may use it."""
     return "SPACE_ID" in os.environ
 
 
@@ -112,16 +112,16 @@ def may_name_paths() -> bool:
 
 
 def check(values: Mapping[str, object]) -> None:
-    """UserError for what no visitor may ask for, found without doing any of it.
+    """UserError for values that no visitor may give, without any access to what they name.
 
-    values: of settings.FIELDS, as they were given. One sentence for all names that are refused, so that it tells
-    nothing of what exists on this machine.
+    values: of settings.FIELDS, as they were given. All refused names get the same sentence, so that it does not show
+    which files exist on this machine.
     """
     for name, value in values.items():
         if isinstance(value, str) and (len(value) > MOST_CHARACTERS or not value.isprintable()):
             raise UserError(
-                f"The text given for {name} is too long or has characters that no name has: give at most "
-                f"{MOST_CHARACTERS} printable ones."
+                f"The text given for {name} is too long or has unprintable characters: give at most {MOST_CHARACTERS} "
+                "printable ones."
             )
     if not may_name_paths():
         _check_names(str(values["model"] or "").strip(), str(values["calibration"] or "").strip())
@@ -142,5 +142,7 @@ def check_prompt(prompt: str | None) -> str:
     if not (prompt or "").strip():
         raise UserError("Give a prompt: a few words for the models to continue.")
     if len(prompt) > MOST_IN_PROMPT:
-        raise UserError(f"The prompt has {len(prompt)} characters, but at most {MOST_IN_PROMPT} are taken: shorten it.")
+        raise UserError(
+            f"The prompt has {len(prompt)} characters, but at most {MOST_IN_PROMPT} are allowed: shorten it."
+        )
     return prompt

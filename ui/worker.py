@@ -1,4 +1,4 @@
-"""A stream of events on a thread of its own, so that whoever shows it can stop at any moment."""
+"""A stream of events on a thread of its own, so that the page can stop it at any moment."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from barber.events import Event
 class Worker:
     """Consumes `stream` in the background.
 
-    `batches` yields what came; `stop` returns at once, and the stream is closed (its `finally` runs) at its next event,
-    on the thread that ran it.
+    `batches` yields the events; `stop` returns at once, and the stream is closed (its `finally` runs) at its next
+    event, on the thread that ran it.
     """
 
     def __init__(self, stream: Iterator[Event]) -> None:
@@ -31,7 +31,7 @@ class Worker:
                 if self._stopped.is_set():
                     break
                 self._events.put(event)
-        except BaseException as error:  # handed to the reader, who raises it
+        except BaseException as error:  # `batches` raises it
             self._error = error
         finally:
             try:
@@ -41,11 +41,11 @@ class Worker:
             self._events.put(None)
 
     def stop(self) -> None:
-        """Ask for the end; does not wait for it."""
+        """Ask the stream to stop; does not wait for it."""
         self._stopped.set()
 
     def batches(self, seconds: float) -> Iterator[list[Event]]:
-        """Events in lists, one list at least every `seconds` (an empty one when nothing came), until the stream ends.
+        """Events in lists, a list at least every `seconds` (empty if there were none), until the stream ends.
 
         Raises what the stream raised. Closing this iterator stops the stream.
         """
@@ -61,7 +61,7 @@ class Worker:
             self.stop()
 
     def _collect(self, seconds: float) -> tuple[list[Event], bool]:
-        """What came within `seconds`, and whether the stream has ended."""
+        """The events of the next `seconds`, and whether the stream has ended."""
         batch: list[Event] = []
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""What the rebuild chose by held-out error: frames, words and figures, of hand-made rounds and of a real run."""
+"""What the rebuild chose by validation error: frames, words and figures, of hand-made rounds and of a real run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_round_is_a_row_with_its_move_and_its_fall():
     assert first["swap"].tolist() == ["swap", "one-swap", ""]
     assert first["relative"].tolist() == [0.5, 0.25, 0.25]
     assert first["before"].tolist() == [4, 2, 1]
-    assert choices.most_telling(table) == (0, "self_attn")
+    assert choices.most_improved(table) == (0, "self_attn")
 
 
 def test_every_candidate_is_a_row_and_one_of_a_round_is_chosen():
@@ -73,7 +73,7 @@ def test_what_was_not_chosen_by_error_has_no_rows():
 def test_a_sub_block_without_error_has_no_relative_one():
     table = choices.choices([sub_block(0, "mlp", [one_round(0.0)]), *EVENTS])
     assert math.isnan(table["relative"][0])
-    assert choices.most_telling(table) == (0, "self_attn")
+    assert choices.most_improved(table) == (0, "self_attn")
     assert json.loads(choices.rounds_figure(table).to_json())
 
 
@@ -81,7 +81,7 @@ def test_a_sub_block_without_error_has_no_relative_one():
     ("swap", "words"),
     [
         (NONE, "no change"),
-        (BIG, "40 % of the gaining pairs in the whole block: 400 pairs"),
+        (BIG, "40 % of the gaining pairs in the whole sub-block: 400 pairs"),
         (SMALL, "10 % of the gaining pairs in one output row: 90 pairs"),
         (EXACT, "exact one-swaps in each row: 250 pairs"),
     ],
@@ -99,7 +99,7 @@ def test_the_rounds_fall_from_the_initial_mask():
     drawn = traces(figure)
     assert list(drawn["initial mask"].x) == ["0 attn", "0 mlp"]
     assert list(drawn["initial mask"].y) == [100, 100]
-    assert list(drawn["share swapped"].y) == [50]
+    assert list(drawn["swap by saliency"].y) == [50]
     assert list(drawn["one-swaps"].y) == [25, 50]
     assert drawn["one-swaps"].customdata[0] == [2, "exact one-swaps in each row: 250 pairs"]
 
@@ -163,17 +163,17 @@ def refit(before: float, after: float, diverged: bool = False) -> Refit:
 
 
 def test_re_fitting_is_told_in_words():
-    assert frames.refit_words(frames.refits(EVENTS)) == ""
+    assert frames.describe_refits(frames.refits(EVENTS)) == ""
     events = [
         sub_block(0, "attention", [], refit(2.0, 1.0)),
         sub_block(0, "mlp", [], refit(2.0, 1.5)),
         sub_block(1, "mlp", [], refit(2.0, 2.0, diverged=True)),
     ]
-    told = frames.refit_words(frames.refits(events))
-    assert "2 of 3 sub-blocks" in told
-    assert "38\N{NO-BREAK SPACE}%" in told
-    assert told.endswith("In layer 1 mlp it diverged, so the best weights before that stand.")
-    assert frames.refit_words(frames.refits(events[2:])).startswith("Re-fitting the kept weights lowered the error")
+    text = frames.describe_refits(frames.refits(events))
+    assert "2 of 3 sub-blocks" in text
+    assert "38\N{NO-BREAK SPACE}%" in text
+    assert text.endswith("In layer 1 mlp it diverged and went back to its best weights.")
+    assert frames.describe_refits(frames.refits(events[2:])).startswith("The refit of the kept weights lowered")
 
 
 def test_a_real_run_tells_of_its_re_fitting():

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from analysis import figures, frames
-from analysis.style import told
+from analysis.style import format_perplexity
 from barber.config import Granularity, Order, PruneConfig, Sparsity
 from barber.data.token_sets import CalibrationSet
 from barber.events import Event, Fate, LayerInitialised, PerplexityMeasured, Stage, SubBlockRebuilt, TextGenerated
@@ -136,9 +136,9 @@ def test_a_grown_weight_matters_more_than_a_cut_one(events):
     assert np.average(middle, weights=histogram["grown"]) > np.average(middle, weights=histogram["cut"])
 
 
-def test_the_most_telling_module_grows_and_cuts(events):
+def test_the_most_changed_module_grows_and_cuts(events):
     flips = frames.flips(events).set_index(["layer", "name"])
-    chosen = flips.loc[frames.most_telling(flips.reset_index())]
+    chosen = flips.loc[frames.most_changed(flips.reset_index())]
     both = flips[["grown", "cut"]].min(axis=1) / flips["weights"]
     assert min(chosen["grown"], chosen["cut"]) / chosen["weights"] == both.max() > 0
 
@@ -243,7 +243,7 @@ def test_large_damage_gets_a_log_axis():
 
 def test_perplexities_are_told_in_few_digits():
     values = (1.4641, 22.65, 999.94, 20_521.3, 6.867e19, math.inf)
-    assert [told(value) for value in values] == ["1.464", "22.65", "999.9", "20,521", "6.9e+19", "inf"]
+    assert [format_perplexity(value) for value in values] == ["1.464", "22.65", "999.9", "20,521", "6.9e+19", "inf"]
 
 
 def test_figures_have_no_background_of_their_own(events):

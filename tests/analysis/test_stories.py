@@ -36,7 +36,7 @@ def test_the_first_wrong_sentence_is_named():
     assert reading.wrong == "Zebra zebra zebra."
     assert reading.good == f" {rest[0]} "
     assert reading.rest == " " + " ".join(rest[2:])
-    assert reading.remark.startswith("1 sentence right, then one that ")
+    assert reading.remark.startswith("1 sentence correct, then one that ")
 
 
 def test_a_prompt_from_elsewhere_is_told_from_a_bad_continuation():
@@ -48,4 +48,4 @@ def test_a_prompt_from_elsewhere_is_told_from_a_bad_continuation():
 
 def test_a_prompt_within_a_wrong_sentence_has_no_right_ones():
     reading = stories.read("Once upon a time", ", there was a barber was a black jacket. She had a black bag.")
-    assert reading.remark.startswith("0 sentences right")
+    assert reading.remark.startswith("0 sentences correct")

@@ -56,7 +56,7 @@ def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, serve
     expect(page.locator("#status .bb-stopped")).to_be_visible(timeout=2 * SECONDS)
     assert time.monotonic() - started < 2
     expect(page.locator("#run")).to_be_enabled()
-    expect(page.locator("#status")).to_contain_text("What it reached so far")
+    expect(page.locator("#status")).to_contain_text("results so far")
     assert drawn(page, "flip-heatmap") >= 1
     page.goto(server.url + SHORT)
     expect(page.locator("#run")).to_be_enabled(timeout=30 * SECONDS)
@@ -86,7 +86,7 @@ def test_a_run_that_only_re_fits_shows_errors_and_no_flips(browser, server, comp
     run(page)
     assert drawn(page, "sub-block-errors") >= 4
     expect(page.locator("#flip-heatmap")).not_to_be_visible()
-    expect(page.locator("#refit")).to_contain_text("Re-fitting the kept weights lowered the error")
+    expect(page.locator("#refit")).to_contain_text("The refit of the kept weights lowered")
     open_tab(page, "Choices")
     expect(page.get_by_text("This run has no rebuild, so nothing was chosen.")).to_be_visible()
     page.close()
@@ -104,7 +104,7 @@ def test_a_run_in_one_pass_fills_every_view(browser, server, complaints):
         assert drawn(page, figure) >= 1
     open_tab(page, "Text")
     for title in ("dense", "initial", "rebuilt"):
-        expect(page.locator(f"#text-{title} .bb-remark")).not_to_contain_text("did not come this far")
+        expect(page.locator(f"#text-{title} .bb-remark")).not_to_contain_text("did not reach this stage")
     page.close()
 
 
@@ -119,10 +119,10 @@ def test_a_run_in_one_pass_that_is_stopped_shows_what_it_has(browser, server, co
         assert drawn(page, figure) >= 1
     assert page.locator("#perplexity-table tbody th").all_inner_texts() == ["dense"]
     open_tab(page, "Text")
-    expect(page.locator("#text-initial")).to_contain_text("The run did not come this far.")
+    expect(page.locator("#text-initial")).to_contain_text("The run did not reach this stage.")
     page.locator("#write").click()
     expect(page.locator("#write")).to_be_enabled(timeout=60 * SECONDS)
-    expect(page.locator("#text-rebuilt")).to_contain_text("The run did not come this far.")
+    expect(page.locator("#text-rebuilt")).to_contain_text("The run did not reach this stage.")
     page.close()
 
 
@@ -167,7 +167,7 @@ def test_a_streamed_run_says_why_it_has_no_texts(browser, server, complaints):
     run(page)
     expect(page.locator("#status")).to_contain_text("No texts are generated")
     open_tab(page, "Text")
-    expect(page.get_by_text("This run wrote no texts: its model was read layer by layer")).to_be_visible()
+    expect(page.get_by_text("This run generated no text: its model was read layer by layer")).to_be_visible()
     open_tab(page, "Perplexity")
     assert drawn(page, "perplexity-bars") >= 3
     page.close()

@@ -17,9 +17,9 @@ from ui.saliency_tab import measure, not_drawn
     ("changes", "words"),
     [
         ({"barber": False}, "This run has no rebuild"),
-        ({"refiner": "dsnot"}, "follows a rule of its own"),
+        ({"refiner": "dsnot"}, "does not choose between swaps"),
         ({"threshold": 0.25}, "swaps 25 % of its gaining pairs"),
-        ({"threshold": "auto"}, "stopped before the first block"),
+        ({"threshold": "auto"}, "stopped before the rebuild"),
     ],
 )
 def test_a_run_without_choices_says_why(changes, words):
@@ -34,7 +34,7 @@ def test_the_saliency_view_says_what_was_measured():
         config = PruneConfig(Sparsity.parse("50%"), **changes)
         return measure([RunStarted("tiny", config.to_dict(), {}, [], "cpu", "float32")])
 
-    assert "feels" in said()
+    assert "weight times gradient" in said()
     assert "inputs" in said(refiner="dsnot")
     assert "no rebuild" in said(barber=False, reconstruct=True)
 
@@ -64,7 +64,7 @@ def test_who_waits_to_write_is_told_for_what():
     run = text_tab._Run("storyteller", True, [Stage.DENSE, Stage.INITIAL])
     columns = text_tab._columns(run, "Once", {}, "Waiting: 1 job before yours.")
     assert ["1 job before yours" in column for column in columns] == [True, True, False]
-    assert "did not come this far" in columns[2]
+    assert "did not reach this stage" in columns[2]
 
 
 def test_the_steps_follow_the_order_of_the_run():

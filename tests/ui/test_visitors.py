@@ -108,7 +108,7 @@ def test_no_file_and_no_endless_request_is_taken(server):
     upload = f"{server.url}gradio_api/upload"
     for kind in ("multipart/form-data; boundary=x", "Multipart/Form-Data;boundary=x"):
         answer = httpx.post(upload, content=b"--x--", headers={"content-type": kind})
-        assert (answer.status_code, answer.text) == (403, "Files are not taken here.")
+        assert (answer.status_code, answer.text) == (403, "Uploads are not accepted.")
     answer = httpx.post(upload, files={"files": b"x" * (MOST_BYTES + 1)})
     assert answer.status_code in (403, 413)
 
