@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
+import sys
 from pathlib import Path
 
 with contextlib.suppress(ImportError):
@@ -23,6 +25,7 @@ def main() -> None:
     visitors.add_flags(parser)
     arguments = parser.parse_args()
     policy = visitors.settle(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that temporary folders are removed
     try:
         page = build(arguments.runs and arguments.runs.absolute(), policy.turn)
         page.queue(max_size=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import secrets
 import shutil
@@ -41,6 +42,8 @@ class Hub:
         self.temporary = runs is None
         self.runs = Path(tempfile.mkdtemp(prefix="barber-runs-")) if runs is None else Path(runs)
         self.runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.temporary:
+            atexit.register(shutil.rmtree, self.runs, ignore_errors=True)
         self.turn = turn
         self._line: list[object] = []  # the jobs that wait for the model; the first one has it
         self._loaded: LoadedModel | None = None

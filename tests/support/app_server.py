@@ -30,7 +30,10 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, *flags: str, **environment: str) -> Iterator[Server]:
-    """Start `python app.py` with more flags on a free port; at the end, stop it. It must print no traceback."""
+    """Start `python app.py` with more flags on a free port; at the end, stop it. It must print no traceback.
+
+    Runs are kept in `folder`, unless the flags name another place for them.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,3 +175,27 @@ def test_a_hostile_visitor_blocks_nobody_and_changes_no_figure(server):
     assert max(seconds) < 60
     assert not any("ALLOWED" in answer for answer in hostile.answers)
     assert hostile.answers["foreign host: 400"] >= 1
+
+
+def test_a_stopped_server_leaves_no_temporary_folder(tmp_path):
+    """Where nobody says where runs are kept, they go with the process, also on SIGTERM."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "app.py", "--port", str(port)]
+    environment = os.environ | {"TMPDIR": str(scratch), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"http://127.0.0.1:{port}/").status_code == 200:
+                    break
+            time.sleep(0.3)
+        assert list(scratch.glob("barber-runs-*"))
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert not list(scratch.glob("barber-*"))
