@@ -14,7 +14,6 @@ from typing import NoReturn
 
 from barber.errors import UserError
 
-INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)  # as the shell shows a program that the closed pipe ended
 

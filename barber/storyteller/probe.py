@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from barber.storyteller import tales
 from barber.storyteller.check import shape
 from barber.storyteller.stories import Slot, Story, parts
-from barber.storyteller.world import KNOWLEDGE, world
+from barber.storyteller.world import KNOWLEDGE
 
 BATCH = 64  # questions at a time
 
@@ -54,11 +54,6 @@ def questions(count: int, seed: int = 0, per_kind: int | None = None) -> list[Qu
                 found[key] = question
                 counts[question.kind] = counts.get(question.kind, 0) + 1
     return list(found.values())
-
-
-def fact_count() -> int:
-    """How many facts the world holds in all."""
-    return sum(len(world()[kind]) * len(attributes) for kind, attributes in KNOWLEDGE.items())
 
 
 def _asked_by(story: Story) -> Iterator[Question]:
