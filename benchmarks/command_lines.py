@@ -1,11 +1,11 @@
-"""Bad command lines by the hundred: how each ends. None may end with a traceback, by a signal, or not at all.
+"""Run hundreds of bad command lines; none may end with a traceback, by a signal, or not at all.
 
     python benchmarks/command_lines.py            # every line in a process forked from one that has imported all
     python benchmarks/command_lines.py --fresh    # every line in an interpreter of its own, as a user starts it
     python benchmarks/command_lines.py --every 9  # every ninth line; --only TEXT those with this text in them
 
-Prints each line that ended otherwise than with 0, 2 or 130, and how many ended how. The exit code is the number of bad
-ends, 100 at most.
+Prints each line that ended otherwise than with 0, 2 or 130, and the count of each kind of end. The exit code is the
+number of bad ends, 100 at most.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-SECONDS = 120  # what a small run takes many times over
+SECONDS = 120  # many times the time of a small run
 MOST_MEMORY = 12 * 2**30  # address space of a process
 SMALL = {"nsamples": "4", "seqlen": "32", "eval_windows": "2", "prune_method": "magnitude", "sparsity_ratio": "0.5"}
 WHOLE = ("nsamples", "seqlen", "seed", "eval_windows", "rounds", "limit")
@@ -182,7 +182,7 @@ def _be(line: Line, log: Path, folder: Path) -> None:
 
 
 def count(every: int = 1, fresh: bool = False, only: str = "") -> tuple[Counter[str], list[str]]:
-    """How often lines ended how, and those that ended badly, with the end of what they said."""
+    """The count of each kind of end, and the lines that ended badly with the end of their messages."""
     if not fresh:
         import datasets  # noqa: F401
 
@@ -208,9 +208,9 @@ def count(every: int = 1, fresh: bool = False, only: str = "") -> tuple[Counter[
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=1, help="run every so-manieth line only")
+    parser.add_argument("--every", type=int, default=1, help="run only every N-th line")
     parser.add_argument("--only", default="", help="run only lines with this text in them")
-    parser.add_argument("--fresh", action="store_true", help="an interpreter of its own for every line")
+    parser.add_argument("--fresh", action="store_true", help="start a new interpreter for every line")
     arguments = parser.parse_args(argv)
     ends, bad = count(arguments.every, arguments.fresh, arguments.only)
     print(f"{ends.total()} lines: {', '.join(f'{number} ended with {end}' for end, number in sorted(ends.items()))}.")

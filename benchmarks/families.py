@@ -4,7 +4,7 @@
 
 Each type is built with random weights from its own configuration, shrunk, and saved. Then it is pruned in a process of
 its own, once with all layers in memory and once layer by layer, and the masks and perplexities of both are compared,
-bit for bit. It ends as one of: pruned (both alike), refused (a sentence that says why), not built (its configuration
+bit for bit. It ends as one of: pruned (both equal), refused (in one sentence), not built (its configuration
 cannot be shrunk by rule, or its code fails on it), or failed, which is a defect. The table is that of docs/families.md.
 """
 
@@ -107,7 +107,7 @@ def build(kind: str):
     """A tiny random model of a type that runs on text."""
     try:
         return _build(kind, lists=True)
-    except Exception:  # whatever the code of the type has against them
+    except Exception:  # the code of the type may fail in any way
         return _build(kind, lists=False)
 
 
@@ -123,7 +123,7 @@ def _build(kind: str, lists: bool):
 
 
 def check(kind: str) -> dict:
-    """What becomes of one type: {"outcome", "said"}."""
+    """The outcome of one type: {"outcome", "said"}."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             model = build(kind)
@@ -168,7 +168,7 @@ def check(kind: str) -> dict:
 
 
 def in_a_process(kind: str) -> dict:
-    """`check` in a process of its own, for a type may take any time, or the process with it."""
+    """`check` in a process of its own, since a type may take any time or crash the process."""
     context = multiprocessing.get_context("fork")  # so that torch and transformers are imported once
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=lambda: sending.send(check(kind)))

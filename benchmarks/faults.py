@@ -1,4 +1,4 @@
-"""Try what can go wrong with a run and its outputs, and count: how often is the end right, or refused in a sentence?
+"""Cause faults in runs and their outputs, and count how they end: right, or refused in one sentence.
 
 python benchmarks/faults.py [--places 2] [--every 5]
 
@@ -8,9 +8,9 @@ A small random model is pruned, rebuilt and saved. Then, each time in a process 
 - lines of events.jsonl are damaged otherwise, files and folders of the run are lost;
 - what the run reads is changed before it is resumed;
 - outputs are named where they cannot be.
-"right" is a run with the same masks, perplexities and saved model as one that nobody disturbed; "refused" ends with
+"right" is a run with the same masks, perplexities and saved model as an undisturbed one; "refused" ends with
 exit code 2 and one sentence, before anything is lost. The rest is counted as tracebacks, as silent mixtures (exit code
-0, and other results) or as lost results.
+0, and different results) or as lost results.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class World:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code and what it said."""
+    """How a process ended: its exit code and its messages."""
 
     code: int
     out: str
@@ -120,7 +120,7 @@ def attempt(arguments: list[str], kill_at: int | None = None) -> Ended:
 
 
 def die_at(number: int) -> None:
-    """Let this process die before its write of this number."""
+    """Kill this process before its write of this number."""
     count = 0
 
     def deadly(real: Callable) -> Callable:
@@ -138,7 +138,7 @@ def die_at(number: int) -> None:
 
 
 def results(world: World, name: str) -> dict:
-    """All that a run has found and saved, without its times."""
+    """All results of a run and the model it saved, without times."""
     run = RunDirectory(world.run(name))
     state = {
         (layer, stage, part): {key: tensor.tolist() for key, tensor in getattr(run, part)(layer, stage).items()}
@@ -152,7 +152,7 @@ def results(world: World, name: str) -> dict:
 
 
 def judge(world: World, name: str, ended: Ended, wanted: dict, notes: list[str]) -> str:
-    """What an end counts as. notes: gets what is neither right nor refused."""
+    """The verdict on an end. notes: collects the ends that are neither right nor refused."""
     verdict = RIGHT
     if "Traceback" in ended.err or ended.code not in (0, 2):
         verdict = TRACEBACK
@@ -175,7 +175,7 @@ def copied(world: World, source: str, name: str) -> Path:
 
 
 def kills(world: World, writes: range, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
-    """Kill a run before each of its writes and resume it; begin it again where its job was not recorded yet."""
+    """Kill a run before each of its writes and resume it; start it again where its job was not recorded yet."""
     for number in writes:
         killed = attempt(world.flags("kill"), kill_at=number).code == KILLED
         if killed:
@@ -192,7 +192,7 @@ def kills(world: World, writes: range, wanted: dict, notes: list[str]) -> Iterat
 
 
 def harmed(world: World, source: str, harm: Callable[[Path], None], wanted: dict, notes: list[str], what: str) -> str:
-    """The verdict on a copy of a run that was harmed and resumed. Its job names the place of the source."""
+    """The verdict on a copy of a run that was damaged and resumed. Its job has the path of the source."""
     away = world.folder / "away"
     (world.folder / source).rename(away)
     try:
@@ -299,7 +299,7 @@ def changed_inputs(world: World, source: str, wanted: dict, notes: list[str]) ->
 
 
 def bad_outputs(world: World, notes: list[str]) -> Iterator[tuple[str, str]]:
-    """Name outputs where they cannot be: refused before the work, and what was there stays."""
+    """Give impossible output paths: refused before the work, and existing files stay."""
     place = world.folder / "outputs"
     place.mkdir()
     (place / "file").write_text("mine")
