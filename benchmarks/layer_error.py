@@ -29,11 +29,10 @@ from barber.kernels import alps, sparsegpt
 from barber.kernels.masks import initial_mask
 from barber.kernels.one_swap import SHORTLIST, one_swap
 from barber.kernels.scores import wanda
-from barber.kernels.statistics import gram
 from barber.models.decoder import DecoderView, Weight
 from barber.models.loading import LoadedModel, load
 from barber.models.replay import tapping
-from barber.pruning.statistics import Sums
+from barber.pruning.statistics import StatisticSums
 from benchmarks.measure import machine, table, this_command, write
 
 LONG_SHORTLIST = 64
@@ -89,7 +88,7 @@ METHODS: dict[
 @torch.no_grad()
 def gather(loaded: LoadedModel, weights: dict[str, Weight], tokens: Tensor) -> dict[str, Tensor]:
     """Gram matrices (in, in) of the inputs of the weights, name -> sum over the tokens (sequences, seqlen)."""
-    sums, device = Sums(gram), next(loaded.model.parameters()).device
+    sums, device = StatisticSums("gram"), next(loaded.model.parameters()).device
     for batch in tokens.split(BATCH):
         with tapping({name: weight.module for name, weight in weights.items()}) as taps:
             loaded.model(batch.to(device), use_cache=False, logits_to_keep=1)
