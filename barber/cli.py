@@ -152,9 +152,11 @@ def _run(given: dict, ranks: Ranks) -> None:
         raise
     if not ranks.writes:
         return
-    sys.stdout.write(summary.text())
-    sys.stdout.flush()
-    write_results(summary, given.get("save_ppl"), given.get("save_zeroshot"))
+    try:
+        sys.stdout.write(summary.text())
+        sys.stdout.flush()
+    finally:  # a terminal that takes no more loses no results
+        write_results(summary, given.get("save_ppl"), given.get("save_zeroshot"))
     if given.get("delete") and summary.model_path:
         remove_model(summary.model_path, written)
         sys.stdout.write(f"Deleted the saved model {summary.model_path}.\n")

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Stage(StrEnum):
@@ -43,9 +46,9 @@ def payload() -> Any:
     return field(default_factory=dict, repr=False, compare=False, metadata={"payload": True})
 
 
-def nested(build: Callable[[Any], Any], key: str = "", **options: Any) -> Any:
-    """A field of records: `build` makes it from its JSON form; `key` is its name there, where that differs."""
-    return field(metadata={"build": build, "key": key}, **options)
+def nested(build: Callable[[Any], Any], key: str = "") -> dict[str, Any]:
+    """Metadata of a field of records: `build` makes it from its JSON form, where `key` is its name if that differs."""
+    return {"build": build, "key": key}
 
 
 def _plain(value: Any) -> Any:
@@ -58,7 +61,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _plain_field(declared: Field, value: Any) -> Any:
+def _plain_field(declared: Field[Any], value: Any) -> Any:
     """The JSON form of a record's field; a nested record that is not there is an empty dict."""
     return {} if value is None and "build" in declared.metadata else _plain(value)
 
@@ -68,7 +71,7 @@ class Record:
     """Base of what events are made of; `to_dict` and `from_dict` are its JSON form."""
 
     def to_dict(self) -> dict[str, Any]:
-        return _plain(self)
+        return cast("dict[str, Any]", _plain(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -132,7 +135,7 @@ class Histogram(Record):
     """
 
     edges: list[float]
-    zeros: dict[str, int] = nested(lambda zeros: zeros if isinstance(zeros, dict) else {"": zeros})
+    zeros: dict[str, int] = field(metadata=nested(lambda zeros: zeros if isinstance(zeros, dict) else {"": zeros}))
     kept: list[int]
     pruned: list[int]
     grown: list[int]
@@ -140,7 +143,7 @@ class Histogram(Record):
 
     def of(self, fate: str) -> list[int]:
         """Weights of a fate in each bin."""
-        return getattr(self, fate)
+        return cast("list[int]", getattr(self, fate))
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class ModuleChange(Record):
     cut: int
     saliency_before: float
     saliency_after: float
-    histogram: Histogram = nested(Histogram.from_dict)
+    histogram: Histogram = field(metadata=nested(Histogram.from_dict))
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ class Candidate(Record):
         error: of the sub-block with it, over the validation sequences.
     """
 
-    swap: SwapKind = nested(SwapKind, key="move")
+    swap: SwapKind = field(metadata=nested(SwapKind, key="move"))
     granularity: str
     fraction: float
     swaps: int
@@ -192,7 +195,7 @@ class Round(Candidate):
     """
 
     error_before: float
-    curve: list[Candidate] = nested(Candidate.in_order)
+    curve: list[Candidate] = field(metadata=nested(Candidate.in_order))
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,7 @@ class RunStarted(Event):
     model: str
     config: dict[str, Any]
     calibration: dict[str, Any]
-    modules: list[ModuleInfo] = nested(ModuleInfo.in_order)
+    modules: list[ModuleInfo] = field(metadata=nested(ModuleInfo.in_order))
     device: str
     dtype: str
 
@@ -313,10 +316,10 @@ class LayerInitialised(Event):
     """
 
     layer: int
-    modules: dict[str, MaskCounts] = nested(MaskCounts.by_name)
+    modules: dict[str, MaskCounts] = field(metadata=nested(MaskCounts.by_name))
     seconds: float
-    masks: dict = payload()
-    weights: dict = payload()
+    masks: dict[str, Tensor] = payload()
+    weights: dict[str, Tensor] = payload()
 
 
 @dataclass(frozen=True)
@@ -347,11 +350,11 @@ class SubBlockRebuilt(Event):
     swaps: int
     seconds: float
     peak_memory: int
-    modules: dict[str, ModuleChange] = nested(ModuleChange.by_name)
-    rounds: list[Round] = nested(Round.in_order, default_factory=list)
-    refit: Refit | None = nested(Refit.if_any, key="reconstruction", default=None)
-    masks: dict = payload()
-    weights: dict = payload()
+    modules: dict[str, ModuleChange] = field(metadata=nested(ModuleChange.by_name))
+    rounds: list[Round] = field(default_factory=list, metadata=nested(Round.in_order))
+    refit: Refit | None = field(default=None, metadata=nested(Refit.if_any, key="reconstruction"))
+    masks: dict[str, Tensor] = payload()
+    weights: dict[str, Tensor] = payload()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass
 from enum import StrEnum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from barber.errors import UserError
 
@@ -109,7 +109,7 @@ class Setting:
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
     least: float | None = None
     most: float | None = None
-    convert: Callable[[str], object] | None = None
+    convert: Callable[[str], Any] | None = None
     separate: bool = True
     example: str = ""
     group: Group | None = None
@@ -185,11 +185,11 @@ class Setting:
             raise UserError(f"{self.noun} {WRONG.repr(value)} is unknown: choose {self.allowed}.")
         return self.kind(value)
 
-    def _read_many(self, value: object) -> tuple[str, ...]:
+    def _read_many(self, value: Any) -> tuple[str, ...]:
         if not isinstance(value, str):
             return tuple(value)
         if self.convert:
-            return self.convert(value)
+            return cast("tuple[str, ...]", self.convert(value))
         if not self.separate:
             return (value,)
         if values := tuple(part.strip() for part in value.split(",") if part.strip()):
@@ -201,15 +201,16 @@ class Setting:
             raise UserError(f"{self.noun} {WRONG.repr(value)} is neither on nor off: give true or false.")
         return value.lower() in YES if isinstance(value, str) else bool(value)
 
-    def _read_number(self, value: object) -> int | float:
+    def _read_number(self, value: Any) -> int | float:
+        least, most = cast("tuple[float, float]", (self.least, self.most))
         try:
-            number = float(None if isinstance(value, bool) else value)
+            number = float(cast("Any", None) if isinstance(value, bool) else value)
         except (TypeError, ValueError, OverflowError):
             raise UserError(f"{self.noun} {WRONG.repr(value)} is not a number: give {self.allowed}.") from None
-        if not self.least <= number <= self.most or (self.kind is int and not number.is_integer()):
+        if not least <= number <= most or (self.kind is int and not number.is_integer()):
             shown = str(value) if isinstance(value, int) and abs(value) < 1e15 else f"{number:g}"
             raise UserError(f"{self.noun} {shown} is not allowed: give {self.allowed}.")
-        return self.kind(number)
+        return cast("int | float", self.kind(number))
 
 
 def setting(default: Any = MISSING, **said: Any) -> Any:
@@ -230,7 +231,8 @@ def settings_of(config: type) -> dict[str, Setting]:
 
 def read_all(config: object) -> None:
     """Check the settings of a frozen dataclass, and give each the type that it declares. Raises UserError."""
-    for name, declared in settings_of(type(config)).items():
+    kind: type = type(config)
+    for name, declared in settings_of(kind).items():
         object.__setattr__(config, name, declared.read(getattr(config, name)))
 
 
@@ -243,7 +245,7 @@ def _complete(said: Setting, name: str, hint: Any, default: Any) -> Setting:
     """The setting with what its field says of it: name, type and default."""
     parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     first = next(part for part in parts if part is not NoneType)
-    kind = str if get_origin(first) is tuple else first
+    kind: type = str if get_origin(first) is tuple else first
     choices = {member.value: member.label for member in kind} if issubclass(kind, Choice) else said.choices
     return dataclasses.replace(
         said,

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from typing import Any
 
 from huggingface_hub import constants, get_session
 
@@ -47,6 +47,6 @@ def quick_offline() -> Iterator[None]:
             place.HF_HUB_OFFLINE = before.get(place, before[constants])
 
 
-def _settings() -> list[ModuleType]:
+def _settings() -> list[Any]:
     """The modules that say whether the hub is to be asked."""
     return [constants, sys.modules["datasets"].config] if "datasets" in sys.modules else [constants]

@@ -229,6 +229,8 @@ class JobSpec:
         """
         paths = {name: getattr(self, name) for name in ("run_dir", "save_model", "save_data")}
         folders = {name: getattr(self, name) for name in ("cache_dir", "datasets_cache_dir")}
+        places: dict[str, Any] = {name: path and Path(os.path.abspath(path)) for name, path in paths.items()}
+        places |= {name: path and os.path.abspath(Path(path).expanduser()) for name, path in folders.items()}
         prune = self.prune
         if prune and prune.initial_masks:
             prune = replace(prune, initial_masks=_absolute(prune.initial_masks))
@@ -238,18 +240,17 @@ class JobSpec:
             prune=prune,
             calibration=_absolute_data(self.calibration),
             evaluation=tuple(_absolute_data(spec) for spec in self.evaluation),
-            **{name: path and Path(os.path.abspath(path)) for name, path in paths.items()},
-            **{name: path and os.path.abspath(Path(path).expanduser()) for name, path in folders.items()},
+            **places,
         )
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict; paths as text, tuples as lists, the pruning as PruneConfig.to_dict has it."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["prune"] = self.prune and self.prune.to_dict()
         return {name: _plain(value) for name, value in values.items()}
 
     @classmethod
-    def from_dict(cls, data: dict) -> JobSpec:
+    def from_dict(cls, data: dict[str, Any]) -> JobSpec:
         """The inverse of `to_dict`. Raises UserError for a setting that this version does not know."""
         prune = data.get("prune")
         unknown = data.keys() - {field.name for field in fields(cls)}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from barber.events import Event, JobPlanned, Progress
 
@@ -45,7 +45,7 @@ class Phase:
                 try:
                     item = next(work)
                 except StopIteration as finished:
-                    return finished.value
+                    return cast("T", finished.value)
                 if isinstance(item, Tick):
                     self.done = min(self.done + 1, end)
                     item = Progress(

@@ -36,7 +36,7 @@ OUTCOMES = {
     "pruned": "masks and perplexities are the same, bit for bit, with all layers in memory and layer by layer",
     "refused": "before any work, in one sentence, the same both ways",
     "failed": "a defect",
-    "not built": "nothing is known: it cannot be made tiny by the script's rules, or does not run on text alone",
+    "not built": "not tested: the script's rules cannot shrink it, or it does not run on text alone",
 }
 
 SECONDS = 240  # for one type
@@ -193,10 +193,10 @@ def report(found: dict[str, dict]) -> str:
     partly = [kind for kind in kinds["pruned"] if found[kind]["said"]]
     parts = [
         f"# Model types\n\nAll {len(found)} types that `AutoModelForCausalLM` of transformers {version} knows, each "
-        "tiny and with random weights, by `python -m benchmarks.families --markdown docs/families.md`.\n\n"
+        "tiny and with random weights. Made by `python -m benchmarks.families --markdown docs/families.md`.\n\n"
         f"| outcome | types | what it means |\n|---|---:|---|\n{counts}",
-        f"## Pruned as a whole: {len(whole)}\n\n{', '.join(whole)}.",
-        f"## Pruned but for what stays dense: {len(partly)}\n\n" + _rows(found, partly, "what stays dense"),
+        f"## Pruned completely: {len(whole)}\n\n{', '.join(whole)}.",
+        f"## Pruned, except for weights that stay dense: {len(partly)}\n\n" + _rows(found, partly, "what stays dense"),
         *(
             f"## {name.capitalize()}: {len(kinds[name])}\n\n" + _rows(found, kinds[name], "why")
             for name in list(OUTCOMES)[1:]

@@ -25,7 +25,8 @@ NAMES = {
     "prune", "PruneConfig", "Sparsity", "load_model", "load_calibration", "run_job", "JobSpec", "RunDirectory",
     "UserError", "__version__",
 }  # fmt: skip
-APP = {"gradio", "plotly", "pandas"}
+DISTRIBUTIONS = {"yaml": "pyyaml"}  # what is imported by another name than its package has
+APP = {"gradio", "plotly", "pandas", "fastapi"}
 USES_WHAT_IS_BUNDLED = """
 import barber
 from barber import PruneConfig, Sparsity, load_calibration, load_model, prune
@@ -113,6 +114,7 @@ def test_the_engine_depends_on_all_that_it_imports(metadata):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
+    imported = {DISTRIBUTIONS.get(name, name) for name in imported}
     needed = {canonicalize_name(name) for name in imported - sys.stdlib_module_names - {"barber"}}
     required = requirements(metadata.get_all("Requires-Dist"))
     assert needed <= {name for name, found in required.items() if not found.marker}

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from barber.errors import UserError
 
@@ -105,7 +105,7 @@ def _array(path: Path, field: str) -> Rows:
         yield f"Item {number}", item
 
 
-def _json(text: str, where: str) -> object:
+def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:

@@ -9,8 +9,8 @@ import torch
 
 from barber.data.sources import tokenise
 from barber.errors import UserError
-from barber.evaluation.mode import evaluating
 from barber.events import Event, TextGenerated
+from barber.models.modes import eval_mode
 
 TOKENS_PER_EVENT = 4
 CHARACTERS_PER_TOKEN = 32  # on average no text has more
@@ -61,7 +61,7 @@ def generate(
     yield TextGenerated(str(stage), prompt, _decode(tokenizer, ids)[len(given) :], done=True)
 
 
-@evaluating
+@torch.no_grad()
 def _next_token(model, ids: list[int], cache, temperature: float, generator: torch.Generator):
     """The id that follows `ids` and the cache that now covers them; without a cache the whole of `ids` is read.
 
@@ -70,7 +70,8 @@ def _next_token(model, ids: list[int], cache, temperature: float, generator: tor
     device = model.device
     new = torch.tensor([ids if cache is None else ids[-1:]], device=device)
     seen = torch.ones(1, len(ids), dtype=torch.long, device=device)
-    output = model(input_ids=new, attention_mask=seen, cache=cache, use_cache=True)
+    with eval_mode(model):
+        output = model(input_ids=new, attention_mask=seen, cache=cache, use_cache=True)
     logits = output.logits[0, -1].float().cpu().nan_to_num()
     if temperature == 0:
         return int(logits.argmax()), output.cache

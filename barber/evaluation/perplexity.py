@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from barber.data.token_sets import EvaluationSet
 from barber.errors import UserError
-from barber.evaluation.mode import evaluating
 from barber.events import Event, Notice, PerplexityMeasured, Progress
 from barber.models.decoder import State
+from barber.models.modes import eval_mode
 from barber.pruning.activations import ActivationStream
 from barber.pruning.context import PruningContext
 
@@ -135,10 +135,11 @@ def _cause(losses: list[float], dtype: torch.dtype) -> str:
     return f"{found}, float16 overflows; give --dtype bfloat16 or float32" if dtype == torch.float16 else found
 
 
-@evaluating
+@torch.no_grad()
 def _window_losses(model, tokens: torch.Tensor) -> list[float]:
     tokens = tokens.to(model.device)
-    return losses_of(model(input_ids=tokens, use_cache=False).logits, tokens)
+    with eval_mode(model):
+        return losses_of(model(input_ids=tokens, use_cache=False).logits, tokens)
 
 
 def _vocabulary(model) -> int:

@@ -16,6 +16,7 @@ import yaml
 from barber.errors import UserError, first_line
 from barber.events import Event, Progress, ZeroShotMeasured, ZeroShotSkipped
 from barber.hub_access import quick_offline
+from barber.models.modes import eval_mode
 
 # As published: the seven tasks that LLM-Barber reports.
 PUBLISHED_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
@@ -142,9 +143,8 @@ def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int)
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    flags = [(module, module.training) for module in model.modules()]
     try:
-        with _silence():
+        with eval_mode(model), _silence():
             # HFLM gives a tokenizer that has no padding token one: it gets a copy.
             scorer = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
             return lm_eval.simple_evaluate(
@@ -156,9 +156,6 @@ def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int)
         if str(error):
             return f"lm-eval stopped with {type(error).__name__}: {first_line(error)}"
         return "its answers may be longer than the positions of the model"
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def _measured(results: dict, stage: str) -> Iterator[Event]:

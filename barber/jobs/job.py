@@ -144,7 +144,7 @@ def _check_loaded(spec: JobSpec, setup: JobSetup, initial: Mapping[int, State] |
 
 def _prune(
     setup: JobSetup, calibration: CalibrationSet | None, initial: Mapping[int, State] | None, measurement: Measurement
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """The run, with the model measured at each stage, and saved at the last; events of `resumed` come first."""
     spec, context, done = measurement.spec, setup.context, setup.context.resumed
     yield from done

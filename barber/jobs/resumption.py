@@ -50,7 +50,7 @@ def _inputs(spec: JobSpec, setup: JobSetup, evaluations: Sequence[EvaluationSet]
         context.provider,
         context.view,
         [(data.dataset, data.tokens) for data in evaluations],
-        tokenizer and tokenizer_fingerprint(tokenizer),
+        tokenizer_fingerprint(tokenizer) if tokenizer else None,
         spec.prune.initial_masks,
     )
     return {name: value for name, value in inputs.items() if context.ranks.writes or name != "evaluation"}

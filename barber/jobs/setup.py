@@ -21,7 +21,7 @@ from barber.models.decoder import DecoderView, Values, masked
 from barber.models.inspection import Inspection, count_zeros, inspect
 from barber.models.layerwise import LayerwiseModel, load_layerwise
 from barber.models.loading import LoadedModel, find_source, load_source, weight_bytes
-from barber.models.providers import LayerwiseProvider, ResidentProvider
+from barber.models.providers import LayerProvider, LayerwiseProvider, ResidentProvider
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.context import PruningContext
 from barber.pruning.distributed import Ranks
@@ -139,7 +139,7 @@ def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: E
             )
         layerwise = load_layerwise(source)
         loaded, view = layerwise.loaded, layerwise.view
-        provider = LayerwiseProvider(layerwise, layerwise.checkpoint.device)
+        provider: LayerProvider = LayerwiseProvider(layerwise, layerwise.checkpoint.device)
     else:
         loaded = load_source(source) if source else loaded
         view = DecoderView(loaded.model)

@@ -6,7 +6,9 @@ matrix X X^T of inputs that are scaled so that its diagonal is one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,15 +34,14 @@ REFIT_STEPS = 10  # of conjugate gradient, as published
 class Curvature:
     """What ALPS needs to know of the inputs of a weight, made once for all weights that share them.
 
-    gram: fp32 (in, in), damped, of the scaled inputs: its diagonal is one. scale: (in,), what an input is divided by,
-    up to a common factor. vectors: (in, in), the eigenvectors of the gram matrix in columns; values: (in,), its
-    eigenvalues. dead: bool (in,), inputs that are always zero.
+    Attributes:
+        gram: fp32 (in, in), damped, of the scaled inputs: its diagonal is one.
+        scale: (in,), what an input is divided by, up to a common factor.
+        dead: bool (in,), inputs that are always zero.
     """
 
     gram: Tensor
     scale: Tensor
-    vectors: Tensor
-    values: Tensor
     dead: Tensor
 
     @classmethod
@@ -55,12 +56,17 @@ class Curvature:
         gram.diagonal().fill_(1)
         if not bool(gram.isfinite().all()):
             raise UserError(f"The inputs of {name} are not finite: run the model in float32 or bfloat16.")
-        values, vectors = torch.linalg.eigh(gram)
-        return cls(gram, scale, vectors, values.clamp_min_(0), dead)
+        return cls(gram, scale, dead)
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (in,) and eigenvectors (in, in), in columns, of the gram matrix; computed when first used."""
+        values, vectors = torch.linalg.eigh(self.gram)
+        return values.clamp_min_(0), vectors
 
     def scaled(self, weight: Tensor) -> Tensor:
         """A weight (out, in) for the scaled inputs, fp32, zero at dead ones."""
-        return (weight.float() * self.scale).masked_fill_(self.dead, 0)
+        return (weight.float() * self.scale).masked_fill_(self.dead, 0).contiguous()
 
     def error(self, difference: Tensor) -> float:
         """Sum of the squared outputs of a scaled weight (out, in) on the damped inputs, up to a common factor."""
@@ -120,12 +126,13 @@ def _admm(
     return mask, sparse
 
 
-def _solver(curvature: Curvature, penalty: float, rows: int):
+def _solver(curvature: Curvature, penalty: float, rows: int) -> Callable[[Tensor], Tensor]:
     """Right-hand sides (rows, in) -> their products with (gram + penalty)^-1."""
-    shrunk = curvature.vectors / (curvature.values + penalty)
+    values, vectors = curvature.spectrum
+    shrunk = vectors / (values + penalty)
     if 3 * rows < len(shrunk):  # too few rows for the inverse to pay
-        return lambda sides: sides @ shrunk @ curvature.vectors.T
-    inverse = shrunk @ curvature.vectors.T
+        return lambda sides: sides @ shrunk @ vectors.T
+    inverse = shrunk @ vectors.T
     return lambda sides: sides @ inverse
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from barber.errors import UserError
@@ -175,7 +176,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
-def _find_layers(model: nn.Module) -> nn.ModuleList:
+def _find_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The outermost ModuleList that is as long as the config says, of the part that reads text if there are others."""
     whole: Any = model.config
     config = whole.get_text_config(decoder=True)
@@ -242,7 +243,7 @@ class DecoderView:
     coverage: what of its layers is pruned and what stays dense; a model of which nothing can be pruned is a UserError.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         check_plain(model)
         self.model = model
         modules = _find_layers(model)

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from barber.errors import UserError, first_line
 from barber.memory import is_out_of_memory
 from barber.models.decoder import DecoderView, Layer
+from barber.models.modes import eval_mode
 from barber.models.providers import LayerProvider
 from barber.models.replay import Call, first_tensor, record_layer_calls, replacing, replay
 
@@ -66,7 +68,7 @@ def inspect(view: DecoderView, provider: LayerProvider) -> Inspection:
     """
     model, name = view.model, type(view.model).__name__
     tokens = _prompts(model).to(provider.device)
-    with torch.no_grad(), _eval_mode(model):
+    with torch.no_grad(), eval_mode(model):
         calls, skipped = _attempt(
             model, lambda: record_layer_calls(model, [la.module for la in view.layers], tokens, {}, provider.open)[1]
         )
@@ -197,9 +199,9 @@ def _unused(layer: Layer, called: Collection[str]) -> set[str]:
     return unused
 
 
-def _prompts(model: nn.Module) -> Tensor:
+def _prompts(model: PreTrainedModel) -> Tensor:
     """Two prompts (2, TOKENS) that begin alike, of arbitrary ids from within the vocabulary: not special ones."""
-    size = model.get_input_embeddings().weight.shape[0]
+    size = cast("Tensor", model.get_input_embeddings().weight).shape[0]
     tokens = torch.randint(size // 4, size // 2 + 1, (2, TOKENS), generator=torch.Generator().manual_seed(0))
     tokens[1, :SHARED] = tokens[0, :SHARED]
     return tokens
@@ -219,15 +221,3 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 def _tolerance(dtype: torch.dtype) -> float:
     """A share between what rounding and what another computation changes: 6e-6 in fp32, 0.03 in bf16."""
     return torch.finfo(dtype).eps ** 0.75
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout would make a difference of its own."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from barber.errors import UserError
 
@@ -137,7 +138,7 @@ def replacing(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
 
 @torch.no_grad()
 def record_layer_calls(
-    model: nn.Module,
+    model: PreTrainedModel,
     layers: Sequence[nn.Module],
     tokens: Tensor,
     forms: dict[type, Form],

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from barber.events import Event, Notice
 from barber.memory import is_out_of_memory
@@ -46,7 +47,7 @@ class ActivationStream:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         layers: Sequence[nn.Module],
         store: ActivationStore,
         open: Callable[[int], None] | None = None,

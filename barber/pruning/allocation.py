@@ -53,7 +53,10 @@ def allocate(
     counts = share_out(
         [weight.view.numel() for _, weight in weights],
         [ratios[layer.index] for layer, _ in weights],
-        sum(zero_count(*weight.view.shape, config.sparsity, method.within) for _, weight in weights),
+        sum(
+            zero_count(rows, columns, config.sparsity, method.within)
+            for rows, columns in (weight.view.shape for _, weight in weights)
+        ),
     )
     return {(layer.index, weight.name): count for (layer, weight), count in zip(weights, counts, strict=True)}
 

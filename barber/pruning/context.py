@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from barber.config import PruneConfig
 from barber.data.token_sets import CalibrationSet
@@ -52,7 +52,7 @@ class PruningContext:
     resumed: Sequence[Event] = ()
 
     @classmethod
-    def of(cls, model: nn.Module) -> PruningContext:
+    def of(cls, model: PreTrainedModel) -> PruningContext:
         """For a model that is in memory with all its layers, on one device. Raises UserError if it is no decoder."""
         view = DecoderView(model)
         return cls(view, ResidentProvider(view), ActivationStore(view.device), name=type(model).__name__)

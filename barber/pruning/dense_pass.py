@@ -78,8 +78,8 @@ def dense_pass(
         yield TICK
     calls.ranks.sum([*squares.values(), *sums.values.values()])
     sequences = calls.ranks.world * sum(calls.stream.sizes[batch] for batch in learn_from)
-    gradients = {name: square.div_(sequences) for name, square in squares.items()}
-    return DensePass(found, errors, gradients, sums.values)
+    mean_squares = {name: square.div_(sequences) for name, square in squares.items()}
+    return DensePass(found, errors, mean_squares, sums.values)
 
 
 def error_under(

@@ -8,9 +8,9 @@ sub-block gets its initial mask just before it is rebuilt.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from barber.config import Order, PruneConfig
 from barber.data.token_sets import CalibrationSet
@@ -26,12 +26,12 @@ from barber.registry import INITIAL_MASKS
 
 
 def prune(
-    model: nn.Module,
+    model: PreTrainedModel,
     calibration: CalibrationSet | None,
     config: PruneConfig,
     initial: Mapping[int, State] | None = None,
     context: PruningContext | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Prune a model in place and tell about it.
 
     model: a decoder model of transformers. calibration: needed by every method but magnitude and random, and by the
@@ -130,7 +130,7 @@ def check_request(view: DecoderView, config: PruneConfig, initial: Mapping[int, 
         return
     within = INITIAL_MASKS[config.method].within
     shapes = [weight.view.shape for layer in view.layers for weight in layer.weights]
-    if not any(zero_count(*shape, config.sparsity, within) for shape in shapes):
+    if not any(zero_count(rows, columns, config.sparsity, within) for rows, columns in shapes):
         raise UserError(
             f"Sparsity {config.sparsity} prunes no weight of this model, since no {within} that "
             f"{config.method} compares is long enough: give a larger ratio."

@@ -62,12 +62,15 @@ def barber(calls: SubBlockCalls, weights: SubBlockWeights, seen: DensePass, conf
     """
     validation = calls.stream.validation if config.auto else calls.batches
     error = calls.finite_mean({batch: seen.errors[batch] for batch in validation}) if measures(config) else math.nan
-    masks, scores, rounds, candidates, swaps = weights.masks, {}, [], 0, 0
+    masks, rounds, candidates, swaps = weights.masks, [], 0, 0
+    scores: Values = {}
     for number in range(config.most_rounds):
         if number:
             train = train_batches(calls, config)
-            now, batches = weights.under(masks), {"batches": train, "learn_from": train}
-            latest = yield from dense_pass(calls, weights.dense, now, targets=seen.targets, gradients=True, **batches)
+            now, targets = weights.under(masks), seen.targets
+            latest = yield from dense_pass(
+                calls, weights.dense, now, batches=train, targets=targets, learn_from=train, gradients=True
+            )
             squares = latest.squared_gradients
         else:
             squares = seen.squared_gradients
@@ -112,7 +115,7 @@ def _saliency(calls: SubBlockCalls, weights: SubBlockWeights, squares: Values, c
 
 def _swaps(masks: Masks, scores: Values, config: PruneConfig) -> Iterator[_Proposal]:
     """Swaps by saliency that a round may choose from; "auto" leaves out sizes that swap as many pairs as the last."""
-    fractions = FRACTIONS if config.auto else (config.threshold,)
+    fractions = FRACTIONS if config.auto else (float(config.threshold),)
     for granularity in GRANULARITIES if config.auto else (config.granularity,):
         last = 0
         results = swap_matrices(list(masks.values()), list(scores.values()), fractions, granularity, config.sparsity.m)

@@ -170,8 +170,8 @@ class Schedule:
                 continue
             initial = None if one_pass else states.load(layer.index, Stage.INITIAL)
             for block in layer.sub_blocks:
-                attempt = partial(refine_sub_block, context, config, layer, block, stream, initial, plan)
-                result = yield from phase.follow(layer.index, block.kind, halving(streams, context.ranks, attempt))
+                refine = partial(refine_sub_block, context, config, layer, block, stream, initial, plan)
+                result = yield from phase.follow(layer.index, block.kind, halving(streams, context.ranks, refine))
                 provider.forget(layer.index, [weight.name for weight in block.weights])
                 for event, stage in ((result.initialised, Stage.INITIAL), (result.rebuilt, Stage.REBUILT)):
                     if event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class StatisticSums:
         for name, calls in taps.items():
             key = tuple(id(tap.x) for tap in calls)
             if key not in known:
-                known[key] = sum(self._statistic(tap.x.detach().flatten(0, -2)) for tap in calls)
+                known[key] = cast("Tensor", sum(self._statistic(tap.x.detach().flatten(0, -2)) for tap in calls))
             if name not in self.values:
                 self.values[name] = known[key]
             elif id(self.values[name]) not in added:

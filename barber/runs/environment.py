@@ -62,7 +62,7 @@ def describe_inputs(
         "evaluation": {
             name: {
                 "windows": len(tokens),
-                "fingerprint": hashlib.blake2b(tokens.contiguous().numpy(), digest_size=8).hexdigest(),
+                "fingerprint": hashlib.blake2b(tokens.contiguous().numpy().data, digest_size=8).hexdigest(),
             }
             for name, tokens in evaluation
         },
@@ -146,7 +146,7 @@ def _add(digest: hashlib.blake2b, name: str, tensor: Tensor) -> None:
     bits = bits.view(len(tensor) if tensor.dim() > 1 else 1, -1)
     digest.update(name.encode())
     for side in (0, 1):
-        digest.update(bits.sum(side, dtype=torch.int64).cpu().numpy())
+        digest.update(bits.sum(side, dtype=torch.int64).cpu().numpy().data)
 
 
 def _hash_masks(path: Path) -> str:

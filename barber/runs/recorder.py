@@ -7,7 +7,7 @@ in events.jsonl last: an event that is there has everything that belongs to it.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +78,7 @@ def create(path: Path, spec: JobSpec | None = None, environment: dict | None = N
     return path
 
 
-def record(path: Path, events: Generator[Event], skip: int = 0) -> Iterator[Event]:
+def record(path: Path, events: Generator[Event, None, None], skip: int = 0) -> Generator[Event, None, None]:
     """Pass a run's events on, writing each into the run directory before the consumer sees it.
 
     skip: how many events the directory holds already (see resume.Finished.event_count); `events` begins with them, and

@@ -32,6 +32,8 @@ from barber.runs.recorder import follow
 
 FOLDERS = ("masks", "weights", "saliency")
 
+OfLayer = LayerInitialised | SubBlockRebuilt
+
 OF_LAYER = re.compile(r"layer_\d{3,}\.(safetensors|json)")
 
 DRAFT = re.compile(OF_LAYER.pattern + r"\.part|\.tmp\w{6}")  # the latter of the safetensors library
@@ -163,23 +165,23 @@ def _trusted(path: Path, notes: list[dict], current: dict[str, str]) -> list[byt
 
 def _names(started: RunStarted) -> dict[int, set[str]]:
     """The names of the weights of each layer."""
-    names = defaultdict(set)
+    names: dict[int, set[str]] = defaultdict(set)
     for module in started.modules:
         names[module.layer].add(module.name)
     return names
 
 
-def _stage(event: Event) -> Stage | None:
+def _stage(event: OfLayer) -> Stage:
     """The stage that a layer's event belongs to."""
-    return {LayerInitialised: Stage.INITIAL, SubBlockRebuilt: Stage.REBUILT}.get(type(event))
+    return Stage.INITIAL if isinstance(event, LayerInitialised) else Stage.REBUILT
 
 
 def _done(events: Iterable[Event]) -> dict[tuple[Stage, int], set[str]]:
     """(stage, layer) -> names of the weights that have their mask of that stage."""
-    done = defaultdict(set)
+    done: dict[tuple[Stage, int], set[str]] = defaultdict(set)
     for event in events:
-        if stage := _stage(event):
-            done[stage, event.layer] |= event.modules.keys()
+        if isinstance(event, OfLayer):
+            done[_stage(event), event.layer] |= event.modules.keys()
     return done
 
 
@@ -195,7 +197,11 @@ def _whole(events: list[Event], started: RunStarted) -> list[Event]:
         reached = any(isinstance(event, StageReached) and event.stage == Stage.INITIAL for event in events)
         if not reached and any(stage == Stage.REBUILT for stage, _ in done):
             half |= {(Stage.INITIAL, layer) for _, layer in done if done.get((Stage.REBUILT, layer)) != names[layer]}
-        ends = [index for index, event in enumerate(events) if _stage(event) and (_stage(event), event.layer) in half]
+        ends = [
+            index
+            for index, event in enumerate(events)
+            if isinstance(event, OfLayer) and (_stage(event), event.layer) in half
+        ]
         if not ends:
             return events
         events = events[: ends[0]]

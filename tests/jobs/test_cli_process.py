@@ -183,8 +183,8 @@ def test_bad_command_lines_end_with_a_sentence():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--save_model", "{here}/loop"], "leads nowhere"),
-        (["--save_ppl", "{here}/loop"], "leads nowhere"),
+        (["--save_model", "{here}/loop"], "cannot be written"),
+        (["--save_ppl", "{here}/loop"], "cannot be written"),
         (["--run_dir", "{here}/loop/x"], "cannot be written"),
         (["--save_model", "~no-such-user/m"], "unknown user"),
         (["--model", "~no-such-user/m"], "unknown user"),
