@@ -122,12 +122,12 @@ def run(line: Line, folder: Path, fresh: bool) -> tuple[str, str]:
     """How a line ended and what it wrote to stderr: "0", "2", "130", "traceback", "signal ..." or "no end"."""
     log = folder / "stderr.txt"
     code = _fresh(line, log, folder) if fresh else _forked(line, log, folder)
-    said = log.read_text("utf-8", "replace")
-    if "Traceback" in said or "Exception ignored" in said:
-        return "traceback", said
+    output = log.read_text("utf-8", "replace")
+    if "Traceback" in output or "Exception ignored" in output:
+        return "traceback", output
     if code is None:
-        return "no end", said
-    return (f"signal {-code}" if code < 0 else str(code)), said
+        return "no end", output
+    return (f"signal {-code}" if code < 0 else str(code)), output
 
 
 def _fresh(line: Line, log: Path, folder: Path) -> int | None:
@@ -197,11 +197,11 @@ def count(every: int = 1, fresh: bool = False, only: str = "") -> tuple[Counter[
         make_world(world)
         for line in [line for line in lines(world) if only in str(line)][::every]:
             with tempfile.TemporaryDirectory(dir=place) as folder:
-                end, said = run(line, Path(folder), fresh)
+                end, output = run(line, Path(folder), fresh)
             ends[end] += 1
-            mistake = said.rstrip().rsplit("\r", 1)[-1].splitlines()[-1:]
+            mistake = output.rstrip().rsplit("\r", 1)[-1].splitlines()[-1:]
             if end not in ("0", "2", "130") or (end == "2" and not (mistake and "error: " in mistake[0])):
-                bad.append(f"{end}: {line}\n    {' | '.join(said.strip().splitlines()[-2:])[-300:]}")
+                bad.append(f"{end}: {line}\n    {' | '.join(output.strip().splitlines()[-2:])[-300:]}")
                 print(bad[-1], flush=True)
     return ends, bad
 

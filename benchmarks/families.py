@@ -123,30 +123,30 @@ def _build(kind: str, lists: bool):
 
 
 def check(kind: str) -> dict:
-    """The outcome of one type: {"outcome", "said"}."""
+    """The outcome of one type: {"outcome", "message"}."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             model = build(kind)
             tokens = torch.randint(24, 48, (8, 16), generator=torch.Generator().manual_seed(1))
             model.save_pretrained(folder)
         except Exception as error:  # the rule, or the code of the type
-            return {"outcome": "not built", "said": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+            return {"outcome": "not built", "message": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         np.save(f"{folder}/tokens.npy", tokens.numpy())
         spec = JobSpec(
             model=folder, prune=PruneConfig(Sparsity.parse("50%"), "wanda", threshold=0.5), nsamples=4, seqlen=16,
             calibration=f"{folder}/tokens.npy", evaluation=(f"{folder}/tokens.npy",), device="cpu",
         )  # fmt: skip
-        said: dict[bool, object] = {}
+        ends: dict[bool, object] = {}
         for stream in (False, True):
             try:
                 events = list(run_job(replace(spec, stream=stream)))
             except UserError as error:
-                said[stream] = str(error).replace(folder, "MODEL")
+                ends[stream] = str(error).replace(folder, "MODEL")
                 continue
             except Exception as error:
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{Path(place.filename).name}:{place.lineno}"
-                return {"outcome": "failed", "said": f"{type(error).__name__} in {where}: {str(error)[:200]}"}
+                return {"outcome": "failed", "message": f"{type(error).__name__} in {where}: {str(error)[:200]}"}
             masks = {
                 (type(event), event.layer, name): mask
                 for event in events
@@ -155,16 +155,16 @@ def check(kind: str) -> dict:
             }
             values = [event.perplexity for event in events if isinstance(event, PerplexityMeasured)]
             notes = [e.message for e in events if isinstance(e, Notice) and "stay dense" in e.message]
-            said[stream] = masks, values, " ".join(notes)
-        one, other = said[False], said[True]
+            ends[stream] = masks, values, " ".join(notes)
+        one, other = ends[False], ends[True]
         if isinstance(one, str) or isinstance(other, str):
             texts = [text if isinstance(text, str) else "pruned" for text in (one, other)]
             same = texts[0] == texts[1]
-            return {"outcome": "refused" if same else "failed", "said": texts[0] if same else " / ".join(texts)}
+            return {"outcome": "refused" if same else "failed", "message": texts[0] if same else " / ".join(texts)}
         equal = one[0].keys() == other[0].keys() and all(torch.equal(one[0][key], other[0][key]) for key in one[0])
         if not equal or one[1] != other[1]:
-            return {"outcome": "failed", "said": f"resident {one[1]}, layerwise {other[1]}, masks alike: {equal}"}
-        return {"outcome": "pruned", "said": one[2]}
+            return {"outcome": "failed", "message": f"resident {one[1]}, layerwise {other[1]}, masks alike: {equal}"}
+        return {"outcome": "pruned", "message": one[2]}
 
 
 def in_a_process(kind: str) -> dict:
@@ -178,9 +178,9 @@ def in_a_process(kind: str) -> dict:
         if receiving.poll(SECONDS):
             return receiving.recv()
         process.kill()
-        return {"outcome": "failed", "said": f"took more than {SECONDS} seconds"}
+        return {"outcome": "failed", "message": f"took more than {SECONDS} seconds"}
     except EOFError:
-        return {"outcome": "failed", "said": "its process ended with a traceback"}
+        return {"outcome": "failed", "message": "its process ended with a traceback"}
     finally:
         process.join()
 
@@ -189,8 +189,8 @@ def report(found: dict[str, dict]) -> str:
     """The outcomes as Markdown: counts, what is pruned (and what stays dense), what is refused, what not built."""
     kinds = {name: [k for k in sorted(found) if found[k]["outcome"] == name] for name in OUTCOMES}
     counts = "\n".join(f"| {name} | {len(kinds[name])} | {means} |" for name, means in OUTCOMES.items())
-    whole = [kind for kind in kinds["pruned"] if not found[kind]["said"]]
-    partly = [kind for kind in kinds["pruned"] if found[kind]["said"]]
+    whole = [kind for kind in kinds["pruned"] if not found[kind]["message"]]
+    partly = [kind for kind in kinds["pruned"] if found[kind]["message"]]
     parts = [
         f"# Model types\n\nAll {len(found)} types that `AutoModelForCausalLM` of transformers {version} knows, each "
         "tiny and with random weights. Made by `python -m benchmarks.families --markdown docs/families.md`.\n\n"
@@ -207,7 +207,7 @@ def report(found: dict[str, dict]) -> str:
 
 
 def _rows(found: dict[str, dict], kinds: list[str], title: str) -> str:
-    lines = [f"| {kind} | {found[kind]['said'].replace('|', ' ')} |" for kind in kinds]
+    lines = [f"| {kind} | {found[kind]['message'].replace('|', ' ')} |" for kind in kinds]
     return "\n".join([f"| type | {title} |", "|---|---|", *lines])
 
 
@@ -223,7 +223,7 @@ def main() -> None:
     found = {}
     for kind in given.types:
         found[kind] = in_a_process(kind)
-        print(f"| {kind} | {found[kind]['outcome']} | {found[kind]['said']} |", flush=True)
+        print(f"| {kind} | {found[kind]['outcome']} | {found[kind]['message']} |", flush=True)
         if given.json:
             given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if given.markdown:

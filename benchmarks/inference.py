@@ -124,7 +124,7 @@ def measure(
                 yield asdict(shape) | {"measure": phase, "batch": batch} | speed
 
 
-def tell(row: dict) -> None:
+def report(row: dict) -> None:
     """Print a line of progress."""
     batch = f", batch {row['batch']}" if "batch" in row else ""
     print(f"{row['out']}x{row['width']}: {row['measure']}{batch}", file=sys.stderr, flush=True)
@@ -232,7 +232,7 @@ def main() -> None:
     cases = [(PREFILL, batch, batch * prefill) for batch in batches] + [(DECODE, batch, batch) for batch in batches]
     rows = []
     for row in measure(shapes, dtype, device, kernels, cases):
-        tell(row)
+        report(row)
         rows.append(row)
     if options.csv:
         common = {"model": options.model or options.shape, "dtype": options.dtype, "device": device_name(device)}

@@ -145,7 +145,7 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict]:
                 "libraries_bytes": bases[order].address,
                 "how": how,
                 "code": used.code,
-                "told": used.last if used.code else "",
+                "message": used.last if used.code else "",
             }
 
     for name, changed in SETTINGS.items() if options.settings else ():
@@ -205,7 +205,7 @@ def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
             [
                 [
                     *(row["order"], mib(row["model_bytes"]), mib(row["limit_bytes"]), mib(row["libraries_bytes"])),
-                    *(row["how"], f"{row['code']:.0f}", row["told"] or "-"),
+                    *(row["how"], f"{row['code']:.0f}", row["message"] or "-"),
                 ]
                 for row in limits.to_dict("records")
             ],

@@ -114,7 +114,7 @@ class Bench:
         return measured.perplexity
 
     def run(self, calibration: CalibrationSet, config: PruneConfig, initial: dict | None = None) -> tuple[dict, dict]:
-        """Prune, measure and restore: layer -> (initial masks, updated weights), and what a row says of the result.
+        """Prune, measure and restore: layer -> (initial masks, updated weights), and the columns of the result.
 
         Wall seconds are those of RunFinished, cpu_seconds those of the processor; both without evaluation.
         """
@@ -180,7 +180,7 @@ def rows(options: argparse.Namespace, known: list[dict]) -> Iterator[dict]:
                     yield inputs | row
 
 
-def tell(row: dict) -> None:
+def report(row: dict) -> None:
     """A line of progress."""
     what = row["setting"] if row["setting"] in (INITIAL, row["treatment"]) else f"{row['treatment']} {row['setting']}"
     where = f"{row['pattern']} {row['method']}, seed {row['seed']}, {what}"
@@ -228,7 +228,7 @@ def main() -> None:
     made = pd.read_csv(options.csv).to_dict("records") if options.csv and options.csv.exists() else []
     try:
         for row in rows(options, made.copy()):
-            tell(row)
+            report(row)
             if options.csv:
                 pd.DataFrame([row]).to_csv(options.csv, mode="a", header=not options.csv.exists(), index=False)
             made.append(row)
