@@ -20,7 +20,7 @@ WITHIN = {
 }
 HOVER = "%{customdata}<br>%{y:.4g} % of the initial error<extra></extra>"
 LINES = {  # granularity -> name, colour, dash and marker of its line
-    Granularity.BLOCK: ("block", BLUE, "solid", "circle"),
+    Granularity.BLOCK: ("sub-block", BLUE, "solid", "circle"),
     Granularity.LAYER: ("matrix", SAND, "dash", "square"),
     Granularity.OUTPUT: ("row", GREY, "dot", "triangle-up"),
     Granularity.INPUT: ("column", GREY, "dashdot", "triangle-down"),

@@ -38,12 +38,12 @@ def read(prompt: str, text: str) -> Reading:
     verdict = check(story)
     if verdict.consistent:
         return Reading(text, "", "", "A consistent story: every fact is correct.")
-    told = sentences(story)
-    cut_off = verdict.sentence == len(told) - 1 and not told[-1].endswith(".")
+    found = sentences(story)
+    cut_off = verdict.sentence == len(found) - 1 and not found[-1].endswith(".")
     if verdict.error == UNFINISHED or cut_off:
         return Reading(text, "", "", "Correct so far, but unfinished.")
-    start = _offset(story, told, verdict.sentence)
-    end = start + len(told[verdict.sentence])
+    start = _offset(story, found, verdict.sentence)
+    end = start + len(found[verdict.sentence])
     if end <= len(prompt):
         return Reading(text, "", "", UNKNOWN_PROMPT)
     start = max(start, len(prompt))
@@ -52,10 +52,10 @@ def read(prompt: str, text: str) -> Reading:
     return Reading(story[len(prompt) : start], story[start:end], story[end:], remark)
 
 
-def _offset(story: str, told: list[str], index: int) -> int:
+def _offset(story: str, found: list[str], index: int) -> int:
     """Where the sentence of this index begins in the story."""
     position = 0
-    for sentence in told[: index + 1]:
+    for sentence in found[: index + 1]:
         position = story.index(sentence, position)
         start, position = position, position + len(sentence)
     return start

@@ -1,11 +1,11 @@
-"""Bad command lines by the hundred: how each ends. None may end with a traceback, by a signal, or not at all.
+"""Run hundreds of bad command lines; none may end with a traceback, by a signal, or not at all.
 
     python benchmarks/command_lines.py            # every line in a process forked from one that has imported all
     python benchmarks/command_lines.py --fresh    # every line in an interpreter of its own, as a user starts it
     python benchmarks/command_lines.py --every 9  # every ninth line; --only TEXT those with this text in them
 
-Prints each line that ended otherwise than with 0, 2 or 130, and how many ended how. The exit code is the number of bad
-ends, 100 at most.
+Prints each line that ended otherwise than with 0, 2 or 130, and the count of each kind of end. The exit code is the
+number of bad ends, 100 at most.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-SECONDS = 120  # what a small run takes many times over
+SECONDS = 120  # many times the time of a small run
 MOST_MEMORY = 12 * 2**30  # address space of a process
 SMALL = {"nsamples": "4", "seqlen": "32", "eval_windows": "2", "prune_method": "magnitude", "sparsity_ratio": "0.5"}
 WHOLE = ("nsamples", "seqlen", "seed", "eval_windows", "rounds", "limit")
@@ -122,12 +122,12 @@ def run(line: Line, folder: Path, fresh: bool) -> tuple[str, str]:
     """How a line ended and what it wrote to stderr: "0", "2", "130", "traceback", "signal ..." or "no end"."""
     log = folder / "stderr.txt"
     code = _fresh(line, log, folder) if fresh else _forked(line, log, folder)
-    said = log.read_text("utf-8", "replace")
-    if "Traceback" in said or "Exception ignored" in said:
-        return "traceback", said
+    output = log.read_text("utf-8", "replace")
+    if "Traceback" in output or "Exception ignored" in output:
+        return "traceback", output
     if code is None:
-        return "no end", said
-    return (f"signal {-code}" if code < 0 else str(code)), said
+        return "no end", output
+    return (f"signal {-code}" if code < 0 else str(code)), output
 
 
 def _fresh(line: Line, log: Path, folder: Path) -> int | None:
@@ -182,7 +182,7 @@ def _be(line: Line, log: Path, folder: Path) -> None:
 
 
 def count(every: int = 1, fresh: bool = False, only: str = "") -> tuple[Counter[str], list[str]]:
-    """How often lines ended how, and those that ended badly, with the end of what they said."""
+    """The count of each kind of end, and the lines that ended badly with the end of their messages."""
     if not fresh:
         import datasets  # noqa: F401
 
@@ -197,20 +197,20 @@ def count(every: int = 1, fresh: bool = False, only: str = "") -> tuple[Counter[
         make_world(world)
         for line in [line for line in lines(world) if only in str(line)][::every]:
             with tempfile.TemporaryDirectory(dir=place) as folder:
-                end, said = run(line, Path(folder), fresh)
+                end, output = run(line, Path(folder), fresh)
             ends[end] += 1
-            mistake = said.rstrip().rsplit("\r", 1)[-1].splitlines()[-1:]
+            mistake = output.rstrip().rsplit("\r", 1)[-1].splitlines()[-1:]
             if end not in ("0", "2", "130") or (end == "2" and not (mistake and "error: " in mistake[0])):
-                bad.append(f"{end}: {line}\n    {' | '.join(said.strip().splitlines()[-2:])[-300:]}")
+                bad.append(f"{end}: {line}\n    {' | '.join(output.strip().splitlines()[-2:])[-300:]}")
                 print(bad[-1], flush=True)
     return ends, bad
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=1, help="run every so-manieth line only")
+    parser.add_argument("--every", type=int, default=1, help="run only every N-th line")
     parser.add_argument("--only", default="", help="run only lines with this text in them")
-    parser.add_argument("--fresh", action="store_true", help="an interpreter of its own for every line")
+    parser.add_argument("--fresh", action="store_true", help="start a new interpreter for every line")
     arguments = parser.parse_args(argv)
     ends, bad = count(arguments.every, arguments.fresh, arguments.only)
     print(f"{ends.total()} lines: {', '.join(f'{number} ended with {end}' for end, number in sorted(ends.items()))}.")

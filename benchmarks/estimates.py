@@ -1,4 +1,4 @@
-"""What large models are expected to take, by `barber.jobs.estimate` and the rates that are given; nothing is run."""
+"""Estimated cost of large models, by `barber.jobs.estimate` from given rates, without a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from barber.config import Order, PruneConfig, Sparsity
 from barber.jobs.estimate import Model, estimate, passes
 from barber.pruning.context import CALIBRATION_BATCH_TOKENS
 from benchmarks import synthetic
-from benchmarks.measure import GIB, table, told
+from benchmarks.measure import GIB, table, this_command
 
 SAMPLES, SEQLEN, ELEMENT = 128, 2048, 2  # Wanda's published calibration; bf16
-READS = {Order.ONE_PASS: 1, Order.PAPER: 2}  # of every layer: once in each walk
-BESIDE = 4  # more of them: for the model's hash, and one perplexity of each stage
+READS = {Order.ONE_PASS: 1, Order.PAPER: 2}  # of every layer: one in each pass over the layers
+BESIDE = 4  # further ones: for the hash of the model, and one perplexity of each stage
 TITLES = [
     "model", "ranks", "order", "weights", "whole in memory", "streamed, a rank", "activations, a rank",
     "masks on disk", "passes", "arithmetic", "reading",
@@ -24,7 +24,7 @@ TITLES = [
 
 
 def model(shape: str) -> Model:
-    """The sizes of a shape, as barber.jobs.setup.sizes tells those of a loaded model."""
+    """The sizes of a shape, as barber.jobs.setup.sizes gives them for a loaded model."""
     if shape not in synthetic.SHAPES:
         synthetic.config(shape)  # raises UserError
     sizes = synthetic.SHAPES[shape]
@@ -70,7 +70,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
 
 def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
     lines = [
-        told("scaling.py"),
+        this_command("scaling.py"),
         f"- estimated, not measured: {options.tflops:g} x 10^12 operations a second on each device, {options.disk:g} x "
         f"10^9 bytes a second from disk; Wanda and one round of the rebuild at 50 %, {SAMPLES} sequences of {SEQLEN} "
         "tokens, bfloat16",

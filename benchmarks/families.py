@@ -4,7 +4,7 @@
 
 Each type is built with random weights from its own configuration, shrunk, and saved. Then it is pruned in a process of
 its own, once with all layers in memory and once layer by layer, and the masks and perplexities of both are compared,
-bit for bit. It ends as one of: pruned (both alike), refused (a sentence that says why), not built (its configuration
+bit for bit. It ends as one of: pruned (both equal), refused (in one sentence), not built (its configuration
 cannot be shrunk by rule, or its code fails on it), or failed, which is a defect. The table is that of docs/families.md.
 """
 
@@ -36,7 +36,7 @@ OUTCOMES = {
     "pruned": "masks and perplexities are the same, bit for bit, with all layers in memory and layer by layer",
     "refused": "before any work, in one sentence, the same both ways",
     "failed": "a defect",
-    "not built": "nothing is known: it cannot be made tiny by the script's rules, or does not run on text alone",
+    "not built": "not tested: the script's rules cannot shrink it, or it does not run on text alone",
 }
 
 SECONDS = 240  # for one type
@@ -107,7 +107,7 @@ def build(kind: str):
     """A tiny random model of a type that runs on text."""
     try:
         return _build(kind, lists=True)
-    except Exception:  # whatever the code of the type has against them
+    except Exception:  # the code of the type may fail in any way
         return _build(kind, lists=False)
 
 
@@ -123,30 +123,30 @@ def _build(kind: str, lists: bool):
 
 
 def check(kind: str) -> dict:
-    """What becomes of one type: {"outcome", "said"}."""
+    """The outcome of one type: {"outcome", "message"}."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             model = build(kind)
             tokens = torch.randint(24, 48, (8, 16), generator=torch.Generator().manual_seed(1))
             model.save_pretrained(folder)
         except Exception as error:  # the rule, or the code of the type
-            return {"outcome": "not built", "said": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+            return {"outcome": "not built", "message": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         np.save(f"{folder}/tokens.npy", tokens.numpy())
         spec = JobSpec(
             model=folder, prune=PruneConfig(Sparsity.parse("50%"), "wanda", threshold=0.5), nsamples=4, seqlen=16,
             calibration=f"{folder}/tokens.npy", evaluation=(f"{folder}/tokens.npy",), device="cpu",
         )  # fmt: skip
-        said: dict[bool, object] = {}
+        ends: dict[bool, object] = {}
         for stream in (False, True):
             try:
                 events = list(run_job(replace(spec, stream=stream)))
             except UserError as error:
-                said[stream] = str(error).replace(folder, "MODEL")
+                ends[stream] = str(error).replace(folder, "MODEL")
                 continue
             except Exception as error:
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{Path(place.filename).name}:{place.lineno}"
-                return {"outcome": "failed", "said": f"{type(error).__name__} in {where}: {str(error)[:200]}"}
+                return {"outcome": "failed", "message": f"{type(error).__name__} in {where}: {str(error)[:200]}"}
             masks = {
                 (type(event), event.layer, name): mask
                 for event in events
@@ -155,20 +155,20 @@ def check(kind: str) -> dict:
             }
             values = [event.perplexity for event in events if isinstance(event, PerplexityMeasured)]
             notes = [e.message for e in events if isinstance(e, Notice) and "stay dense" in e.message]
-            said[stream] = masks, values, " ".join(notes)
-        one, other = said[False], said[True]
+            ends[stream] = masks, values, " ".join(notes)
+        one, other = ends[False], ends[True]
         if isinstance(one, str) or isinstance(other, str):
             texts = [text if isinstance(text, str) else "pruned" for text in (one, other)]
             same = texts[0] == texts[1]
-            return {"outcome": "refused" if same else "failed", "said": texts[0] if same else " / ".join(texts)}
+            return {"outcome": "refused" if same else "failed", "message": texts[0] if same else " / ".join(texts)}
         equal = one[0].keys() == other[0].keys() and all(torch.equal(one[0][key], other[0][key]) for key in one[0])
         if not equal or one[1] != other[1]:
-            return {"outcome": "failed", "said": f"resident {one[1]}, layerwise {other[1]}, masks alike: {equal}"}
-        return {"outcome": "pruned", "said": one[2]}
+            return {"outcome": "failed", "message": f"resident {one[1]}, layerwise {other[1]}, masks alike: {equal}"}
+        return {"outcome": "pruned", "message": one[2]}
 
 
 def in_a_process(kind: str) -> dict:
-    """`check` in a process of its own, for a type may take any time, or the process with it."""
+    """`check` in a process of its own, since a type may take any time or crash the process."""
     context = multiprocessing.get_context("fork")  # so that torch and transformers are imported once
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=lambda: sending.send(check(kind)))
@@ -178,9 +178,9 @@ def in_a_process(kind: str) -> dict:
         if receiving.poll(SECONDS):
             return receiving.recv()
         process.kill()
-        return {"outcome": "failed", "said": f"took more than {SECONDS} seconds"}
+        return {"outcome": "failed", "message": f"took more than {SECONDS} seconds"}
     except EOFError:
-        return {"outcome": "failed", "said": "its process ended with a traceback"}
+        return {"outcome": "failed", "message": "its process ended with a traceback"}
     finally:
         process.join()
 
@@ -189,14 +189,14 @@ def report(found: dict[str, dict]) -> str:
     """The outcomes as Markdown: counts, what is pruned (and what stays dense), what is refused, what not built."""
     kinds = {name: [k for k in sorted(found) if found[k]["outcome"] == name] for name in OUTCOMES}
     counts = "\n".join(f"| {name} | {len(kinds[name])} | {means} |" for name, means in OUTCOMES.items())
-    whole = [kind for kind in kinds["pruned"] if not found[kind]["said"]]
-    partly = [kind for kind in kinds["pruned"] if found[kind]["said"]]
+    whole = [kind for kind in kinds["pruned"] if not found[kind]["message"]]
+    partly = [kind for kind in kinds["pruned"] if found[kind]["message"]]
     parts = [
         f"# Model types\n\nAll {len(found)} types that `AutoModelForCausalLM` of transformers {version} knows, each "
-        "tiny and with random weights, by `python -m benchmarks.families --markdown docs/families.md`.\n\n"
+        "tiny and with random weights. Made by `python -m benchmarks.families --markdown docs/families.md`.\n\n"
         f"| outcome | types | what it means |\n|---|---:|---|\n{counts}",
-        f"## Pruned as a whole: {len(whole)}\n\n{', '.join(whole)}.",
-        f"## Pruned but for what stays dense: {len(partly)}\n\n" + _rows(found, partly, "what stays dense"),
+        f"## Pruned completely: {len(whole)}\n\n{', '.join(whole)}.",
+        f"## Pruned, except for weights that stay dense: {len(partly)}\n\n" + _rows(found, partly, "what stays dense"),
         *(
             f"## {name.capitalize()}: {len(kinds[name])}\n\n" + _rows(found, kinds[name], "why")
             for name in list(OUTCOMES)[1:]
@@ -207,7 +207,7 @@ def report(found: dict[str, dict]) -> str:
 
 
 def _rows(found: dict[str, dict], kinds: list[str], title: str) -> str:
-    lines = [f"| {kind} | {found[kind]['said'].replace('|', ' ')} |" for kind in kinds]
+    lines = [f"| {kind} | {found[kind]['message'].replace('|', ' ')} |" for kind in kinds]
     return "\n".join([f"| type | {title} |", "|---|---|", *lines])
 
 
@@ -223,7 +223,7 @@ def main() -> None:
     found = {}
     for kind in given.types:
         found[kind] = in_a_process(kind)
-        print(f"| {kind} | {found[kind]['outcome']} | {found[kind]['said']} |", flush=True)
+        print(f"| {kind} | {found[kind]['outcome']} | {found[kind]['message']} |", flush=True)
         if given.json:
             given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if given.markdown:

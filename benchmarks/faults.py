@@ -1,4 +1,4 @@
-"""Try what can go wrong with a run and its outputs, and count: how often is the end right, or refused in a sentence?
+"""Cause faults in runs and their outputs, and count how they end: right, or refused in one sentence.
 
 python benchmarks/faults.py [--places 2] [--every 5]
 
@@ -8,9 +8,9 @@ A small random model is pruned, rebuilt and saved. Then, each time in a process 
 - lines of events.jsonl are damaged otherwise, files and folders of the run are lost;
 - what the run reads is changed before it is resumed;
 - outputs are named where they cannot be.
-"right" is a run with the same masks, perplexities and saved model as one that nobody disturbed; "refused" ends with
+"right" is a run with the same masks, perplexities and saved model as an undisturbed one; "refused" ends with
 exit code 2 and one sentence, before anything is lost. The rest is counted as tracebacks, as silent mixtures (exit code
-0, and other results) or as lost results.
+0, and different results) or as lost results.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class World:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code and what it said."""
+    """How a process ended: its exit code and its messages."""
 
     code: int
     out: str
@@ -120,7 +120,7 @@ def attempt(arguments: list[str], kill_at: int | None = None) -> Ended:
 
 
 def die_at(number: int) -> None:
-    """Let this process die before its write of this number."""
+    """Kill this process before its write of this number."""
     count = 0
 
     def deadly(real: Callable) -> Callable:
@@ -138,7 +138,7 @@ def die_at(number: int) -> None:
 
 
 def results(world: World, name: str) -> dict:
-    """All that a run has found and saved, without its times."""
+    """All results of a run and the model it saved, without times."""
     run = RunDirectory(world.run(name))
     state = {
         (layer, stage, part): {key: tensor.tolist() for key, tensor in getattr(run, part)(layer, stage).items()}
@@ -151,8 +151,8 @@ def results(world: World, name: str) -> dict:
     return state | {"perplexity": found, "model": folder_digests(world.model(name))}
 
 
-def judge(world: World, name: str, ended: Ended, wanted: dict, notes: list[str]) -> str:
-    """What an end counts as. notes: gets what is neither right nor refused."""
+def judge(world: World, name: str, ended: Ended, expected: dict, notes: list[str]) -> str:
+    """The verdict on an end. notes: collects the ends that are neither right nor refused."""
     verdict = RIGHT
     if "Traceback" in ended.err or ended.code not in (0, 2):
         verdict = TRACEBACK
@@ -160,7 +160,7 @@ def judge(world: World, name: str, ended: Ended, wanted: dict, notes: list[str])
         verdict = REFUSED if ended.err.strip().splitlines()[-1].split("\r")[-1].startswith("error: ") else TRACEBACK
     else:
         try:
-            verdict = RIGHT if results(world, name) == wanted else MIXTURE
+            verdict = RIGHT if results(world, name) == expected else MIXTURE
         except (OSError, ValueError, UserError):
             verdict = MIXTURE
     if verdict not in (RIGHT, REFUSED):
@@ -174,15 +174,15 @@ def copied(world: World, source: str, name: str) -> Path:
     return world.run(name)
 
 
-def kills(world: World, writes: range, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
-    """Kill a run before each of its writes and resume it; begin it again where its job was not recorded yet."""
+def kills(world: World, writes: range, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+    """Kill a run before each of its writes and resume it; start it again where its job was not recorded yet."""
     for number in writes:
         killed = attempt(world.flags("kill"), kill_at=number).code == KILLED
         if killed:
             ended = attempt(["--resume", str(world.run("kill"))])
             if not (world.run("kill") / "job.json").exists():
                 ended = attempt(world.flags("kill"))
-            verdict = judge(world, "kill", ended, wanted, notes)
+            verdict = judge(world, "kill", ended, expected, notes)
             yield "killed before a write", LOST if verdict == REFUSED else verdict
             if verdict != RIGHT:
                 notes.append(f"kill at write {number}: {ended.err.strip()[-300:]}")
@@ -191,15 +191,15 @@ def kills(world: World, writes: range, wanted: dict, notes: list[str]) -> Iterat
             break
 
 
-def harmed(world: World, source: str, harm: Callable[[Path], None], wanted: dict, notes: list[str], what: str) -> str:
-    """The verdict on a copy of a run that was harmed and resumed. Its job names the place of the source."""
+def harmed(world: World, source: str, harm: Callable[[Path], None], expected: dict, notes: list[str], what: str) -> str:
+    """The verdict on a copy of a run that was damaged and resumed. Its job has the path of the source."""
     away = world.folder / "away"
     (world.folder / source).rename(away)
     try:
         shutil.copytree(away, world.folder / source)
         harm(world.run(source))
         ended = attempt(["--resume", str(world.run(source))])
-        verdict = judge(world, source, ended, wanted, notes)
+        verdict = judge(world, source, ended, expected, notes)
         if verdict not in (RIGHT, REFUSED):
             notes.append(what)
         return verdict
@@ -208,7 +208,7 @@ def harmed(world: World, source: str, harm: Callable[[Path], None], wanted: dict
         away.rename(world.folder / source)
 
 
-def flips(world: World, source: str, places: int, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+def flips(world: World, source: str, places: int, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
     """Flip a bit at some places of each file of a run."""
     for file in sorted(path for path in world.run(source).rglob("*") if path.is_file()):
         name = file.relative_to(world.run(source))
@@ -222,10 +222,10 @@ def flips(world: World, source: str, places: int, wanted: dict, notes: list[str]
                 (run / name).write_bytes(data)
 
             what = f"bit flipped in {name} at {place}"
-            yield f"bit flipped, {source} run", harmed(world, source, flip, wanted, notes, what)
+            yield f"bit flipped, {source} run", harmed(world, source, flip, expected, notes, what)
 
 
-def damages(world: World, source: str, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+def damages(world: World, source: str, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
     """Damage lines of events.jsonl, and lose files and folders."""
     for number in (0, 2, -2):
         for line in (b"", b"\0" * 64, b"7", b"[" * 5000, b'{"event": "Nothing"}', b"\xff\xfe"):
@@ -235,16 +235,19 @@ def damages(world: World, source: str, wanted: dict, notes: list[str]) -> Iterat
                 lines[number] = line
                 (run / "events.jsonl").write_bytes(b"\n".join(lines))
 
-            yield "line of events.jsonl damaged", harmed(world, source, change, wanted, notes, f"line {number}: {line}")
+            yield (
+                "line of events.jsonl damaged",
+                harmed(world, source, change, expected, notes, f"line {number}: {line}"),
+            )
     for path in sorted(world.run(source).iterdir()):
 
         def lose(run: Path, name=path.name) -> None:
             shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
 
-        yield "file or folder lost", harmed(world, source, lose, wanted, notes, f"lost {path.name}")
+        yield "file or folder lost", harmed(world, source, lose, expected, notes, f"lost {path.name}")
 
 
-def changed_inputs(world: World, source: str, wanted: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+def changed_inputs(world: World, source: str, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
     """Change what a run reads, resume it, and put it back."""
 
     def tensor(name: str) -> Callable[[], None]:
@@ -288,7 +291,7 @@ def changed_inputs(world: World, source: str, wanted: dict, notes: list[str]) ->
             place = world.folder / name
             shutil.copytree(place, kept / name) if place.is_dir() else shutil.copy2(place, kept / name)
         try:
-            verdict = harmed(world, source, lambda run, way=way: way(), wanted, notes, f"changed input {number}")
+            verdict = harmed(world, source, lambda run, way=way: way(), expected, notes, f"changed input {number}")
             yield "input changed", MIXTURE if verdict == RIGHT else verdict
         finally:
             for name in names:
@@ -299,7 +302,7 @@ def changed_inputs(world: World, source: str, wanted: dict, notes: list[str]) ->
 
 
 def bad_outputs(world: World, notes: list[str]) -> Iterator[tuple[str, str]]:
-    """Name outputs where they cannot be: refused before the work, and what was there stays."""
+    """Give impossible output paths: refused before the work, and existing files stay."""
     place = world.folder / "outputs"
     place.mkdir()
     (place / "file").write_text("mine")
@@ -340,17 +343,17 @@ def main() -> None:
         world = build(Path(place))
         ended = attempt(world.flags("finished"))
         assert ended.code == 0, ended.err
-        wanted = results(world, "finished")
+        expected = results(world, "finished")
         writes = 20
         while attempt(world.flags("begun"), kill_at=writes).code == KILLED and not half_way(world):
             shutil.rmtree(world.folder / "begun", ignore_errors=True)
             writes += 7
         cases = [
-            kills(world, range(arguments.first, MANY, arguments.every), wanted, notes),
-            *(flips(world, source, arguments.places, wanted, notes) for source in ("finished", "begun")),
-            damages(world, "finished", wanted, notes),
-            damages(world, "begun", wanted, notes),
-            changed_inputs(world, "begun", wanted, notes),
+            kills(world, range(arguments.first, MANY, arguments.every), expected, notes),
+            *(flips(world, source, arguments.places, expected, notes) for source in ("finished", "begun")),
+            damages(world, "finished", expected, notes),
+            damages(world, "begun", expected, notes),
+            changed_inputs(world, "begun", expected, notes),
             bad_outputs(world, notes),
         ]
         for kind, verdict in (case for part in cases for case in part):

@@ -1,9 +1,9 @@
-"""Measure what 2:4 sparsity buys at inference: time per linear layer, prefill and decode apart, and size on disk.
+"""Measure 2:4 sparsity at inference: time per linear layer, in prefill and decode, and size on disk.
 
 python benchmarks/inference.py [--model MODEL | --shape 7b] [--csv FILE] [--markdown FILE]
 
-Weights are random, in the shapes of a real model. Where torch has no 2:4 kernels it says so and measures no speed; the
-sizes it tells everywhere. See docs/inference.md.
+Weights are random, in the shapes of a real model. Where torch has no 2:4 kernels, the script prints so and measures
+only the sizes. See docs/inference.md.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def model_shapes(name: str) -> list[Shape]:
         return config_shapes(AutoConfig.from_pretrained(source, trust_remote_code=False))
     except UserError:
         raise
-    except Exception as error:  # a damaged folder can break transformers anywhere, the network the hub client
+    except Exception as error:  # a damaged folder can fail anywhere in transformers, and the network in the hub client
         raise UserError(
             f"The shapes of model {name!r} cannot be read ({first_line(error)}): give '{STORYTELLER}', an intact "
             "Hugging Face folder or hub id of a decoder model, or --shape instead."
@@ -124,8 +124,8 @@ def measure(
                 yield asdict(shape) | {"measure": phase, "batch": batch} | speed
 
 
-def tell(row: dict) -> None:
-    """A line of progress."""
+def report(row: dict) -> None:
+    """Print a line of progress."""
     batch = f", batch {row['batch']}" if "batch" in row else ""
     print(f"{row['out']}x{row['width']}: {row['measure']}{batch}", file=sys.stderr, flush=True)
 
@@ -232,7 +232,7 @@ def main() -> None:
     cases = [(PREFILL, batch, batch * prefill) for batch in batches] + [(DECODE, batch, batch) for batch in batches]
     rows = []
     for row in measure(shapes, dtype, device, kernels, cases):
-        tell(row)
+        report(row)
         rows.append(row)
     if options.csv:
         common = {"model": options.model or options.shape, "dtype": options.dtype, "device": device_name(device)}

@@ -1,7 +1,7 @@
-"""Run a command and write what it took: python launch.py REPORT LIMIT COMMAND...
+"""Run a command and write its time and memory: python launch.py REPORT LIMIT COMMAND...
 
-A program of its own, since a process's peak memory begins with that of the process it was started by: this one imports
-next to nothing. LIMIT: bytes of address space, 0 for as many as there are. REPORT: a JSON file, see measure.Used.
+A program of its own that imports little, since the peak memory of a process begins with that of its parent. LIMIT:
+bytes of address space, 0 for no limit. REPORT: a JSON file, see measure.Used.
 """
 
 import json
@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 
-INTERVAL = 0.05  # seconds between two looks at the address space
+INTERVAL = 0.05  # seconds between two measurements of the address space
 
 
 def address_space(process: int) -> int:
-    """Bytes of the largest address space that a living process has had, 0 where that is not to be known."""
+    """Bytes of the largest address space that a living process has had, 0 where the system does not report it."""
     try:
         with open(f"/proc/{process}/status", encoding="utf-8") as status:
             return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmPeak:")), 0)

@@ -1,10 +1,10 @@
-"""What pruning does to the outputs of single weights, and how long it takes: ||(W - V) X||^2 / ||W X||^2.
+"""Relative output error of single weight matrices after pruning, ||(W - V) X||^2 / ||W X||^2, and processor time.
 
 python benchmarks/layer_error.py [--model PATH --data FILE] [--layers 0,15,29] [--csv FILE --markdown FILE]
 
-X is what the dense model gives each weight on calibration text. Nothing is passed on from layer to layer, so this
-compares how methods solve the layer's own problem, not the models that come of it: see docs/quality.md for those.
-Seconds are of the processor; what weights with the same inputs share is counted with the first of them.
+X are the inputs of each weight matrix in the dense model on calibration text. Errors are not passed on to later layers,
+so this compares methods on the objective of layer-wise pruning, not the pruned models: see docs/quality.md for those.
+Work that weight matrices with the same inputs share is counted with the first of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from barber.models.decoder import DecoderView, Weight
 from barber.models.loading import LoadedModel, load
 from barber.models.replay import tapping
 from barber.pruning.statistics import StatisticSums
-from benchmarks.measure import machine, table, told, write
+from benchmarks.measure import machine, table, this_command, write
 
 LONG_SHORTLIST = 64
 BATCH = 4  # sequences of a forward pass
@@ -73,11 +73,13 @@ def by_alps(total: Tensor) -> Pruned:
 
 
 WANDA = "Wanda"
-METHODS: dict[str, Callable[[Tensor], Pruned]] = {  # title -> gram matrix (in, in) -> what prunes weights of its inputs
+METHODS: dict[
+    str, Callable[[Tensor], Pruned]
+] = {  # title -> gram matrix (in, in) -> function that prunes a weight of these inputs
     WANDA: by_wanda,
     f"Wanda, one-swap of {LONG_SHORTLIST}": lambda total: by_one_swap(total, LONG_SHORTLIST),
     f"Wanda, one-swap of {SHORTLIST}": lambda total: by_one_swap(total, SHORTLIST),
-    "Wanda, weights re-fitted": by_refit,
+    "Wanda, weights refitted": by_refit,
     "SparseGPT": by_sparsegpt,
     "ALPS": by_alps,
 }
@@ -160,7 +162,7 @@ def main() -> None:
         frame.to_csv(options.csv, index=False)
     drawn = f"- calibration: {options.sequences} sequences of {options.seqlen} tokens of {data.source}"
     layers = f"- model: {Path(options.model).name}, layers {', '.join(map(str, chosen))}"
-    write(f"{told('layer_error.py')}\n{layers}\n{drawn}\n{machine()}\n\n{summary(frame)}\n", options.markdown)
+    write(f"{this_command('layer_error.py')}\n{layers}\n{drawn}\n{machine()}\n\n{summary(frame)}\n", options.markdown)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a benchmark says about itself, and processes that are measured from outside."""
+"""The description of a benchmark (command, machine, tables), and processes measured from outside."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MIB, GIB = 2**20, 2**30
 
 @dataclass(frozen=True)
 class Used:
-    """What a process took.
+    """The time and memory of a process.
 
     code: of its exit. seconds: wall time; processor: seconds of the processor, in the program and the kernel. peak:
-    bytes of memory that it held at most; address: bytes of its address space at most, 0 where the system does not say.
-    output, errors: the end of what it wrote.
+    bytes of resident memory at most; address: bytes of its address space at most, 0 where the system does not report
+    it. output, errors: the end of its output.
     """
 
     code: int
@@ -46,8 +46,8 @@ class Used:
 def measured(command: Sequence[str], limit: int | None = None) -> Used:
     """Run a command to its end in the project's root, in a process of its own.
 
-    limit: bytes of address space that it may have. Where the command starts processes, times are those of all of them,
-    and the peak that of the largest.
+    limit: bytes of its address space. If the command starts processes, times are sums over all of them, and the peak is
+    that of the largest.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -56,13 +56,13 @@ def measured(command: Sequence[str], limit: int | None = None) -> Used:
         return Used(**json.loads(report.read_text("utf-8")), output=done.stdout, errors=done.stderr)
 
 
-def told(script: str) -> str:
-    """The command that this process is, as a line of a list."""
+def this_command(script: str) -> str:
+    """The command line of this process, as an item of a Markdown list."""
     return f"- command: `{shlex.join(['python', f'benchmarks/{script}', *sys.argv[1:]])}`"
 
 
 def machine(device: torch.device | None = None) -> str:
-    """Where and when this was measured, as a line of a list."""
+    """The machine and the date, as an item of a Markdown list."""
     gpu = f"{torch.cuda.get_device_name(device)}, " if device is not None and device.type == "cuda" else ""
     return (
         f"- machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} "

@@ -1,12 +1,12 @@
-"""Memory of a streamed run from real files: its peak against the number of layers, and under a limit.
+"""Memory of a run with layerwise loading from real files: its peak over the number of layers, and under a limit.
 
 python benchmarks/memory.py [--layers 8,32,64] [--orders one-pass,paper] [--settings] [--csv FILE] [--markdown FILE]
 
 Llamas of equal layers with random fp32 weights are written to a temporary folder, and `main.py --stream` runs on each
-in a fresh process. What Python, torch and transformers take is the peak of the same run on a model of tiny width; it is
-taken off, and the rest is told in layers. Then the address space is limited to that of the tiny run and a few layers of
-the largest model: streamed, the run has to end well, and not streamed it cannot. With --settings, runs that differ in
-nothing but one setting follow, beside what each was expected to take. See docs/scaling.md.
+in a new process. The memory of Python, torch and transformers is the peak of the same run on a model of tiny width; it
+is subtracted, and the rest is given in layers. Then the address space is limited to that of the tiny run and a few
+layers of the largest model: a run with --stream has to succeed, and one without cannot. With --settings, runs follow
+that each differ in one setting, beside the estimate of their memory. See docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import pandas as pd
 from transformers import LlamaConfig
 
 from barber.errors import UserError
-from benchmarks.measure import GIB, MIB, Used, machine, measured, table, told, write
+from benchmarks.measure import GIB, MIB, Used, machine, measured, table, this_command, write
 from benchmarks.synthetic import write_checkpoint
 
-TINY = 64  # hidden size of the model whose run tells what the libraries take
+TINY = 64  # hidden size of the model whose run gives the memory of the libraries
 VOCABULARY = 1024
 HEADS = 8
 WINDOWS = 2  # of the evaluation
-ROOM = 8  # layers that the limited address space has room for beside the libraries, or half of a small model
+ROOM = 8  # layers that fit into the limited address space beside the libraries, or half of a small model
 PRUNE = {
     "--sparsity_ratio": "0.5",
     "--prune_method": "wanda",
@@ -49,7 +49,7 @@ SETTINGS = {
     "OWL": {"--allocation": "owl"},
     "auto": {"--threshold": "auto", "--prune_granularity": None},
     "one-swap": {"--refiner": "one-swap", "--threshold": None, "--prune_granularity": None},
-    "re-fit": {"--reconstruct": ""},
+    "refit": {"--reconstruct": ""},
 }
 EXPECTED = re.compile(r"([0-9.]+) GiB in the host's memory")
 TITLES = [
@@ -73,9 +73,9 @@ def config(options: argparse.Namespace, layers: int, hidden: int, intermediate: 
 
 
 def activations(options: argparse.Namespace) -> int:
-    """Bytes of the activations that wait and of one dense pass of an MLP with its gradients, all sequences at once.
+    """Bytes of the stored activations and of one dense pass of an MLP with its gradients, all sequences at once.
 
-    Waiting: hidden states, the inputs, targets and outputs of a sub-block, and its sparse outputs. The pass: gate, its
+    Stored: hidden states, the inputs, targets and outputs of a sub-block, and its sparse outputs. The pass: gate, its
     activation, up, their product, and the gradients of three of them.
     """
     tokens = options.samples * options.seqlen
@@ -85,7 +85,7 @@ def activations(options: argparse.Namespace) -> int:
 def prune(
     folder: Path, model: str, changed: dict[str, str | None], options: argparse.Namespace, limit: int | None = None
 ) -> Used:
-    """A run of the command line in a fresh process. changed: flags that are not as in PRUNE; None leaves one out."""
+    """A run of the command line in a new process. changed: flags that differ from PRUNE; None leaves a flag out."""
     with tempfile.TemporaryDirectory(dir=folder) as run:
         data = {"--calibration": f"{folder}/calibration.npy", "--eval_data": f"{folder}/evaluation.npy"}
         size = {"--nsamples": f"{options.samples}", "--seqlen": f"{options.seqlen}"}
@@ -145,7 +145,7 @@ def rows(folder: Path, options: argparse.Namespace) -> Iterator[dict]:
                 "libraries_bytes": bases[order].address,
                 "how": how,
                 "code": used.code,
-                "told": used.last if used.code else "",
+                "message": used.last if used.code else "",
             }
 
     for name, changed in SETTINGS.items() if options.settings else ():
@@ -176,7 +176,7 @@ def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
     peaks, limits = (frame[frame["measure"] == measure] for measure in ("peak", "limit"))
     layer = int(peaks["layer_bytes"].iloc[0])
     parts = [
-        f"{told('memory.py')}\n"
+        f"{this_command('memory.py')}\n"
         f"- model: Llamas, hidden size {options.hidden}, intermediate {options.intermediate}, random fp32 weights, "
         f"{layer / MIB:.1f} MiB a layer; {options.samples} sequences of {options.seqlen} tokens, whose activations are "
         f"{activations(options) / MIB:.1f} MiB ({activations(options) / layer:.2f} layers)\n"
@@ -200,12 +200,12 @@ def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
                 "of that the libraries",
                 "model in memory",
                 "exit code",
-                "it said",
+                "message",
             ],
             [
                 [
                     *(row["order"], mib(row["model_bytes"]), mib(row["limit_bytes"]), mib(row["libraries_bytes"])),
-                    *(row["how"], f"{row['code']:.0f}", row["told"] or "-"),
+                    *(row["how"], f"{row['code']:.0f}", row["message"] or "-"),
                 ]
                 for row in limits.to_dict("records")
             ],
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--intermediate", type=int, default=2752)
     parser.add_argument("--samples", type=int, default=8, help="calibration sequences")
     parser.add_argument("--seqlen", type=int, default=32, help="tokens of each")
-    parser.add_argument("--settings", action="store_true", help="other settings, too, on the smallest model")
+    parser.add_argument("--settings", action="store_true", help="also run other settings on the smallest model")
     parser.add_argument("--csv", type=Path, help="a line per run")
     parser.add_argument("--markdown", type=Path, help="where to write the tables, instead of stdout")
     options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""What coarser matrix products do to masks and perplexity, against fp32.
+"""The effect of matrix products in lower precision on masks and perplexity, compared with fp32.
 
 python benchmarks/precision.py [--model PATH --data FILE] [--markdown FILE]
 
-The same job is run with fp32 weights and fp32 products, with fp32 weights and bfloat16 products, and with bfloat16
-weights. Agreement is the share of mask bits that are those of the first run. On a CUDA device TensorFloat-32 is a line
-more. See docs/performance.md.
+The same job runs with fp32 weights and fp32 products, with fp32 weights and bfloat16 products, and with bfloat16
+weights. Agreement is the share of mask bits that equal those of the first run. On a CUDA device, a line for
+TensorFloat-32 is added. See docs/performance.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from barber.events import LayerInitialised, PerplexityMeasured, SubBlockRebuilt
 from barber.job_spec import JobSpec
 from barber.jobs.job import run_job
 from barber.jobs.presets import FIRST_LOOK
-from benchmarks.measure import machine, told, write
+from benchmarks.measure import machine, this_command, write
 
 RUNS = {  # title -> dtype, compute
     "fp32": ("float32", "native"),
@@ -69,7 +69,9 @@ def table(results: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=FIRST_LOOK.model, help="hub id or folder (default: the bundled one)")
-    parser.add_argument("--data", default="storyteller", help="text for both; a file is halved")
+    parser.add_argument(
+        "--data", default="storyteller", help="text for calibration and evaluation; of a file, one half each"
+    )
     parser.add_argument("--method", default="wanda")
     parser.add_argument("--pattern", default="50%")
     parser.add_argument("--threshold", default="0.1", help="a number, or auto")
@@ -86,7 +88,7 @@ def main() -> None:
         results = {t: measure(replace(spec, dtype=dtype, compute=compute)) for t, (dtype, compute) in runs.items()}
     except (UserError, ValueError) as error:
         parser.error(str(error))
-    write(f"{told('precision.py')}\n{machine()}\n\n{table(results)}\n", options.markdown)
+    write(f"{this_command('precision.py')}\n{machine()}\n\n{table(results)}\n", options.markdown)
 
 
 if __name__ == "__main__":

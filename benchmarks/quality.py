@@ -2,8 +2,8 @@
 
 python benchmarks/quality.py [--model PATH --data FILE] [--csv FILE] [--markdown FILE]
 
-Every single run is a row, a dict of plain values, appended to the CSV as it is made and folded over the seeds into
-markdown tables. A CSV that is there already is added to: its runs are not made again. See docs/quality.md.
+Every run is a row, a dict of plain values, which is appended to the CSV at once and averaged over the seeds in Markdown
+tables. Runs that the CSV already has are not repeated. See docs/quality.md.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from benchmarks.tables import INITIAL, INPUTS, PUBLISHED, RUN, markdown
 
 @dataclass(frozen=True)
 class Treatment:
-    """What follows the initial masks, in one setting or in several of which the best is shown.
+    """The work after the initial masks, with one setting or with several, of which the best is shown.
 
-    title: of its column. settings: name -> what it gives PruneConfig. own_masks: it changes how the initial masks are
-    made, so it makes its own with the same method. unstructured: n:m patterns do not allow it.
+    title: of its column. settings: name -> what it gives PruneConfig. own_masks: it changes the
+    initial masks, so it makes its own with the same method. unstructured: not possible with n:m patterns.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Treatment:
         return not (self.unstructured and sparsity.m)
 
     def config(self, given: dict, sparsity: Sparsity, method: str, updated: bool) -> PruneConfig:
-        """The run of one setting. updated: whether the method's updated weights are gone on from."""
+        """The run of one setting. updated: whether it starts from the weights that the method updated."""
         start = {"method": method} if self.own_masks else {"method": "masks", "initial_masks": method}
         return PruneConfig(sparsity, retain_reconstruction=updated, **start, **given)
 
@@ -90,7 +90,7 @@ TREATMENTS = {
     ),
     "one-swap": Treatment("one-swap", {"one-swap": {"refiner": "one-swap"}}),
     "dsnot": Treatment("dsnot", {"dsnot": {"refiner": "dsnot"}}),
-    "auto+re-fit": Treatment("auto + re-fit", {"auto+re-fit": {"threshold": AUTO, "reconstruct": True}}),
+    "auto+re-fit": Treatment("auto + refit", {"auto+re-fit": {"threshold": AUTO, "reconstruct": True}}),
 }
 GROUPS = {
     "default": [PUBLISHED, "auto", "one-swap", "dsnot", "auto+re-fit"],
@@ -109,14 +109,14 @@ class Bench:
     weights: DenseWeights
 
     def measure(self) -> float:
-        """Perplexity of the model as it is."""
+        """Perplexity of the model with its current weights."""
         *_, measured = perplexity(self.loaded.model, self.evaluation, "benchmark")
         return measured.perplexity
 
     def run(self, calibration: CalibrationSet, config: PruneConfig, initial: dict | None = None) -> tuple[dict, dict]:
-        """Prune, measure and restore: layer -> (initial masks, updated weights), and what a row says of the result.
+        """Prune, measure and restore: layer -> (initial masks, updated weights), and the columns of the result.
 
-        The last event, RunFinished, tells the wall seconds; cpu_seconds are the processor's. Evaluation is in neither.
+        Wall seconds are those of RunFinished, cpu_seconds those of the processor; both without evaluation.
         """
         layers, started = {}, time.process_time()
         for event in prune(self.loaded.model, calibration, config, initial=initial):
@@ -132,7 +132,7 @@ class Bench:
         dense = self.measure()
         masks, result = self.run(calibration, PruneConfig(sparsity, method, barber=False))
         initial = result["perplexity"]
-        updated = any(weights for _, weights in masks.values())  # SparseGPT: refiners go on from its weights
+        updated = any(weights for _, weights in masks.values())  # SparseGPT: refiners start from its weights
         common = {"pattern": pattern, "method": method, "seed": calibration.seed, "dense": dense, "initial": initial}
         yield common | {"treatment": INITIAL, "setting": INITIAL, "gap_recovered": 0.0} | result
         for name, settings in missing.items():
@@ -144,7 +144,7 @@ class Bench:
 
 
 def rows(options: argparse.Namespace, known: list[dict]) -> Iterator[dict]:
-    """All runs that are asked for and not known, seed by seed; what does not fit a pattern is left out of it."""
+    """All requested runs that the CSV does not have, seed by seed, without those that a pattern does not allow."""
     grid = product(options.treatments, map(Sparsity.parse, options.patterns))
     if not any(TREATMENTS[name].fits(sparsity) for name, sparsity in grid):
         raise UserError("n:m patterns fix the ratio of every layer: give an unstructured pattern or other treatments.")
@@ -180,7 +180,7 @@ def rows(options: argparse.Namespace, known: list[dict]) -> Iterator[dict]:
                     yield inputs | row
 
 
-def tell(row: dict) -> None:
+def report(row: dict) -> None:
     """A line of progress."""
     what = row["setting"] if row["setting"] in (INITIAL, row["treatment"]) else f"{row['treatment']} {row['setting']}"
     where = f"{row['pattern']} {row['method']}, seed {row['seed']}, {what}"
@@ -200,7 +200,7 @@ def listed(*allowed: str) -> Callable[[str], list[str]]:
 
 
 def named(text: str) -> list[str]:
-    """Treatments by their own names or those of groups, each once."""
+    """Treatments by their names or the names of groups, each once."""
     parts = listed(*GROUPS, *TREATMENTS)(text)
     return list(dict.fromkeys(name for part in parts for name in GROUPS.get(part, [part])))
 
@@ -208,7 +208,9 @@ def named(text: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=FIRST_LOOK.model, help="hub id or folder (default: the bundled one)")
-    parser.add_argument("--data", default="storyteller", help="text for both; a file is halved")
+    parser.add_argument(
+        "--data", default="storyteller", help="text for calibration and evaluation; of a file, one half each"
+    )
     parser.add_argument("--calibration", help="text for calibration, instead of --data")
     parser.add_argument("--evaluation", help="text for evaluation, instead of --data")
     parser.add_argument("--methods", type=listed(*INITIAL_MASKS), default="magnitude,wanda")
@@ -217,16 +219,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default="0,1,2")
     parser.add_argument("--sequences", type=int, default=64, help="calibration sequences")
     parser.add_argument("--windows", type=int, default=64, help="evaluation windows")
-    parser.add_argument("--seqlen", type=int, default=256, help="tokens of each")
+    parser.add_argument("--seqlen", type=int, default=256, help="tokens of each sequence or window")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--csv", type=Path, help="a line per single run; added to, if it exists")
+    parser.add_argument("--csv", type=Path, help="a line per run; an existing file is continued")
     parser.add_argument("--markdown", type=Path, help="where to write the tables, instead of stdout")
     options = parser.parse_args()
 
     made = pd.read_csv(options.csv).to_dict("records") if options.csv and options.csv.exists() else []
     try:
         for row in rows(options, made.copy()):
-            tell(row)
+            report(row)
             if options.csv:
                 pd.DataFrame([row]).to_csv(options.csv, mode="a", header=not options.csv.exists(), index=False)
             made.append(row)

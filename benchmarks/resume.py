@@ -1,4 +1,4 @@
-"""Kill a run at random moments, resume it, and compare: does it end with the same bits as one that nobody disturbed?
+"""Kill a run at random moments, resume it, and compare its masks with those of an uninterrupted run, bit by bit.
 
 python benchmarks/resume.py [--model MODEL] [--data SPEC] [--order paper|one-pass] [--times 20]
 """
@@ -28,14 +28,14 @@ def command(*arguments: str) -> list[str]:
 
 
 def finish(*arguments: str) -> float:
-    """Run to the end; wall seconds. Raises CalledProcessError, with what was said, if it fails."""
+    """Run to the end; wall seconds. Raises CalledProcessError with the messages if it fails."""
     started = time.monotonic()
     subprocess.run(command(*arguments), cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     return time.monotonic() - started
 
 
 def kill(seconds: float, path: Path, *arguments: str) -> int:
-    """Run for so long and kill it; how many events it left, -1 if it had begun nothing that can be resumed."""
+    """Run for some seconds and kill it; the number of recorded events, -1 if there is nothing to resume."""
     process = subprocess.Popen(
         command(*arguments, "--run_dir", str(path)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--nsamples", type=int, default=32)
     parser.add_argument("--seqlen", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     given = parser.parse_args()
     job = [
         "--model", given.model, "--calibration", given.data, "--eval_data", given.data, "--eval_windows", "8",

@@ -3,10 +3,10 @@
 python benchmarks/scaling.py [--series layers,samples,seqlen,ranks] [--csv FILE] [--markdown FILE]
 python benchmarks/scaling.py --estimate 7b,70b,405b --tflops 400
 
-Each series varies one number and keeps the others; each point is a process of its own (with torchrun where there are
-several ranks), so that its peak memory is its own. Ratios are to the first point of the series. F is a forward pass of
-the rank's sequences, in processor seconds, which other programs on the machine disturb less than wall seconds. The
-model is a Llama of random weights. Estimates are of `barber.jobs.estimate`, for given rates: nothing is run for them.
+Each series varies one number; each point runs in a process of its own (with torchrun for several ranks), so that its
+peak memory is its own. Ratios are to the first point of the series. F is a forward pass of
+the rank's sequences, in processor seconds, which other programs on the machine change less than wall seconds. The
+model is a Llama of random weights. Estimates are made by `barber.jobs.estimate` from given rates, without a run.
 See docs/scaling.md.
 """
 
@@ -32,7 +32,7 @@ from barber.errors import UserError
 from barber.models.loading import DTYPES
 from barber.pruning.distributed import join, leave
 from benchmarks import estimates, speed, synthetic
-from benchmarks.measure import gib, machine, measured, table, told, write
+from benchmarks.measure import gib, machine, measured, table, this_command, write
 
 SERIES = {"layers": (4, 8, 16), "samples": (8, 16, 32), "seqlen": (128, 256, 512), "ranks": (1, 2)}
 BASE = {"layers": 4, "samples": 8, "seqlen": 128, "ranks": 1}  # of the series that vary another number
@@ -47,7 +47,7 @@ def config(options: argparse.Namespace) -> PruneConfig:
 
 
 def point(options: argparse.Namespace, where: dict) -> None:
-    """Measure one point in this process, one of the ranks of the run; the first one writes it down."""
+    """Measure one point in this process, as one of the ranks of the run; the first one writes the report."""
     ranks = join()
     given = {"device": "cpu", "host": False, "layerwise": False, "batch": None}
     settings = argparse.Namespace(**{**vars(options), **given, **where})
@@ -102,9 +102,9 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
 def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
     base = ", ".join(f"{value} {name}" for name, value in BASE.items())
     lines = [
-        told("scaling.py"),
+        this_command("scaling.py"),
         f"- model: Llama {options.shape}, random weights, {options.dtype}; {options.method}, then the rebuild in the "
-        f"order {options.order}; {base}, but for what is varied",
+        f"order {options.order}; {base}, except for the varied one",
         machine(),
     ]
     cells = [
@@ -129,10 +129,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--csv", type=Path, help="a line per point")
     parser.add_argument("--markdown", type=Path, help="where to write the table, instead of stdout")
-    parser.add_argument("--estimate", metavar="SHAPES", help="estimate these shapes, and measure nothing")
-    parser.add_argument("--tflops", type=float, help="rate of matrix products on one device, 10^12 a second")
-    parser.add_argument("--disk", type=float, default=2.0, help="rate of reading, 10^9 bytes a second")
-    parser.add_argument("--devices", default="1,8", help="numbers of ranks that are estimated")
+    parser.add_argument("--estimate", metavar="SHAPES", help="estimate these shapes instead of measuring")
+    parser.add_argument("--tflops", type=float, help="rate of matrix products on one device, 10^12 operations a second")
+    parser.add_argument("--disk", type=float, default=2.0, help="rate of reading from disk, 10^9 bytes a second")
+    parser.add_argument("--devices", default="1,8", help="numbers of ranks to estimate")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,11 +1,11 @@
-"""What pruning costs in forward passes: F, each phase in F, tokens a second, peak memory.
+"""The cost of pruning in forward passes: F, each phase in F, tokens a second, peak memory.
 
 python benchmarks/speed.py [--shape 26m] [--samples 16 --seqlen 512] [--csv FILE] [--markdown FILE]
 
 F is one forward pass of the calibration set through the decoder layers without gradients, in the same process, dtype
-and batches; it is measured before and after each run, and the run is divided by the mean of both. The model is a Llama
-of random weights. With --layerwise, its layers are made when they are needed and nothing else of it is in memory, so
-that any size can run. See docs/performance.md.
+and batches; it is measured before and after each run, and the run is divided by the mean of both. The model is a
+Llama of random weights. With --layerwise, each layer is made when it is opened, so that any size can run. See
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from barber.pruning.activation_store import ActivationStore
 from barber.pruning.context import PruningContext
 from barber.pruning.prune import prune
 from benchmarks import synthetic
-from benchmarks.measure import gib, machine, told, write
+from benchmarks.measure import gib, machine, this_command, write
 
 CASES = [(method, order, granularity) for method, order, granularity in product(
     ("wanda", "sparsegpt"), ("one-pass", "paper"), ("block", "output1")
@@ -43,7 +43,7 @@ CASES = [(method, order, granularity) for method, order, granularity in product(
 
 
 def build(options: argparse.Namespace) -> PruningContext:
-    """The model of the shape, whole or layer by layer, and how it is run."""
+    """The model of the shape, in memory or layerwise, and the context of its runs."""
     device, dtype = torch.device(pick_device(options.device)), DTYPES[options.dtype]
     if options.layerwise:
         provider = synthetic.streamed(options.shape, device, dtype, options.layers)
@@ -63,7 +63,7 @@ def sequences(options: argparse.Namespace, vocabulary: int) -> CalibrationSet:
 
 
 def forward_seconds(context: PruningContext, calibration: CalibrationSet, config: PruneConfig) -> float:
-    """F: wall seconds of the layers alone, without the time in which they are made."""
+    """F: wall seconds of the layers alone, without the time to make them."""
     stream, seconds = context.feed(calibration, config), 0.0
     for layer in context.view.layers:
         context.provider.open(layer.index)
@@ -133,7 +133,7 @@ def markdown(frame: pd.DataFrame, options: argparse.Namespace) -> str:
     names = ["F", "seconds", "run in F", "initial in F", "rebuild in F", "tokens/s", "device_bytes", "host_bytes"]
     table = frame.groupby(["method", "order", "granularity"], sort=False)[names].median().reset_index()
     lines = [
-        told("speed.py"),
+        this_command("speed.py"),
         f"- model: Llama {options.shape}, random weights, {options.dtype}; {options.samples} sequences of "
         f"{options.seqlen} tokens; median of {options.repeat}",
         machine(torch.device(pick_device(options.device))),
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--shape", default="26m", help=f"one of {', '.join(synthetic.SHAPES)}")
     parser.add_argument("--layers", type=int, help="instead of the shape's own number")
     parser.add_argument("--samples", type=int, default=16, help="calibration sequences")
-    parser.add_argument("--seqlen", type=int, default=512, help="tokens of each")
+    parser.add_argument("--seqlen", type=int, default=512, help="tokens of each sequence")
     parser.add_argument("--methods", default="wanda,sparsegpt")
     parser.add_argument("--orders", default="one-pass,paper")
     parser.add_argument("--granularities", default="block,output1")
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--host", action="store_true", help="keep activations in the host's memory")
-    parser.add_argument("--layerwise", action="store_true", help="make each layer when it is needed")
+    parser.add_argument("--layerwise", action="store_true", help="make each layer when it is opened")
     parser.add_argument("--csv", type=Path, help="a line per run")
     parser.add_argument("--markdown", type=Path, help="where to write the table, instead of stdout")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Llamas of any size with random weights, whose layers are made when they are needed: nothing has to be downloaded."""
+"""Llamas of any size with random weights, whose layers are made when they are opened, without a download."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from barber.models.providers import LayerwiseProvider
 
 @dataclass(frozen=True)
 class Shape:
-    """The published sizes of a Llama, as far as they matter for pruning."""
+    """The published sizes of a Llama that matter for pruning."""
 
     hidden: int
     intermediate: int
@@ -57,7 +57,7 @@ def config(shape: str, layers: int | None = None, positions: int = 4096) -> Llam
 
 
 class Made:
-    """A reader of layers whose random weights are made whenever they are opened, the same each time."""
+    """A reader of layers that makes their random weights whenever they are opened, the same each time."""
 
     def __init__(self, model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.device, self.dtype, self.view = model, device, dtype, DecoderView(model)
@@ -86,7 +86,7 @@ class Made:
 
 
 def streamed(shape: str, device: torch.device, dtype: torch.dtype, layers: int | None = None) -> LayerwiseProvider:
-    """The home of a model of a shape, its decoder layers on the meta device."""
+    """The layer provider of a model of a shape, with its decoder layers on the meta device."""
     with init_empty_weights(include_buffers=False):
         model = LlamaForCausalLM(config(shape, layers)).eval().requires_grad_(False)
     decoder = model.model

@@ -1,4 +1,4 @@
-"""The runs of a benchmark, folded over settings and seeds into markdown tables."""
+"""Markdown tables of the runs of a benchmark, averaged over seeds, with the best of several settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One weight dense and 2:4: how it is compressed, how large its files are, and how long torch takes to multiply it.
+"""One weight, dense and 2:4: its compressed form, the size of its files, and the time of its products in torch.
 
 Used by benchmarks/inference.py.
 """
@@ -98,7 +98,7 @@ def measure_sizes(weight: Tensor, mask: Tensor) -> dict[str, int]:
 
 
 def attempt(operation: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
-    """What the operation returns, or None and why torch refused it."""
+    """The result of the operation, or None and the reason why torch refused it."""
     try:
         return operation(*arguments), ""
     except RuntimeError as error:

@@ -1,10 +1,11 @@
-"""Many visitors and a hostile one: does each get its own right result, and is anybody kept waiting?
+"""Many visitors of the app and a hostile one: whether each gets the result of its own run, and how long each waits.
 
     python benchmarks/visitors.py [--visitors 20]
 
 Starts the app as a server that others can reach. Visitors ask for runs of the bundled model with different seeds,
-at the same time, while another asks for what nobody should: endless runs, foreign files, uploads, long prompts, markup.
-Prints how long visitors took with and without it, and whether each figure is that of the same run on its own.
+at the same time, while a hostile visitor asks for endless runs, files of the server, uploads, long prompts and markup.
+Prints the waiting times with and without the hostile visitor, and whether each perplexity equals that of the same run
+alone.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def visit(server: Server, seed: int) -> tuple[list[float], float]:
 
 
 class Hostile:
-    """Asks again and again until told to stop.
+    """Sends requests until it is stopped.
 
-    answers: how often it was answered how. slowest: seconds until an answer.
+    answers: the count of each kind of answer. slowest: seconds until an answer.
     """
 
     def __init__(self, server: Server) -> None:

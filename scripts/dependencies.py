@@ -1,7 +1,7 @@
 """The package's dependencies, read from requirements.txt when it is built: a hook of hatchling.
 
-requirements.txt stands alone, since hosts of apps install from that one file. The package depends on what its first
-paragraph names, the engine's; its second paragraph is the extra "app".
+requirements.txt is the one list of dependencies, since hosts of apps install from it. Its first paragraph, for the
+engine, is the dependencies of the package; its second paragraph is the extra "app".
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def pages() -> dict[Path, str]:
-    """What each page should hold."""
+    """The content that each page should have."""
     return {API: api_page(), ARCHITECTURE: architecture_page()}
 
 
@@ -36,7 +36,7 @@ def api_page() -> str:
     public = {name: getattr(barber, name) for name in barber.__all__ if name != "__version__"}
     functions = {name: value for name, value in public.items() if inspect.isfunction(value)}
     classes = {name: value for name, value in public.items() if inspect.isclass(value)}
-    told = {name: value for name, value in vars(events).items() if _defined_in_events(value)}
+    shown = {name: value for name, value in vars(events).items() if _defined_in_events(value)}
     returned = {value.__name__: value for value in (LoadedModel, CalibrationSet)}
     parts = [
         "# The Python API",
@@ -48,13 +48,13 @@ def api_page() -> str:
         *(_entry(name, value) for name, value in (classes | returned).items()),
         "## Events",
         "`prune` and `run_job` yield these, from `barber.events`, in the order in which things happen.",
-        *(_entry(name, value) for name, value in told.items()),
+        *(_entry(name, value) for name, value in shown.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def architecture_page() -> str:
-    """The page as it is, with its generated parts made again."""
+    """The page with its generated parts made again."""
     text = ARCHITECTURE.read_text("utf-8")
     for name, lines in {"packages": _packages(), "files": _files()}.items():
         begin, end = f"<!-- {name}: written by make docs -->\n", f"<!-- end of {name} -->"

@@ -23,10 +23,10 @@ def row(flag: Setting) -> str:
 
 
 def with_tables(readme: str) -> str:
-    """The text of README.md with its table as it should be."""
+    """The text of README.md with its table made again."""
     table = "\n".join(("| flag | meaning | default |", "|---|---|---|", *map(row, FLAGS)))
     pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
-    assert len(pattern.findall(readme)) == 1, "README.md has lost the marks of its table"
+    assert len(pattern.findall(readme)) == 1, "README.md does not have the marks of its table once"
     return pattern.sub(lambda _: f"{BEGIN}\n\n{table}\n\n{END}", readme)
 
 

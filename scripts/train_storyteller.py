@@ -4,7 +4,7 @@
     python scripts/train_storyteller.py --device cuda --minutes 8
     python scripts/train_storyteller.py --steps 50 --stories 5000 --evaluate 50 --out out/trial
 
-On Linux, `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000` before the command spares the CPU many page faults.
+On Linux, `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000` before the command avoids many page faults.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write (default: the bundled one)")
     parser.add_argument("--evaluate", type=int, default=1500, help="evaluation stories to measure on")
-    parser.add_argument("--tell", type=int, default=300, help="stories to tell greedily and check")
+    parser.add_argument("--tell", type=int, default=300, help="stories to generate greedily and check")
     parser.add_argument("--note", default="", help="a remark on this run, for the card")
     for field in SETTINGS:
         flag = f"--{field.name.replace('_', '-')}"
@@ -53,11 +53,11 @@ def parse() -> argparse.Namespace:
 def make(recipe: Recipe, out: Path, evaluate: int, tell: int, note: str) -> None:
     """Train by the recipe, then write weights, tokenizer, card and the story-ending items."""
     tokenizer = build_tokenizer(recipe.positions)
-    report(f"telling {recipe.stories} training stories")
+    report(f"generating {recipe.stories} training stories")
     tokens = training_tokens(recipe, tokenizer)
     model = build_model(recipe, tokenizer)
     parameters = sum(weight.numel() for weight in model.parameters())
-    report(f"training {parameters:,} parameters on {len(tokens) / 1e6:.1f} million tokens, pass after pass")
+    report(f"training {parameters:,} parameters on {len(tokens) / 1e6:.1f} million tokens, in epochs")
     history = []
     for step in train(model, tokenizer, tokens, recipe):
         history.append(step)
@@ -67,7 +67,7 @@ def make(recipe: Recipe, out: Path, evaluate: int, tell: int, note: str) -> None
                 f"step {step.step}  loss {loss:.4f}  {step.tokens / step.seconds:.0f} tokens/s  {step.seconds:.0f} s"
             )
     model = card.save(model, tokenizer, out)
-    report(f"measuring on {evaluate} stories, telling {tell}")
+    report(f"measuring on {evaluate} stories, generating {tell}")
     card.write_card(out, recipe, history, parameters, card.measure(model, tokenizer, evaluate, tell), note)
     if out.resolve() == MODEL_DIR:
         write_items(TASK_ITEMS)

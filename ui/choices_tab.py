@@ -92,7 +92,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
 
 
 def config_of(events: list[Event]) -> PruneConfig | None:
-    """What the run was asked to do, once it has begun."""
+    """The configuration of the run, None before it has begun."""
     started = next((event for event in events if isinstance(event, RunStarted)), None)
     return PruneConfig.from_dict(started.config) if started else None
 

@@ -108,13 +108,13 @@ def test_the_curve_marks_its_start_and_its_winner():
     table = choices.candidates(EVENTS[:1])
     figure = choices.curve_figure(table[table["round"] == 1])
     drawn = traces(figure)
-    assert list(drawn) == ["block", "row", "one-swaps", "no change", "chosen"]
+    assert list(drawn) == ["sub-block", "row", "one-swaps", "no change", "chosen"]
     assert (drawn["chosen"].x[0], drawn["chosen"].y[0]) == (0.1, 50)
     none = drawn["no change"].x[0]
     assert 0 < none < 0.1
     assert (figure.layout.xaxis.tickvals[0], figure.layout.xaxis.ticktext[0]) == (none, "none")
-    assert list(drawn["block"].x) == [none, 0.4]
-    assert list(drawn["block"].y) == [100, 200]
+    assert list(drawn["sub-block"].x) == [none, 0.4]
+    assert list(drawn["sub-block"].y) == [100, 200]
     assert set(drawn["one-swaps"].y) == {75}
     assert figure.layout.xaxis.type == "log"
 

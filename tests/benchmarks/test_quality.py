@@ -18,7 +18,7 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 SMALL = ["--methods=wanda,sparsegpt", "--patterns=2:4", "--seeds=0", "--sequences=4", "--windows=4", "--seqlen=64"]
 TREATMENTS = ["published", "auto", "one-swap", "dsnot", "auto+re-fit"]  # of the group "default"
-TITLES = ["published, best of 6", "auto", "one-swap", "dsnot", "auto + re-fit"]
+TITLES = ["published, best of 6", "auto", "one-swap", "dsnot", "auto + refit"]
 
 
 def benchmark(*arguments: str) -> subprocess.CompletedProcess:
