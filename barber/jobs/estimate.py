@@ -19,7 +19,7 @@ from barber.registry import BARBER, INITIAL_MASKS
 KEPT = 4  # activations of all sequences that wait at once: hidden states, a sub-block's inputs, targets and outputs
 WORK = 4  # fp32 copies of a sub-block's weights at work: squared gradients or saliency, sorted values, masks
 REFIT = 5  # more of them for a re-fit: weights, two moments, gradients of the step and of the batch
-GRAMS = 3  # matrices (in, in) in fp32 that "auto" and a refit hold at a time
+GRAMS = 3  # matrices (in, in) in fp32 that "auto" holds at a time
 BACKWARD = 1.31  # of a forward pass: gradients of all weights, and of the inputs of all linears but the first
 PROBE = 1024  # rows and columns of the matrix product that is timed
 
@@ -77,7 +77,7 @@ def passes(config: PruneConfig, samples: int) -> float:
     elif config.most_rounds > 1:
         own = 2 + config.most_rounds * (2 + BACKWARD + 1)
     if config.reconstruct:
-        own += train + 2 * validation + EPOCHS * (train * (2 + BACKWARD) + validation)
+        own += EPOCHS * (train * (2 + BACKWARD) + validation)
     second = own + 1  # and the final outputs
     return second if config.order is Order.ONE_PASS else first + second
 
@@ -94,7 +94,7 @@ def estimate(
     parameters = 2 * model.layers * model.layer_parameters if whole else model.layer_parameters + model.block_parameters
     copies = WORK + REFIT * config.reconstruct
     method = INITIAL_MASKS.get(config.method)
-    matrices = max(method.hessians if method else 0, GRAMS if config.auto or config.reconstruct else 0)
+    matrices = max(method.hessians if method else 0, GRAMS if config.auto else 0)
     hessian = matrices * 4 * model.width**2
     products = 2 * model.layer_parameters + 4 * seqlen * model.hidden  # a token and layer; attention reads half of them
     return Needs(

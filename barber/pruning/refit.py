@@ -1,8 +1,7 @@
 """Refit the kept weights of one sub-block to its target output; what is pruned stays zero.
 
-Outside the paper, which promises masks without new weights: an option after the mask. First each weight by itself,
-by conjugate gradient on the error of its own output (ALPS, arXiv 2406.07831, algorithm 2); then all together, by Adam
-on the sub-block's error. The best state by the error on the validation sequences stands.
+Outside the paper, which promises masks without new weights: an option after the mask. Adam on the sub-block's own
+error, and the best state by the error on the validation sequences.
 """
 
 from __future__ import annotations
@@ -14,39 +13,32 @@ import torch
 from torch import Tensor
 
 from barber.events import Refit
-from barber.kernels.alps import Curvature, refit_on_support
 from barber.models.decoder import Masks, Values, assign_values
 from barber.progress import TICK, Steps
 from barber.pruning.dense_pass import error_under
-from barber.pruning.statistics import gather_statistic
 from barber.pruning.sub_block_calls import SubBlockCalls, squared_error
 
-EPOCHS = 3  # passes over the train sequences
+EPOCHS = 12  # passes over the train sequences
 BATCH = 4  # sequences of a step, on all ranks together
 RATE = 0.05  # of Adam at its peak, in units of the kept weights' root mean square
 BETAS = (0.9, 0.95)
 
 
 def refit(
-    calls: SubBlockCalls, dense: Values, masks: Masks, values: Values, targets: Mapping[int, Tensor]
+    calls: SubBlockCalls, masks: Masks, values: Values, targets: Mapping[int, Tensor]
 ) -> Steps[tuple[Values, Refit]]:
     """Values name -> (out, in) with the zeros of `masks`, and what was reached.
 
-    dense: before pruning. values: where to begin. targets: of all batches. The best state by the validation sequences
-    stands, so the result is never worse than `values` there; a pass that ends worse than it began (or not finite) goes
-    back to the best state and on at a quarter of the rate.
+    values: where to begin. targets: of all batches. The best state by the validation sequences stands, so the result is
+    never worse than `values` there; a pass that ends worse than the beginning (or not finite) goes back to the best
+    state and on at a quarter of the rate.
     """
-    validation = calls.stream.validation
-    before = yield from error_under(calls, values, targets, validation)
-    solved = yield from _solve(calls, dense, masks, values)
-    error = yield from error_under(calls, solved, targets, validation)
-    best, begun = (solved, error) if error < before else (values, before)
     kept = {name: ~mask for name, mask in masks.items()}
-    master = {name: value.float().clone() for name, value in best.items()}
+    master = {name: value.float().clone() for name, value in values.items()}
     rate = RATE
     optimiser = _optimiser(master, kept, rate)
-    lowest, steps, diverged = begun, 0, False
-    assign_values(calls.block.weights, best)
+    before = yield from error_under(calls, values, targets, calls.stream.validation)
+    best, lowest, steps, diverged = values, before, 0, False
     for epoch in range(EPOCHS):
         batches = steps_of(calls)
         for number, step in enumerate(batches):
@@ -64,37 +56,14 @@ def refit(
             optimiser.step()
             assign_values(calls.block.weights, master)
             steps += 1
-        error = yield from error_under(calls, master, targets, validation)
+        error = yield from error_under(calls, master, targets, calls.stream.validation)
         if error < lowest:
             best, lowest = {name: value.to(values[name].dtype, copy=True) for name, value in master.items()}, error
-        if not error <= begun:
+        if not error <= before:
             rate, diverged = rate / 4, True
             master = {name: value.float().clone() for name, value in best.items()}
             optimiser = _optimiser(master, kept, rate)
     return best, Refit(before, lowest, steps, diverged)
-
-
-def _solve(calls: SubBlockCalls, dense: Values, masks: Masks, values: Values) -> Steps[Values]:
-    """The kept values that best give each weight's dense output on the inputs that it has in the pruned sub-block.
-
-    values: where to begin, which the sub-block has. A weight whose inputs text never reaches keeps its values.
-    """
-    assign_values(calls.block.weights, values)
-    grams = yield from gather_statistic("gram", calls.block.weights, calls.stream.train, calls.output, calls.ranks)
-    curvatures: dict[int, Curvature] = {}
-    solved = dict(values)
-    for name, gram in grams.items():
-        if id(gram) not in curvatures:
-            curvatures[id(gram)] = Curvature.of(gram, f"{calls.where}.{name}")
-        value = refit_on_support(dense[name], masks[name], curvatures[id(gram)], values[name])
-        solved[name] = value.to(values[name].dtype)
-        yield TICK
-    return solved
-
-
-def refit_steps(weights: int, train: int, validation: int) -> int:
-    """Steps of `refit` at most, for a sub-block of so many weights and so many train and validation batches."""
-    return 2 * validation + train + weights + EPOCHS * (train + validation)
 
 
 def steps_of(calls: SubBlockCalls) -> list[list[int]]:

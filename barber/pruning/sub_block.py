@@ -21,7 +21,7 @@ from barber.pruning.gradients import ForwardRecord
 from barber.pruning.initial_masks import ZeroPlan, initialise
 from barber.pruning.rebuild import barber_steps, train_batches
 from barber.pruning.refiners import needs_of, refine
-from barber.pruning.refit import refit, refit_steps
+from barber.pruning.refit import EPOCHS, refit
 from barber.pruning.sub_block_calls import SubBlockCalls, SubBlockWeights, squared_error
 from barber.registry import BARBER, INITIAL_MASKS
 
@@ -90,7 +90,7 @@ def refine_sub_block(
     values = weights.under(refined.masks) if refined.changed else weights.initial
     reached = None
     if config.reconstruct:
-        values, reached = yield from refit(calls, dense, refined.masks, values, seen.targets)
+        values, reached = yield from refit(calls, refined.masks, values, seen.targets)
     assign_values(block.weights, values)
     has_new_values = weights.updates or config.reconstruct
     changed = weights.changed(refined.masks, values) if has_new_values else {}
@@ -161,9 +161,6 @@ def dense_outputs(layer: Layer, stream: ActivationStream, dense_stream: Activati
         yield TICK
 
 
-WEIGHTS = 4  # of a sub-block, as a rule: one tick for each, beside those for batches
-
-
 def sub_block_steps(train: int, validation: int, config: PruneConfig) -> int:
     """Steps of one sub-block at most, for so many train and validation batches (or sequences)."""
     every = train + validation if config.uses_validation else train
@@ -175,7 +172,7 @@ def sub_block_steps(train: int, validation: int, config: PruneConfig) -> int:
     if config.barber and config.refiner == BARBER:
         steps += barber_steps(train, validation, config)
     if config.reconstruct:
-        steps += refit_steps(WEIGHTS, train, validation)
+        steps += validation + EPOCHS * (train + validation)
     return steps
 
 
