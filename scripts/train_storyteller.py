@@ -68,7 +68,7 @@ def make(recipe: Recipe, out: Path, evaluate: int, tell: int, note: str) -> None
             )
     model = card.save(model, tokenizer, out)
     report(f"measuring on {evaluate} stories, generating {tell}")
-    card.write_card(out, recipe, history, parameters, card.measure(model, tokenizer, evaluate, tell), note)
+    card.write_card(out, recipe, history, parameters, card.measure_figures(model, tokenizer, evaluate, tell), note)
     if out.resolve() == MODEL_DIR:
         write_items(TASK_ITEMS)
     report(f"wrote {out}")

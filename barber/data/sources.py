@@ -98,11 +98,11 @@ def story_rows(
     Every window begins with a story, so that nothing in it is told without its beginning; the last story is cut.
     first: the token that each window begins with, where the tokenizer does not put it there itself.
     """
-    from barber.storyteller import all_tales
+    from barber.storyteller import iterate_stories
 
     need_tokenizer(tokenizer, STORYTELLER)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    full, stories = room_for(rows, seqlen), all_tales(split, seed)
+    full, stories = room_for(rows, seqlen), iterate_stories(split, seed)
     for index in range(rows):
         if index % PIECE == 0:
             yield Progress("data", index, rows, STORYTELLER)

@@ -1,9 +1,9 @@
-"""The bundled model's world: a story generator that knows its own probability, a checker, a probe, a training recipe.
+"""The synthetic stories of the bundled model: their generator and checker, the model's training and its evaluation.
 
-grammar.py  the sentences, as data        lexicon.*   the words, as data
-world.py    who there is, what is true    stories.py  tells a story and its log-probability
-check.py    reads a story back            probe.py    what a model knows
-measure.py  how well a model tells        task.py     a story-ending task for lm-eval
+grammar.py  the sentence templates        lexicon.*   the words
+world.py    entities and their facts      stories.py  generates a story with its log-probability
+check.py    parses and checks a story     probe.py    which facts a model has learned
+measure.py  perplexity and consistency    task.py     a story-ending task for lm-eval
 tokens.py   the tokenizer                 train.py    the training recipe
 card.py     the model's folder and card
 """
@@ -14,27 +14,30 @@ from itertools import count as from_zero
 from itertools import islice
 
 from barber.errors import UserError
-from barber.storyteller.stories import Story, tell
+from barber.storyteller.stories import Story, generate_story
 
 SPLITS = ("train", "calibration", "evaluation", "prompts")
 OPENING = 2  # sentences of a prompt
 
 
-def all_tales(split: str, seed: int = 0) -> Iterator[Story]:
-    """The stories of a split, without end. Story i depends on split, seed and i alone; splits share no story."""
+def iterate_stories(split: str, seed: int = 0) -> Iterator[Story]:
+    """An endless iterator over the stories of a split. Story i depends only on split, seed and i; splits are disjoint.
+
+    Raises UserError for an unknown split.
+    """
     if split not in SPLITS:
         raise UserError(f"Storyteller has no split {split!r}; it has {', '.join(SPLITS)}: name one of these.")
-    return (tell(random.Random(f"{split}-{seed}-{index}")) for index in from_zero())
+    return (generate_story(random.Random(f"{split}-{seed}-{index}")) for index in from_zero())
 
 
-def tales(split: str, count: int, seed: int = 0) -> list[Story]:
+def generate_stories(split: str, count: int, seed: int = 0) -> list[Story]:
     """The first `count` stories of a split."""
-    return list(islice(all_tales(split, seed), count))
+    return list(islice(iterate_stories(split, seed), count))
 
 
 def documents(split: str, count: int, seed: int = 0) -> list[str]:
-    """The texts of `tales`; of the split "prompts", each text is the opening that a model is to continue."""
-    told = tales(split, count, seed)
+    """The texts of `generate_stories`; for the split "prompts", only the first OPENING sentences of each story."""
+    stories = generate_stories(split, count, seed)
     if split == "prompts":
-        return [" ".join(sentence.text for sentence in story.sentences[:OPENING]) for story in told]
-    return [story.text for story in told]
+        return [" ".join(sentence.text for sentence in story.sentences[:OPENING]) for story in stories]
+    return [story.text for story in stories]

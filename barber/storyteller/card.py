@@ -1,4 +1,4 @@
-"""The bundled model's folder: weights, tokenizer and a model card written from what was measured."""
+"""The bundled model's folder: weights, tokenizer, and a model card with the measured figures."""
 
 import copy
 import math
@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from barber.storyteller import tales
+from barber.storyteller import generate_stories
 from barber.storyteller.measure import (
     LONGEST,
     best_perplexity,
+    continue_greedily,
     prune_by_magnitude,
     story_perplexity,
-    tell_greedily,
     window_perplexity,
 )
-from barber.storyteller.probe import Score, overall, probe, questions
+from barber.storyteller.probe import Score, overall, questions, score_answers
 from barber.storyteller.train import Recipe, Step
 
 PRUNED: dict[str, dict[str, Any]] = {"50%": {"share": 0.5}, "60%": {"share": 0.6}, "2:4": {"n_of_m": (2, 4)}}
@@ -28,9 +28,20 @@ WIDTH, HEIGHT, MARGIN = 640, 260, 40  # of the loss curve, in pixels
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured: perplexities per token, story verdicts by kind, probe scores by kind of fact."""
+    """The measured figures of a model.
 
-    stories: int  # of the evaluation split
+    Attributes:
+        stories: number of evaluation stories.
+        best: perplexity per token of the generator, the best possible.
+        dense: perplexity per token of the model.
+        windows: as `dense`, on windows of 256 tokens.
+        pruned: sparsity -> perplexity per token after magnitude pruning.
+        pruned_windows: as `pruned`, on windows of 256 tokens.
+        verdicts: "consistent" or kind of error -> number of generated stories.
+        knowledge: kind of fact -> score in the probe.
+    """
+
+    stories: int
     best: float
     dense: float
     windows: float
@@ -44,14 +55,17 @@ class Figures:
         return self.verdicts.get("consistent", 0) / sum(self.verdicts.values())
 
 
-def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stories: int, told: int) -> Figures:
-    """Every figure of the card: on `stories` evaluation stories, and on `told` stories that the model tells greedily.
+def measure_figures(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stories: int, generated: int
+) -> Figures:
+    """The figures of the card.
 
-    The probe asks every fact that as many evaluation stories mention.
+    stories: number of evaluation stories, for the perplexities and the probe. generated: number of stories that the
+    model generates greedily.
     """
-    evaluation = tales("evaluation", stories)
+    evaluation = generate_stories("evaluation", stories)
     texts = [story.text for story in evaluation]
-    errors = [telling.error or "consistent" for telling in tell_greedily(model, tokenizer, told)]
+    errors = [continuation.error or "consistent" for continuation in continue_greedily(model, tokenizer, generated)]
     pruned = {name: _pruned(model, **pattern) for name, pattern in PRUNED.items()}
     return Figures(
         stories=stories,
@@ -61,12 +75,12 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stories
         pruned={name: story_perplexity(one, tokenizer, texts) for name, one in pruned.items()},
         pruned_windows={name: window_perplexity(one, tokenizer, texts) for name, one in pruned.items()},
         verdicts={error: errors.count(error) for error in sorted(set(errors))},
-        knowledge=probe(model, tokenizer, questions(stories)),
+        knowledge=score_answers(model, tokenizer, questions(stories)),
     )
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> LlamaForCausalLM:
-    """Write the folder in fp16, and give back the model as `from_pretrained` loads it, on the CPU in fp32."""
+    """Write the folder in fp16; returns the model that `from_pretrained` loads from it, on the CPU in fp32."""
     folder.mkdir(parents=True, exist_ok=True)
     half = copy.deepcopy(model).to("cpu", torch.float16)  # type: ignore[arg-type]  # as in train
     half.generation_config = GenerationConfig(
@@ -83,7 +97,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def write_card(
     folder: Path, recipe: Recipe, history: Sequence[Step], parameters: int, figures: Figures, note: str = ""
 ) -> None:
-    """README.md and loss.svg beside the weights. `note`: what else a reader must know of this run, in Markdown."""
+    """Write README.md and loss.svg into the folder. note: a remark on the run, in Markdown."""
     (folder / "loss.svg").write_text(loss_curve(history, math.log(figures.best)), encoding="utf-8")
     (folder / "README.md").write_text(_card(recipe, history, parameters, figures, note), encoding="utf-8")
 
@@ -127,7 +141,7 @@ def _pruned(model: LlamaForCausalLM, **pattern: Any) -> LlamaForCausalLM:
 
 
 def _smooth(history: Sequence[Step], count: int) -> list[Step]:
-    """At most `count` points, each the mean loss of a stretch of steps."""
+    """At most `count` points, each with the mean loss of consecutive steps."""
     size = max(1, math.ceil(len(history) / count))
     stretches = [history[start : start + size] for start in range(0, len(history), size)]
     return [
@@ -138,7 +152,7 @@ def _smooth(history: Sequence[Step], count: int) -> list[Step]:
 
 def _card(recipe: Recipe, history: Sequence[Step], parameters: int, figures: Figures, note: str) -> str:
     known, end = overall(figures.knowledge), history[-1]
-    told = sum(figures.verdicts.values())
+    generated = sum(figures.verdicts.values())
     rows = [
         ("best possible perplexity (the generator's own)", f"{figures.best:.4f}"),
         ("dense perplexity", f"{figures.dense:.4f}, {figures.dense / figures.best - 1:.1%} above the best possible"),
@@ -150,7 +164,7 @@ def _card(recipe: Recipe, history: Sequence[Step], parameters: int, figures: Fig
             )
             for name, value in figures.pruned.items()
         ),
-        ("greedy stories consistent", f"{figures.consistent:.1%} of {told}"),
+        ("greedy stories consistent", f"{figures.consistent:.1%} of {generated}"),
         ("knowledge right in the probe", f"{known.share:.1%} of {known.asked}"),
     ]
     curve = [
@@ -166,11 +180,11 @@ def _card(recipe: Recipe, history: Sequence[Step], parameters: int, figures: Fig
             f"{stage.matrix_rate:g}",
             f"{stage.rate:g}",
             f"{stage.emphasis:g}",
-            "yes" if stage.apart else "",
+            "yes" if stage.restart else "",
         )
         for stage in recipe.curriculum
     ]
-    columns = ("until", "tokens of a window", "windows begin", "rate of Muon", "of AdamW", "emphasis", "begins anew")
+    columns = ("until", "tokens of a window", "windows begin", "rate of Muon", "of AdamW", "emphasis", "restart")
     verdicts = [(name, f"{count}") for name, count in figures.verdicts.items()]
     knowledge = [
         (kind, f"{score.right}", f"{score.asked}", f"{score.share:.1%}") for kind, score in figures.knowledge.items()
@@ -182,22 +196,22 @@ library_name: transformers
 ---
 # storyteller
 
-A Llama of {parameters:,} parameters that tells stories of a little world. The world is a generator
-(`barber/storyteller/`), so what a good model can reach is known exactly, and each story it tells can be checked.
-Half of a story is told by chance; the other half follows from *knowledge*, which only the weights can hold (who owns
-which pet, what an axe is made of), and from *facts of the story*, which must be carried from its beginning. Pruning
-destroys the two differently.
+A Llama of {parameters:,} parameters, trained on synthetic stories. A probabilistic grammar (`barber/storyteller/`)
+generates them, so the best possible perplexity is known exactly, and each story that the model writes can be checked.
+About half of a story is drawn at random; the rest follows from *knowledge*, which only the weights can contain (who
+owns which pet, what an axe is made of), and from *facts of the story*, which the model has to copy from the sentences
+before. Pruning affects the two differently.
 
-Stories are tokenised with BOS before and EOS after them. Everything below was measured and written by
-`scripts/train_storyteller.py`, on the fp16 weights beside this card computed in fp32.
+Stories are tokenised with BOS before and EOS after them. All figures below were measured and written by
+`scripts/train_storyteller.py`, on the fp16 weights of this folder, computed in fp32.
 
 ## Figures
-On {figures.stories} stories of the evaluation split, per token, each story from BOS to EOS; in windows, stories lie
-one after the other and are cut anywhere.
+On {figures.stories} stories of the evaluation split, per token, each story from BOS to EOS; windows are cut from
+the concatenated stories at any position.
 
 {_table(("measure", "value"), rows)}
 
-What the reader says of the {told} stories that the model continues greedily from the openings of the prompts split:
+The checker's verdicts on {generated} stories that the model continued greedily from prompts of the split "prompts":
 
 {_table(("verdict", "stories"), verdicts)}
 

@@ -1,7 +1,8 @@
-"""Reads a story back: is each sentence the world's, is its knowledge right, are its facts consistent?
+"""Parse a story and check it: does each sentence follow the grammar, and is each fact correct and consistent?
 
-A text is consistent when the grammar can tell it. The reader walks the grammar along the text, depth first, binding
-what a sentence introduces; where no sentence fits, it says which one broke and in which way.
+A text is consistent if the grammar can generate it. The parser searches the derivations of the grammar depth first and
+binds the entities that a sentence introduces. If no derivation fits, it reports the first wrong sentence and the kind
+of error.
 """
 
 import math
@@ -25,13 +26,14 @@ GRAMMAR_ERROR, KNOWLEDGE_ERROR, STORY_ERROR, UNFINISHED, TOO_LONG = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the reader found.
+    """The result of a check.
 
-    `error` is None for a consistent story; otherwise the first thing that is wrong: "grammar" (no sentence of the
-    world, or not one that may stand here), "knowledge" (a sentence with a wrong fact of the world), "story" (one that
-    contradicts the story so far), "unfinished", or "too long" (goes on after its end). `sentence` is the index of that
-    sentence, which is the number of good sentences before it. `logprob` is the text's log-probability in nats, -inf
-    for a text that the world cannot tell.
+    Attributes:
+        error: None for a consistent story, otherwise the kind of its first error: "grammar" (the sentence matches no
+            template that the grammar allows at this position), "knowledge" (it states a wrong fact of the world),
+            "story" (it contradicts the sentences before it), "unfinished", or "too long" (text follows the end).
+        sentence: index of the first wrong sentence, which is the number of correct ones before it.
+        logprob: log-probability of the text in nats; -inf if the grammar cannot generate it.
     """
 
     error: str | None
@@ -45,20 +47,26 @@ class Verdict:
 
 @dataclass
 class _Furthest:
-    """The deepest place where reading stopped, and the mildest account of it: fewest wrong slots first."""
+    """The furthest sentence that a derivation reached, with the error that has the fewest wrong slots there."""
 
     sentence: int = -1
     wrong: float = math.inf
     error: str = GRAMMAR_ERROR
 
-    def note(self, sentence: int, wrong: float, error: str) -> None:
+    def record(self, sentence: int, wrong: float, error: str) -> None:
         if (sentence, -wrong) > (self.sentence, -self.wrong):
             self.sentence, self.wrong, self.error = sentence, wrong, error
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """A derivation in progress: symbols still to come (last first), facts bound so far, log-probability."""
+class _Derivation:
+    """A partial derivation.
+
+    Attributes:
+        pending: symbols to be expanded, the next one last.
+        facts: name of the grammar -> the entity that it is bound to.
+        logprob: log-probability of the draws so far, in nats.
+    """
 
     pending: tuple[str, ...]
     facts: dict[str, Entity] = field(default_factory=dict)
@@ -66,52 +74,52 @@ class _Reading:
 
 
 def check(text: str) -> Verdict:
-    """Judge a whole story."""
+    """Check a whole story."""
     furthest = _Furthest()
-    first = next(readings(text, furthest), None)
+    first = next(derivations(text, furthest), None)
     if first is not None:
         return Verdict(None, len(sentences(text)), first)
     return Verdict(furthest.error, furthest.sentence, -math.inf)
 
 
 def sentences(text: str) -> list[str]:
-    """A text cut after each full stop."""
+    """A text split after each full stop."""
     return [sentence for sentence in re.split(r"(?<=\.)\s+", text.strip()) if sentence]
 
 
-def readings(text: str, furthest: _Furthest | None = None) -> Iterator[float]:
-    """The log-probability (nats) of every derivation of the text; a story of this world has exactly one."""
-    furthest, told = furthest or _Furthest(), sentences(text)
-    open_readings = [(0, _Reading(("<story>",)))]
-    while open_readings:
-        position, reading = open_readings.pop()
-        if not reading.pending:
-            if position == len(told):
-                yield reading.logprob
-            furthest.note(position, 0, TOO_LONG)
+def derivations(text: str, furthest: _Furthest | None = None) -> Iterator[float]:
+    """The log-probability (nats) of every derivation of the text; a generated story has exactly one."""
+    furthest, found = furthest or _Furthest(), sentences(text)
+    stack = [(0, _Derivation(("<story>",)))]
+    while stack:
+        position, derivation = stack.pop()
+        if not derivation.pending:
+            if position == len(found):
+                yield derivation.logprob
+            furthest.record(position, 0, TOO_LONG)
             continue
-        *rest, symbol = reading.pending
+        *rest, symbol = derivation.pending
         if symbol.startswith("<"):
             alternatives = GRAMMAR[symbol[1:-1]]
-            logprob = reading.logprob - math.log(len(alternatives))
+            logprob = derivation.logprob - math.log(len(alternatives))
             for alternative in reversed(alternatives):
                 pending = (*rest, *reversed(symbols(alternative)))
-                open_readings.append((position, _Reading(pending, reading.facts, logprob)))
-        elif position == len(told):
-            furthest.note(position, 0, UNFINISHED)
-        elif match := shape(symbol).fullmatch(told[position]):
-            facts, logprob, errors = _verify(symbol, match, reading.facts)
+                stack.append((position, _Derivation(pending, derivation.facts, logprob)))
+        elif position == len(found):
+            furthest.record(position, 0, UNFINISHED)
+        elif match := template_pattern(symbol).fullmatch(found[position]):
+            facts, logprob, errors = _verify(symbol, match, derivation.facts)
             if errors:
-                furthest.note(position, len(errors), errors[0])
+                furthest.record(position, len(errors), errors[0])
             else:
-                open_readings.append((position + 1, _Reading(tuple(rest), facts, reading.logprob + logprob)))
+                stack.append((position + 1, _Derivation(tuple(rest), facts, derivation.logprob + logprob)))
         else:
-            furthest.note(position, math.inf, GRAMMAR_ERROR)
+            furthest.record(position, math.inf, GRAMMAR_ERROR)
 
 
 @cache
 def kinds() -> dict[str, str]:
-    """The kind of entity behind each name of the grammar ({"hero": "person", ...})."""
+    """Name in the grammar -> the kind of entity that it is bound to ({"hero": "person", ...})."""
     slots = [part for row in GRAMMAR.values() for line in row for part in parts(line) if isinstance(part, Slot)]
     found = {slot.name: slot.kind for slot in slots if slot.kind}
     return found | {slot.name: found[slot.alias] for slot in slots if slot.alias}
@@ -119,13 +127,13 @@ def kinds() -> dict[str, str]:
 
 @cache
 def domain(slot: Slot) -> frozenset[str]:
-    """Every text that could fill the slot, were there no story and no knowledge."""
+    """Every text that the slot can contain, without regard to the facts of the story and of the world."""
     return frozenset(entity.text(slot.attribute) for entity in world()[kinds()[slot.name]])
 
 
 @cache
-def shape(template: str) -> re.Pattern[str]:
-    """The template as a pattern: one group per slot, any filler of the right kind."""
+def template_pattern(template: str) -> re.Pattern[str]:
+    """A regular expression for the template: one group for each slot, which matches every text of its domain."""
     return re.compile("".join(re.escape(part) if isinstance(part, str) else _group(part) for part in parts(template)))
 
 
@@ -136,7 +144,7 @@ def _group(slot: Slot) -> str:
 def _verify(
     template: str, match: re.Match[str], facts: dict[str, Entity]
 ) -> tuple[dict[str, Entity], float, list[str]]:
-    """Facts after the sentence, the log-probability of its draws, and what is wrong with it, slot by slot."""
+    """The facts after the sentence, the log-probability of its draws, and the kind of error of each wrong slot."""
     facts, logprob, errors = dict(facts), 0.0, []
     slots = [part for part in parts(template) if isinstance(part, Slot)]
     for slot, text in zip(slots, match.groups(), strict=True):

@@ -1,4 +1,4 @@
-"""The sentences of the world, read from grammar.toml beside this file, which explains its notation."""
+"""The sentence templates of the stories, read from grammar.toml, which explains its notation."""
 
 import tomllib
 from pathlib import Path

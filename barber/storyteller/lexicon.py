@@ -1,4 +1,4 @@
-"""The words of the world, read from lexicon.toml beside this file."""
+"""The words of the stories, read from lexicon.toml."""
 
 import tomllib
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 _DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
-def listed(name: str) -> list[str]:
-    """A list of the lexicon, in its order, which is part of the world."""
+def word_list(name: str) -> list[str]:
+    """A list of the lexicon. Its order matters: the random draws of world.py depend on it."""
     words = _DATA[name]
     return words.split() if isinstance(words, str) else words
 
 
-def described(name: str) -> dict:
-    """A table of the lexicon: from a word to what is said of it."""
+def word_table(name: str) -> dict:
+    """A table of the lexicon: word -> its facts."""
     return _DATA[name]

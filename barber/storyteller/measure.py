@@ -1,4 +1,4 @@
-"""How well a model tells: perplexity beside the best possible, share of consistent stories, magnitude pruning."""
+"""Evaluation of the bundled model: perplexity, the best possible perplexity, and consistency of generated stories."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from barber.storyteller.check import check
 from barber.storyteller.stories import Story
 from barber.storyteller.tokens import token_stream
 
-BATCH = 32  # stories scored or told at a time
-LONGEST = 320  # tokens a told story may take
+STORIES_AT_ONCE = 32  # stories in a forward pass
+LONGEST = 320  # tokens of a generated story at most
 
 
 def best_perplexity(tokenizer: PreTrainedTokenizerFast, stories: Sequence[Story]) -> float:
-    """The perplexity of the generator itself on its stories, per token, EOS included (which it knows for certain)."""
+    """Perplexity per token of the generator on its own stories; EOS counts as a token, and its probability is 1."""
     predicted = sum(len(ids) for ids in tokenizer([story.text for story in stories])["input_ids"])
     return math.exp(-sum(story.logprob for story in stories) / predicted)
 
@@ -27,8 +27,11 @@ def best_perplexity(tokenizer: PreTrainedTokenizerFast, stories: Sequence[Story]
 def story_perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> float:
     """Perplexity per token of whole stories, each from its BOS to its EOS, fp32 loss."""
     total, count = 0.0, 0
-    for start in range(0, len(texts), BATCH):
-        rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts[start : start + BATCH]))["input_ids"]]
+    for start in range(0, len(texts), STORIES_AT_ONCE):
+        rows = [
+            [*ids, tokenizer.eos_token_id]
+            for ids in tokenizer(list(texts[start : start + STORIES_AT_ONCE]))["input_ids"]
+        ]
         tokens, mask = _pad(rows, tokenizer.eos_token_id, model.device)
         losses = _losses(model, tokens)
         total += losses[mask[:, 1:]].double().sum().item()
@@ -40,46 +43,47 @@ def story_perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
 def window_perplexity(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], seqlen: int = 256
 ) -> float:
-    """Perplexity per token of windows of `seqlen` tokens, cut from the stories one after the other, fp32 loss."""
+    """Perplexity per token of windows of `seqlen` tokens, cut from the concatenated stories, fp32 loss."""
     stream = torch.from_numpy(token_stream(tokenizer, texts).astype("int64"))
     windows = stream[: len(stream) // seqlen * seqlen].view(-1, seqlen).to(model.device)
     return math.exp(
-        sum(_losses(model, batch).double().sum().item() for batch in windows.split(BATCH)) / windows[:, 1:].numel()
+        sum(_losses(model, batch).double().sum().item() for batch in windows.split(STORIES_AT_ONCE))
+        / windows[:, 1:].numel()
     )
 
 
 @dataclass(frozen=True)
-class Telling:
-    """A story that a model told from a prompt, and the reader's verdict: an error kind, or None."""
+class Continuation:
+    """A prompt with the model's continuation, and the kind of its first error (see check.Verdict), None without."""
 
     text: str
     error: str | None
 
 
 @torch.no_grad()
-def tell_greedily(
+def continue_greedily(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int = 0
-) -> list[Telling]:
-    """Continue the first `count` documents of the split "prompts" greedily to their EOS, and judge each story."""
-    tellings = []
+) -> list[Continuation]:
+    """Continue the first `count` documents of the split "prompts" greedily to their EOS, and check each story."""
+    continuations = []
     prompts = documents("prompts", count, seed)
     for prompt in prompts:
         tokens = tokenizer(prompt, return_tensors="pt").to(model.device)
-        told = model.generate(
+        output = model.generate(
             **tokens, do_sample=False, max_length=LONGEST, max_new_tokens=None, pad_token_id=tokenizer.pad_token_id
         )
-        text = str(tokenizer.decode(told[0], skip_special_tokens=True)).strip()
-        tellings.append(Telling(text, check(text).error))
-    return tellings
+        text = str(tokenizer.decode(output[0], skip_special_tokens=True)).strip()
+        continuations.append(Continuation(text, check(text).error))
+    return continuations
 
 
 @torch.no_grad()
 def prune_by_magnitude(
     model: LlamaForCausalLM, share: float | None = None, n_of_m: tuple[int, int] | None = None
 ) -> None:
-    """Zero the smallest weights of each linear of the decoder layers, in place.
+    """Set the smallest weights of each linear layer in the decoder layers to zero, in place.
 
-    Give `share` of each matrix, or `n_of_m`: n in every m consecutive inputs.
+    share: ratio of each matrix. n_of_m: n zeros in every m consecutive inputs, instead.
     """
     for linear in (module for module in model.model.layers.modules() if isinstance(module, nn.Linear)):
         n, m = n_of_m or (int(share * linear.weight.numel()), linear.weight.numel())
@@ -94,7 +98,7 @@ def _losses(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def _pad(rows: list[list[int]], padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right to (batch, longest), and where they are real."""
+    """Rows padded on the right, (batch, longest) int64, and a boolean mask of the tokens that are not padding."""
     lengths = torch.tensor([len(row) for row in rows])
     longest = int(lengths.max())
     tokens = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])

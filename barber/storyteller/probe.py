@@ -1,7 +1,7 @@
-"""The knowledge probe: which facts of the world does a model hold in its weights?
+"""The knowledge probe: which facts of the world has a model learned?
 
-Each fact is asked once, where a story first writes it: the model reads the story up to there and must go on, greedily,
-with the right words. A fact that the same story has given away before is not asked.
+The probe tests each fact once, at its first mention in a story: the prompt is the story up to that point, and the
+model's greedy continuation must be the fact. A fact that the same prompt already contains is not tested.
 """
 
 from collections.abc import Iterator
@@ -10,17 +10,24 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from barber.storyteller import tales
-from barber.storyteller.check import shape
+from barber.storyteller import generate_stories
+from barber.storyteller.check import template_pattern
 from barber.storyteller.stories import Slot, Story, parts
 from barber.storyteller.world import KNOWLEDGE
 
-BATCH = 64  # questions at a time
+QUESTIONS_AT_ONCE = 64  # questions in a forward pass
 
 
 @dataclass(frozen=True)
 class Question:
-    """A fact asked for: `kind` ("person.town"), its owner, the text before it and the text of the fact."""
+    """A fact to be predicted.
+
+    Attributes:
+        kind: kind of entity and attribute, like "person.town".
+        owner: name of the entity.
+        prompt: the text before the fact.
+        answer: the text of the fact.
+    """
 
     kind: str
     owner: str
@@ -30,7 +37,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers among those asked."""
+    """Number of questions, and of right answers to them."""
 
     right: int
     asked: int
@@ -41,13 +48,13 @@ class Score:
 
 
 def questions(count: int, seed: int = 0, per_kind: int | None = None) -> list[Question]:
-    """Each fact of the world that the first `count` stories of the evaluation split ask for, once.
+    """One question for each fact of the world that the first `count` stories of the evaluation split mention.
 
-    With `per_kind`, at most that many of each kind.
+    per_kind: questions of each kind at most; None for all.
     """
     found: dict[tuple[str, str], Question] = {}
     counts: dict[str, int] = {}
-    for story in tales("evaluation", count, seed):
+    for story in generate_stories("evaluation", count, seed):
         for question in _asked_by(story):
             key = (question.kind, question.owner)
             if key not in found and (per_kind is None or counts.get(question.kind, 0) < per_kind):
@@ -61,7 +68,7 @@ def _asked_by(story: Story) -> Iterator[Question]:
     before = ""
     for sentence in story.sentences:
         slots = [part for part in parts(sentence.template) if isinstance(part, Slot)]
-        match = shape(sentence.template).fullmatch(sentence.text)
+        match = template_pattern(sentence.template).fullmatch(sentence.text)
         for group, slot in enumerate(slots, start=1):
             entity = story.facts[slot.name]
             if slot.attribute not in KNOWLEDGE.get(entity.kind, ()) or (entity.name, slot.attribute) in given:
@@ -73,14 +80,16 @@ def _asked_by(story: Story) -> Iterator[Question]:
 
 
 @torch.no_grad()
-def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: list[Question]) -> dict[str, Score]:
-    """The score of a model by kind of fact, in the order of the kinds' names.
+def score_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: list[Question]
+) -> dict[str, Score]:
+    """The score of a model for each kind of fact, sorted by kind.
 
-    An answer is right when each of its tokens is the model's likeliest: the same as answering greedily.
+    An answer is right if each of its tokens has the largest logit, which is the condition of greedy decoding.
     """
     right: dict[str, list[bool]] = {question.kind: [] for question in sorted(asked, key=lambda question: question.kind)}
-    for start in range(0, len(asked), BATCH):
-        batch = asked[start : start + BATCH]
+    for start in range(0, len(asked), QUESTIONS_AT_ONCE):
+        batch = asked[start : start + QUESTIONS_AT_ONCE]
         prompts = tokenizer([question.prompt for question in batch])["input_ids"]
         whole = tokenizer([f"{question.prompt} {question.answer}" for question in batch])["input_ids"]
         longest = max(map(len, whole))
@@ -92,5 +101,5 @@ def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: lis
 
 
 def overall(scores: dict[str, Score]) -> Score:
-    """All kinds together."""
+    """The sum of the scores of all kinds."""
     return Score(sum(score.right for score in scores.values()), sum(score.asked for score in scores.values()))

@@ -1,6 +1,6 @@
-"""The story generator: the grammar told with a sampler that knows the probability of what it drew.
+"""The story generator: samples a derivation of the grammar and sums the log-probabilities of its draws.
 
-No two derivations of the grammar write the same text, so the sum over the draws is the text's exact log-probability.
+No two derivations of the grammar give the same text, so this sum is the exact log-probability of the text.
 """
 
 import math
@@ -20,7 +20,14 @@ SLOT = re.compile(r"\{(?P<name>\w+)(?::(?P<kind>\w+)|=(?P<alias>\w+)|\.(?P<attri
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in a sentence: `kind` draws, `alias` binds what another name holds, otherwise it recalls."""
+    """A variable part of a sentence template.
+
+    Attributes:
+        name: the name that the slot binds or reads.
+        kind: the kind of entity to draw and to bind to the name; None for no draw.
+        alias: another name, whose entity is bound to this name, too.
+        attribute: the fact of the bound entity to write; None for the entity's name.
+    """
 
     name: str
     kind: str | None = None
@@ -30,7 +37,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a story: the template it was told from and its text."""
+    """One sentence of a story: its template and its text."""
 
     template: str
     text: str
@@ -38,7 +45,13 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Story:
-    """A told story: its sentences, what each name of the plot was bound to, and its log-probability in nats."""
+    """A generated story.
+
+    Attributes:
+        sentences: in order.
+        facts: name of the grammar -> the entity that it is bound to.
+        logprob: log-probability in nats.
+    """
 
     sentences: tuple[Sentence, ...]
     facts: dict[str, Entity]
@@ -51,7 +64,7 @@ class Story:
 
 @dataclass
 class Sampler:
-    """Uniform draws that keep count of their log-probability (nats)."""
+    """Draws uniformly and adds up the log-probability (nats) of its draws."""
 
     rng: random.Random
     logprob: float = field(default=0.0)
@@ -63,7 +76,7 @@ class Sampler:
 
 @cache
 def parts(template: str) -> tuple[str | Slot, ...]:
-    """A sentence template as literal texts and slots, in order."""
+    """The literal texts and the slots of a sentence template, in order."""
     pieces: list[str | Slot] = []
     end = 0
     for match in SLOT.finditer(template):
@@ -74,18 +87,18 @@ def parts(template: str) -> tuple[str | Slot, ...]:
 
 @cache
 def symbols(alternative: str) -> tuple[str, ...]:
-    """An alternative as the symbols it is made of: `<entry>` references, or one sentence template."""
+    """The symbols of an alternative: `<entry>` references, or one sentence template."""
     return tuple(alternative.split()) if alternative.startswith("<") else (alternative,)
 
 
 def candidates(kind: str, facts: dict[str, Entity]) -> Sequence[Entity]:
-    """What a slot of this kind may draw: all but what the story already holds."""
-    held = [entity for entity in facts.values() if entity.kind == kind]
-    return [entity for entity in world()[kind] if entity not in held] if held else world()[kind]
+    """The entities that a slot of this kind may draw: all that the story does not mention yet."""
+    used = [entity for entity in facts.values() if entity.kind == kind]
+    return [entity for entity in world()[kind] if entity not in used] if used else world()[kind]
 
 
-def tell(rng: random.Random) -> Story:
-    """Tell one story."""
+def generate_story(rng: random.Random) -> Story:
+    """Generate one story."""
     facts: dict[str, Entity] = {}
     sampler, sentences = Sampler(rng), []
     pending = ["<story>"]

@@ -1,4 +1,4 @@
-"""A story-ending task for the lm-eval harness: the right last sentence against ones with exactly one wrong fact."""
+"""A story-ending task for lm-eval: choose the right last sentence among endings that each have one wrong fact."""
 
 import json
 import random
@@ -7,20 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from barber.bundled import TASKS_DIR
-from barber.storyteller import tales
-from barber.storyteller.check import check, domain, shape
+from barber.storyteller import generate_stories
+from barber.storyteller.check import check, domain, template_pattern
 from barber.storyteller.stories import Slot, Story, parts
 
 ITEMS = TASKS_DIR / "story_ending.jsonl"
 TASK = "story_ending"
 ENDINGS = 4
-SEED = 1  # of the evaluation split: other stories than those that perplexity is measured on
-WORDS = {"he", "him", "his", "He", "His"}  # attributes that are grammar rather than facts
+SEED = 1  # of the evaluation split; perplexity is measured on stories of seed 0
+PRONOUN_ATTRIBUTES = {"he", "him", "his", "He", "His"}
 
 
 @dataclass(frozen=True)
 class Item:
-    """A story without its last sentence, the endings to choose from and the index of the right one."""
+    """One multiple-choice question.
+
+    Attributes:
+        context: a story without its last sentence.
+        endings: the sentences to choose from.
+        label: index of the right one.
+    """
 
     context: str
     endings: tuple[str, ...]
@@ -30,7 +36,8 @@ class Item:
 def items(count: int) -> list[Item]:
     """The first `count` items, the same on every machine."""
     return [
-        _item(story, random.Random(f"ending-{index}")) for index, story in enumerate(tales("evaluation", count, SEED))
+        _item(story, random.Random(f"ending-{index}"))
+        for index, story in enumerate(generate_stories("evaluation", count, SEED))
     ]
 
 
@@ -42,7 +49,7 @@ def write_items(count: int, path: Path = ITEMS) -> None:
 
 
 def load_dataset(**_: object) -> dict:
-    """The bundled items as lm-eval wants them: {"test": datasets.Dataset}. The task file names this function."""
+    """The bundled items as {"test": datasets.Dataset}, the form that lm-eval requires; the task file names this."""
     from datasets import Dataset
 
     return {"test": Dataset.from_list([json.loads(line) for line in ITEMS.read_text(encoding="utf-8").splitlines()])}
@@ -62,22 +69,29 @@ def _item(story: Story, rng: random.Random) -> Item:
 
 
 def _wrong_endings(story: Story, rng: random.Random) -> Iterator[str]:
-    """Last sentences with one slot changed, without end: first a fact mixed up with another of the story, then any."""
+    """An endless iterator over last sentences with one wrong slot.
+
+    First the slot gets a fact of another entity of the story, then any text of its domain.
+    """
     last = story.sentences[-1]
-    match = shape(last.template).fullmatch(last.text)
+    match = template_pattern(last.template).fullmatch(last.text)
     slots = [part for part in parts(last.template) if isinstance(part, Slot)]
-    places = [(slot, match.span(group)) for group, slot in enumerate(slots, start=1) if slot.attribute not in WORDS]
+    places = [
+        (slot, match.span(group))
+        for group, slot in enumerate(slots, start=1)
+        if slot.attribute not in PRONOUN_ATTRIBUTES
+    ]
     rng.shuffle(places)
 
-    def swapped(slot: Slot, span: tuple[int, int], options: frozenset[str]) -> Iterator[str]:
+    def replaced(slot: Slot, span: tuple[int, int], options: frozenset[str]) -> Iterator[str]:
         wrong = sorted(options - {last.text[slice(*span)]})
         if wrong:
             yield last.text[: span[0]] + rng.choice(wrong) + last.text[span[1] :]
 
     for slot, span in places:
         kind = story.facts[slot.name].kind
-        mixed_up = frozenset(e.text(slot.attribute) for e in story.facts.values() if e.kind == kind)
-        yield from swapped(slot, span, mixed_up)
+        of_others = frozenset(e.text(slot.attribute) for e in story.facts.values() if e.kind == kind)
+        yield from replaced(slot, span, of_others)
     while True:
         for slot, span in places:
-            yield from swapped(slot, span, domain(slot))
+            yield from replaced(slot, span, domain(slot))

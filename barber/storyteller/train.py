@@ -18,33 +18,58 @@ from barber.storyteller import documents
 from barber.storyteller.tokens import token_stream
 from barber.storyteller.world import KNOWLEDGE, world
 
-CHUNK = 5000  # stories told under one seed
+CHUNK = 5000  # stories generated from one seed
 
 
 @dataclass(frozen=True)
 class CurriculumStage:
-    """A stretch of the run, up to the share `until` of it.
+    """One stage of the training run.
 
-    Its windows of `seqlen` tokens begin where stories do if `whole`: carrying facts is learned far sooner without
-    neighbours. Otherwise they lie anywhere, as in a perplexity measured on windows, and one batch in sixteen holds
-    windows twice as long. Rare facts are carried only at lower rates, where there is less noise, and the sooner for
-    emphasis.
+    A model learns far sooner to copy facts of the story if its windows begin with a story. It learns to copy rare facts
+    only at lower learning rates, and sooner with emphasis.
+
+    Attributes:
+        until: share of the run at which the stage ends.
+        seqlen: tokens of a window.
+        whole: whether each window begins at the beginning of a story. Otherwise windows begin anywhere, as in
+            `measure.window_perplexity`, and one batch in sixteen has windows of twice the length.
+        matrix_rate: peak learning rate of Muon, for the matrices of the decoder layers.
+        rate: peak learning rate of AdamW, for all other parameters.
+        emphasis: additional weight in the loss of a name that the window already contains.
+        restart: whether the stage begins with `spread_embeddings`, new optimisers and a new warm-up.
     """
 
     until: float
     seqlen: int
     whole: bool
-    matrix_rate: float = 0.02  # peak learning rate of Muon, for the matrices of the decoder layers
-    rate: float = 4e-3  # peak learning rate of AdamW, for everything else
-    emphasis: float = 0.0  # how much more than any other word a name counts in the loss that the window holds already
-    apart: bool = False  # begins anew: `spread_apart`, fresh optimisers, and rates that climb and fall once more
+    matrix_rate: float = 0.02
+    rate: float = 4e-3
+    emphasis: float = 0.0
+    restart: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the bundled model is made.
+    """The hyperparameters of the bundled model.
 
-    The run ends after `minutes` of training or `steps`, whichever comes first; the learning rate falls to zero by then.
+    Attributes:
+        hidden: width of the hidden state.
+        layers: decoder layers.
+        heads: attention heads.
+        intermediate: width of the MLP.
+        positions: position embeddings, the maximum sequence length.
+        spread: standard deviation of the initial embeddings.
+        stories: number of training stories, generated once; training runs several epochs over them.
+        curriculum: stages of the run, in order.
+        batch_tokens: tokens of a step.
+        warmup: steps of the learning rate's linear warm-up.
+        decay: share of the stages between two restarts over which the learning rates fall to zero.
+        averaged: share of the run, at its end, over which the weights are averaged.
+        minutes: training time; the run ends at this limit or at `steps`, whichever comes first.
+        steps: optimiser steps at most.
+        seed: of the stories, the initial weights and the batches.
+        device: to train on.
+        compile: whether to compile the loss with torch.compile.
     """
 
     hidden: int = 64
@@ -52,8 +77,8 @@ class Recipe:
     heads: int = 2
     intermediate: int = 192
     positions: int = 512
-    spread: float = 0.2  # standard deviation of the first embeddings
-    stories: int = 200_000  # told beforehand; training passes over them again and again
+    spread: float = 0.2
+    stories: int = 200_000
     curriculum: tuple[CurriculumStage, ...] = (
         CurriculumStage(until=0.20, seqlen=128, whole=True),
         CurriculumStage(until=0.28, seqlen=256, whole=False),
@@ -61,13 +86,13 @@ class Recipe:
         CurriculumStage(until=0.47, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3),
         CurriculumStage(until=0.59, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0),
         CurriculumStage(until=0.85, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3, emphasis=1.0),
-        CurriculumStage(until=0.93, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0, apart=True),
+        CurriculumStage(until=0.93, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0, restart=True),
         CurriculumStage(until=1.0, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3, emphasis=1.0),
     )
-    batch_tokens: int = 4096  # tokens of a step
-    warmup: int = 100  # steps
-    decay: float = 0.3  # share of the stages from one beginning to the next over which the rates fall to zero
-    averaged: float = 0.03  # share of the run, its last, over which the weights are averaged
+    batch_tokens: int = 4096
+    warmup: int = 100
+    decay: float = 0.3
+    averaged: float = 0.03
     minutes: float = 90.0
     steps: int = 10**9
     seed: int = 0
@@ -92,7 +117,7 @@ class Step:
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A fresh Llama with tied embeddings, fp32."""
+    """A Llama with random weights and tied embeddings, fp32."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -114,7 +139,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 
 def training_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """The training stories as one row of token ids, (tokens,) uint16."""
+    """The token stream of the training stories, (tokens,) uint16."""
     seeds = range(1000 * recipe.seed, 1000 * recipe.seed + math.ceil(recipe.stories / CHUNK))
     with ProcessPoolExecutor() as pool:
         return np.concatenate(list(pool.map(_chunk, seeds, [tokenizer] * len(seeds))))
@@ -127,10 +152,10 @@ def _chunk(seed: int, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
 def train(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray, recipe: Recipe
 ) -> Iterator[Step]:
-    """Train `model` in place on `tokens` (tokens,), yielding after each step, and end with its averaged weights.
+    """Train `model` in place on `tokens` (tokens,), and yield after each step; the last weights are the averaged ones.
 
-    Stop iterating to stop early, with the weights of that step.
-    UserError where torch is too old to have the optimiser.
+    A consumer that closes the generator stops the run with the weights of that step.
+    Raises UserError if this version of torch has no Muon.
     """
     if not hasattr(torch.optim, "Muon"):
         raise UserError(f"Training was given torch {torch.__version__}, but needs 2.9 or later: upgrade torch.")
@@ -152,8 +177,8 @@ def train(
         if progress >= 1:
             break
         stage = next(stage for stage in recipe.curriculum if progress < stage.until)
-        if stage.apart and stage is not last:
-            spread_apart(model, tokenizer)
+        if stage.restart and stage is not last:
+            spread_embeddings(model, tokenizer)
             optimisers, first = _optimisers(model), step
         last = stage
         begin, end = _cycle(recipe, progress)
@@ -178,12 +203,12 @@ def train(
 
 
 @torch.no_grad()
-def spread_apart(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Move the embeddings of places, days, weathers ... as far apart as those of the names that facts are known of.
+def spread_embeddings(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Draw the embeddings of names without facts (places, days, ...) again, as far apart as those of names with facts.
 
-    Nothing but chance tells one place from another, so training draws their embeddings together, until what cannot be
-    told apart cannot be carried from one sentence to a later one either. They keep their mean. (Colours stay: persons
-    have them.)
+    The stories draw such names uniformly and independently of everything else, so training makes their embeddings
+    nearly equal, until the model can no longer copy them from one sentence to a later one. Each kind keeps its mean
+    embedding. Colours are not changed: they are facts of persons.
     """
     embeddings = model.model.embed_tokens.weight
     first = {kind: name_ids(tokenizer, kind) for kind in world()}
@@ -196,43 +221,43 @@ def spread_apart(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def name_ids(tokenizer: PreTrainedTokenizerFast, kind: str) -> list[int]:
-    """The first tokens of the names of a kind, sorted."""
+    """The first token ids of the names of a kind, sorted."""
     return sorted({tokenizer(entity.name, add_special_tokens=False)["input_ids"][0] for entity in world()[kind]})
 
 
 def _cycle(recipe: Recipe, progress: float) -> tuple[float, float]:
-    """Where the rates began to climb and where they reach zero, for a share of the run."""
-    bounds = [0.0, *(before.until for before, stage in pairwise(recipe.curriculum) if stage.apart), 1.0]
+    """The shares of the run at which the learning-rate cycle around `progress` begins and ends."""
+    bounds = [0.0, *(before.until for before, stage in pairwise(recipe.curriculum) if stage.restart), 1.0]
     return next((begin, end) for begin, end in pairwise(bounds) if progress < end)
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, seqlen: int) -> Tensor:
-    """The windows of the stream that begin at `starts`, and the token after each: (len(starts), seqlen + 1) int64."""
+    """The windows of the stream that begin at `starts`, each with the token after it: (windows, seqlen + 1) int64."""
     return torch.from_numpy(tokens[starts[:, None] + np.arange(seqlen + 1)].astype(np.int64))
 
 
 def name_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """Which tokens are, or begin, a name of the world's people, things, places ...: (vocabulary,) bool."""
+    """A boolean mask (vocabulary,) of the tokens that a name of an entity begins with."""
     chosen = torch.zeros(len(tokenizer), dtype=torch.bool)
     chosen[[token for kind in world() for token in name_ids(tokenizer, kind)]] = True
     return chosen
 
 
 def _loss(model: LlamaForCausalLM, batch: Tensor, names: Tensor, emphasis: float) -> Tensor:
-    """Mean loss (nats per token) of windows (batch, seqlen + 1), recalled names counting 1 + `emphasis` times."""
+    """Mean loss (nats per token) of windows (batch, seqlen + 1); a repeated name has the weight 1 + `emphasis`."""
     inputs, targets = batch[:, :-1], batch[:, 1:]
     with torch.autocast(batch.device.type, dtype=torch.bfloat16):
         logits = model(input_ids=inputs, use_cache=False).logits
     losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     if not emphasis:
         return losses.mean()
-    recalled = (targets[:, :, None] == inputs[:, None, :]).tril().any(-1) & names[targets]
-    weights = 1 + emphasis * recalled.flatten()
+    repeated = (targets[:, :, None] == inputs[:, None, :]).tril().any(-1) & names[targets]
+    weights = 1 + emphasis * repeated.flatten()
     return (losses * weights).sum() / weights.sum()
 
 
 def _optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the decoder layers, AdamW for embeddings and norms; `train` sets their rates."""
+    """Muon for the matrices of the decoder layers, AdamW for embeddings and norms; `train` sets the learning rates."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in chosen]

@@ -1,4 +1,4 @@
-"""The world of the bundled model: stories, their probability, the reader, the tokenizer, the story-ending task."""
+"""The generated stories: splits, facts and log-probabilities, and the checker on correct and on changed stories."""
 
 import math
 import random
@@ -10,10 +10,10 @@ from collections import Counter
 import pytest
 
 from barber.errors import UserError
-from barber.storyteller import OPENING, SPLITS, documents, tales
-from barber.storyteller.check import check, domain, readings, sentences, shape
+from barber.storyteller import OPENING, SPLITS, documents, generate_stories
+from barber.storyteller.check import check, derivations, domain, sentences, template_pattern
 from barber.storyteller.grammar import GRAMMAR
-from barber.storyteller.stories import Slot, parts, tell
+from barber.storyteller.stories import Slot, generate_story, parts
 from barber.storyteller.world import KNOWLEDGE, world
 
 
@@ -23,23 +23,23 @@ def test_story_depends_on_split_seed_and_index_alone():
 
 
 def test_splits_share_no_story():
-    texts = [story.text for split in SPLITS for seed in (0, 1) for story in tales(split, 100, seed)]
+    texts = [story.text for split in SPLITS for seed in (0, 1) for story in generate_stories(split, 100, seed)]
     assert len(set(texts)) == len(texts) == 800
 
 
 def test_prompts_are_openings():
-    for prompt, story in zip(documents("prompts", 50), tales("prompts", 50), strict=True):
+    for prompt, story in zip(documents("prompts", 50), generate_stories("prompts", 50), strict=True):
         assert story.text.startswith(prompt + " ")
         assert len(sentences(prompt)) == OPENING
 
 
-def test_unknown_split_is_the_users_to_mend():
+def test_an_unknown_split_is_a_user_error():
     with pytest.raises(UserError, match=r"no split 'test'.*train, calibration, evaluation, prompts"):
         documents("test", 1)
 
 
 @pytest.mark.process
-def test_package_stays_light():
+def test_generating_stories_imports_no_torch():
     code = (
         "import sys; from barber.bundled import MODEL_DIR; from barber.storyteller import documents;"
         "documents('train', 1); print(MODEL_DIR.name, 'torch' in sys.modules)"
@@ -48,13 +48,13 @@ def test_package_stays_light():
     assert done.stdout.split() == ["storyteller", "False"]
 
 
-def test_the_world_is_wide_enough():
-    told = tales("train", 3000)
-    assert len({word for story in told for word in re.findall(r"[A-Za-z]+", story.text)}) >= 800
-    assert {len(story.sentences) for story in told} <= set(range(8, 15))
-    assert all(len(sentences(story.text)) == len(story.sentences) for story in told)
+def test_stories_use_all_templates_and_many_words():
+    stories = generate_stories("train", 3000)
+    assert len({word for story in stories for word in re.findall(r"[A-Za-z]+", story.text)}) >= 800
+    assert {len(story.sentences) for story in stories} <= set(range(8, 15))
+    assert all(len(sentences(story.text)) == len(story.sentences) for story in stories)
     assert len(world()["person"]) >= 200
-    assert {sentence.template for story in told for sentence in story.sentences} == {
+    assert {sentence.template for story in stories for sentence in story.sentences} == {
         line for row in GRAMMAR.values() for line in row if not line.startswith("<")
     }
 
@@ -68,46 +68,46 @@ def test_knowledge_is_fixed_and_complete():
 
 
 def test_each_story_has_one_derivation_and_its_probability():
-    for story in tales("evaluation", 60):
-        assert list(readings(story.text)) == [pytest.approx(story.logprob, abs=1e-9)]
+    for story in generate_stories("evaluation", 60):
+        assert list(derivations(story.text)) == [pytest.approx(story.logprob, abs=1e-9)]
 
 
-def test_openings_come_as_often_as_their_probability_says():
-    told = [tell(random.Random(index)) for index in range(4000)]
-    openings = Counter(story.sentences[0].template for story in told)
+def test_the_frequency_of_openings_is_their_probability():
+    stories = [generate_story(random.Random(index)) for index in range(4000)]
+    openings = Counter(story.sentences[0].template for story in stories)
     assert set(openings) == set(GRAMMAR["who"])
     for count in openings.values():
         assert count == pytest.approx(4000 / 5, abs=5 * math.sqrt(4000 * 0.2 * 0.8))
 
 
-def test_probabilities_of_every_way_to_end_sum_to_one():
-    """Given a story of a contest up to its last sentence, which has no draws but that of its template."""
-    for story in [s for s in tales("train", 300) if s.sentences[-1].template in GRAMMAR["prize_end"]][:10]:
+def test_the_probabilities_of_all_endings_sum_to_one():
+    """Of a contest story without its last sentence, for which only the template is drawn."""
+    for story in [s for s in generate_stories("train", 300) if s.sentences[-1].template in GRAMMAR["prize_end"]][:10]:
         before = story.logprob + math.log(len(GRAMMAR["prize_end"]))
         total = sum(math.exp(check(text).logprob - before) for text in last_sentences(story))
         assert total == pytest.approx(1)
 
 
 def last_sentences(story):
-    """The story with each ending that its plot allows."""
+    """The story with each last sentence that the grammar allows."""
     before = " ".join(sentence.text for sentence in story.sentences[:-1])
     for template in GRAMMAR["prize_end"]:
         filled = [p if isinstance(p, str) else story.facts[p.name].text(p.attribute) for p in parts(template)]
         yield f"{before} {''.join(filled)}"
 
 
-def test_reader_accepts_what_the_world_tells():
+def test_generated_stories_are_consistent():
     assert all(check(text).consistent for text in documents("evaluation", 500, seed=3))
 
 
 def corrupted(story, rng, wanted):
-    """The story with one slot changed: a fact of the world ("knowledge") or a recalled fact of the story ("story")."""
+    """The story with one wrong slot: a fact of the world ("knowledge") or an entity of the story ("story")."""
     order = list(range(len(story.sentences)))
     rng.shuffle(order)
     for index in order:
         sentence = story.sentences[index]
         slots = [part for part in parts(sentence.template) if isinstance(part, Slot)]
-        match = shape(sentence.template).fullmatch(sentence.text)
+        match = template_pattern(sentence.template).fullmatch(sentence.text)
         for group, slot in enumerate(slots, start=1):
             if slot.kind or slot.alias or (slot.attribute is not None) != (wanted == "knowledge"):
                 continue
@@ -118,20 +118,20 @@ def corrupted(story, rng, wanted):
 
 
 @pytest.mark.parametrize("wanted", ["knowledge", "story"])
-def test_reader_finds_one_wrong_fact(wanted):
+def test_the_checker_finds_one_wrong_fact(wanted):
     rng, found = random.Random(1), Counter()
-    for story in tales("evaluation", 80, seed=4):
+    for story in generate_stories("evaluation", 80, seed=4):
         index, texts = corrupted(story, rng, wanted)
         verdict = check(" ".join(texts))
         assert not verdict.consistent
         assert verdict.logprob == -math.inf
         assert verdict.sentence >= index
         found[verdict.error] += 1
-    assert found[wanted] > 0.8 * 80  # a wrong fact may also be read as the start of another way to go on
+    assert found[wanted] > 0.8 * 80  # the parser may also take a wrong fact for the beginning of another sentence
 
 
-def test_reader_finds_broken_plots():
-    story = tales("evaluation", 1, seed=9)[0]
+def test_the_checker_finds_missing_repeated_and_foreign_sentences():
+    story = generate_stories("evaluation", 1, seed=9)[0]
     lines = [sentence.text for sentence in story.sentences]
     assert check(" ".join(lines[:-1])).error == "unfinished"
     assert check(" ".join([*lines, lines[-1]])).error == "too long"
@@ -141,19 +141,19 @@ def test_reader_finds_broken_plots():
     assert check(" ".join(lines[1:])).error == "grammar"
 
 
-def test_reader_rejects_a_friend_who_is_the_hero():
-    story = next(s for s in tales("evaluation", 50) if {"hero", "friend"} <= set(s.facts))
+def test_the_checker_rejects_a_friend_who_is_the_hero():
+    story = next(s for s in generate_stories("evaluation", 50) if {"hero", "friend"} <= set(s.facts))
     names = {story.facts["friend"].name: story.facts["hero"].name}
     assert not check(re.sub(r"\w+", lambda word: names.get(word[0], word[0]), story.text)).consistent
 
 
-def test_articles_fit_their_words():
+def test_articles_match_the_next_word():
     assert not [text for text in documents("train", 1000) if re.search(r"\b[Aa] [aeiou]", text)]
     assert not [text for text in documents("train", 1000) if re.search(r"\b[Aa]n (?!hour)[^aeiou]", text)]
 
 
-def test_what_comes_before_a_recalled_person_tells_who_it_is():
-    """Otherwise a story could not be told word by word: after a name, nothing says whose sentence it is."""
+def test_the_text_before_a_person_determines_which_one_it_is():
+    """Otherwise a model that predicts word by word could not know whose name comes next."""
     roles: dict[str, set[str]] = {}
     for row in GRAMMAR.values():
         for line in row:

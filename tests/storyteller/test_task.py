@@ -20,7 +20,7 @@ def bundled():
     return [json.loads(line) for line in ITEMS.read_text(encoding="utf-8").splitlines()]
 
 
-def test_bundled_items_are_those_of_the_generator():
+def test_the_bundled_items_equal_new_ones():
     rows = bundled()
     assert len(rows) >= 500
     for row, item in zip(rows[:40], items(40), strict=True):
@@ -42,7 +42,7 @@ def test_only_the_right_ending_is_consistent_and_the_others_differ_by_one_fact()
                 assert max(len(right), len(words)) - start - same <= 4  # one name, or one turn of a few words
 
 
-def test_labels_give_nothing_away():
+def test_labels_are_balanced():
     labels = Counter(row["label"] for row in bundled())
     assert set(labels) == set(range(ENDINGS))
     assert max(labels.values()) < 0.35 * sum(labels.values())
@@ -68,7 +68,7 @@ def test_lm_eval_finds_the_task_from_any_directory(tmp_path):
     assert done.stdout.split() == [str(len(bundled())), "True", "True"], done.stderr
 
 
-def test_probe_asks_for_what_the_world_knows_and_the_story_has_not_said():
+def test_each_question_is_about_one_fact_of_an_entity_in_its_prompt():
     asked = probe.questions(40)
     assert {question.kind for question in asked} == {f"{kind}.{a}" for kind, row in KNOWLEDGE.items() for a in row}
     owners = {(kind, entity.name): entity for kind in KNOWLEDGE for entity in world()[kind]}
@@ -79,7 +79,7 @@ def test_probe_asks_for_what_the_world_knows_and_the_story_has_not_said():
     assert len({(question.kind, question.owner) for question in asked}) == len(asked)
 
 
-def test_probe_holds_to_its_limit():
+def test_the_probe_keeps_the_limit_of_questions_of_each_kind():
     assert set(Counter(question.kind for question in probe.questions(40, per_kind=3)).values()) == {3}
 
 
