@@ -44,8 +44,8 @@ BAD_PATTERNS = ("", ":", "2:", ":4", "0:4", "4:4", "2:0", "4:2", "99999:4", "2:4
 BAD_NAMES = ("", " ", "nothing", "\N{GREEK CAPITAL LETTER OMEGA}", "--", "wanda\n", "\udcff\udcfe", "n" * 5000)
 BAD_SIZES = ("", "0", "-1GB", "1XB", "nanGB", "sNaN", "infGiB", "1e400GB", "9" * 400 + "GB", "GiB", "0.0001KB")
 BAD_PATHS = (
-    "", "~no-such-user/x", "n" * 300, "a/" * 3000, "/dev/null", "/dev/full", "/proc/1/nothing", "{world}/loop",
-    "{world}/loop/x", "{world}/file/x", "{world}/closed/x", "{world}/empty", "\udcff", "/", ".", "..",
+    "", "~no-such-user/x", "n" * 300, "a/" * 3000, "/dev/null", "/dev/full", "/proc/1/nothing", "{workspace}/loop",
+    "{workspace}/loop/x", "{workspace}/file/x", "{workspace}/closed/x", "{workspace}/empty", "\udcff", "/", ".", "..",
     "x\N{RIGHT-TO-LEFT OVERRIDE}y",
 )  # fmt: skip
 ENVIRONMENTS = (
@@ -70,7 +70,7 @@ class Line:
         return " ".join(word if len(word) < 60 else f"{word[:40]}...({len(word)})" for word in map(ascii, words))
 
 
-def make_world(folder: Path) -> None:
+def make_workspace(folder: Path) -> None:
     """What the lines name: a file, an empty folder, one that may not be entered, links that lead to each other."""
     (folder / "file").write_text("some text")
     (folder / "empty").mkdir()
@@ -79,7 +79,7 @@ def make_world(folder: Path) -> None:
     (folder / "pool").symlink_to(folder / "loop")
 
 
-def lines(world: Path) -> Iterator[Line]:
+def lines(workspace: Path) -> Iterator[Line]:
     """All bad command lines: one bad value each, in an otherwise small run of the bundled model."""
     for names, values in (
         (WHOLE, BAD_NUMBERS),
@@ -87,14 +87,14 @@ def lines(world: Path) -> Iterator[Line]:
         (("sparsity_type",), BAD_PATTERNS),
         (CHOICES, BAD_NAMES),
         (("max_memory",), BAD_SIZES),
-        ((*INPUTS, *OUTPUTS), [path.replace("{world}", str(world)) for path in BAD_PATHS]),
+        ((*INPUTS, *OUTPUTS), [path.replace("{workspace}", str(workspace)) for path in BAD_PATHS]),
     ):
         for name in names:
             for value in values:
                 yield _line(name, value)
     for name in (*INPUTS, *OUTPUTS):
         for suffix in (".npy", ".txt", ".jsonl"):
-            for path in ("~no-such-user/x", "n" * 252, f"{world}/loop", "\udcff"):
+            for path in ("~no-such-user/x", "n" * 252, f"{workspace}/loop", "\udcff"):
                 yield _line(name, path + suffix)
     for name in (*WHOLE, *SHARES, *CHOICES, *INPUTS, *OUTPUTS):
         yield Line((*_flags(SMALL), f"--{name}"))
@@ -192,10 +192,10 @@ def count(every: int = 1, fresh: bool = False, only: str = "") -> tuple[Counter[
     ends: Counter[str] = Counter()
     bad = []
     with tempfile.TemporaryDirectory() as place:
-        world = Path(place) / "world"
-        world.mkdir()
-        make_world(world)
-        for line in [line for line in lines(world) if only in str(line)][::every]:
+        workspace = Path(place) / "workspace"
+        workspace.mkdir()
+        make_workspace(workspace)
+        for line in [line for line in lines(workspace) if only in str(line)][::every]:
             with tempfile.TemporaryDirectory(dir=place) as folder:
                 end, output = run(line, Path(folder), fresh)
             ends[end] += 1

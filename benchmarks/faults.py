@@ -49,7 +49,7 @@ RIGHT, REFUSED, TRACEBACK, MIXTURE, LOST = "right", "refused", "tracebacks", "si
 
 
 @dataclass(frozen=True)
-class World:
+class Workspace:
     """A model, data and masks on disk, and the flags of a job on them."""
 
     folder: Path
@@ -79,19 +79,19 @@ class Ended:
     err: str
 
 
-def build(folder: Path) -> World:
-    """A world in a folder; its masks are those of a first run."""
+def build(folder: Path) -> Workspace:
+    """A workspace in a folder; its masks are those of a first run."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "max_position_embeddings": 64}
     config = LlamaConfig(vocab_size=64, num_hidden_layers=2, initializer_range=0.2, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     for seed, name in enumerate(("calibration", "evaluation")):
         np.save(folder / f"{name}.npy", np.random.default_rng(seed).integers(3, 64, (8, 16)))
-    world = World(folder)
-    first = [*world.flags("first")[:12], "--prune_method", "sparsegpt", "--sparsity_ratio", "0.5"]
+    workspace = Workspace(folder)
+    first = [*workspace.flags("first")[:12], "--prune_method", "sparsegpt", "--sparsity_ratio", "0.5"]
     ended = attempt([*first, "--run_dir", str(folder / "masks")])
     assert ended.code == 0, ended.err
-    return world
+    return workspace
 
 
 def attempt(arguments: list[str], kill_at: int | None = None) -> Ended:
@@ -137,9 +137,9 @@ def die_at(number: int) -> None:
         setattr(os, name, deadly(getattr(os, name)))
 
 
-def results(world: World, name: str) -> dict:
+def results(workspace: Workspace, name: str) -> dict:
     """All results of a run and the model it saved, without times."""
-    run = RunDirectory(world.run(name))
+    run = RunDirectory(workspace.run(name))
     state = {
         (layer, stage, part): {key: tensor.tolist() for key, tensor in getattr(run, part)(layer, stage).items()}
         for layer in run.layers()
@@ -148,10 +148,10 @@ def results(world: World, name: str) -> dict:
     }
     rows = json.loads((run.path / "perplexity.json").read_text())
     found = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    return state | {"perplexity": found, "model": folder_digests(world.model(name))}
+    return state | {"perplexity": found, "model": folder_digests(workspace.model(name))}
 
 
-def judge(world: World, name: str, ended: Ended, expected: dict, notes: list[str]) -> str:
+def classify(workspace: Workspace, name: str, ended: Ended, expected: dict, notes: list[str]) -> str:
     """The verdict on an end. notes: collects the ends that are neither right nor refused."""
     verdict = RIGHT
     if "Traceback" in ended.err or ended.code not in (0, 2):
@@ -160,7 +160,7 @@ def judge(world: World, name: str, ended: Ended, expected: dict, notes: list[str
         verdict = REFUSED if ended.err.strip().splitlines()[-1].split("\r")[-1].startswith("error: ") else TRACEBACK
     else:
         try:
-            verdict = RIGHT if results(world, name) == expected else MIXTURE
+            verdict = RIGHT if results(workspace, name) == expected else MIXTURE
         except (OSError, ValueError, UserError):
             verdict = MIXTURE
     if verdict not in (RIGHT, REFUSED):
@@ -168,50 +168,54 @@ def judge(world: World, name: str, ended: Ended, expected: dict, notes: list[str
     return verdict
 
 
-def copied(world: World, source: str, name: str) -> Path:
+def copied(workspace: Workspace, source: str, name: str) -> Path:
     """A copy of a run under another name, with a job that writes there; its run directory."""
-    shutil.copytree(world.folder / source, world.folder / name)
-    return world.run(name)
+    shutil.copytree(workspace.folder / source, workspace.folder / name)
+    return workspace.run(name)
 
 
-def kills(world: World, writes: range, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+def kills(workspace: Workspace, writes: range, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
     """Kill a run before each of its writes and resume it; start it again where its job was not recorded yet."""
     for number in writes:
-        killed = attempt(world.flags("kill"), kill_at=number).code == KILLED
+        killed = attempt(workspace.flags("kill"), kill_at=number).code == KILLED
         if killed:
-            ended = attempt(["--resume", str(world.run("kill"))])
-            if not (world.run("kill") / "job.json").exists():
-                ended = attempt(world.flags("kill"))
-            verdict = judge(world, "kill", ended, expected, notes)
+            ended = attempt(["--resume", str(workspace.run("kill"))])
+            if not (workspace.run("kill") / "job.json").exists():
+                ended = attempt(workspace.flags("kill"))
+            verdict = classify(workspace, "kill", ended, expected, notes)
             yield "killed before a write", LOST if verdict == REFUSED else verdict
             if verdict != RIGHT:
                 notes.append(f"kill at write {number}: {ended.err.strip()[-300:]}")
-        shutil.rmtree(world.folder / "kill", ignore_errors=True)
+        shutil.rmtree(workspace.folder / "kill", ignore_errors=True)
         if not killed:
             break
 
 
-def harmed(world: World, source: str, harm: Callable[[Path], None], expected: dict, notes: list[str], what: str) -> str:
+def harmed(
+    workspace: Workspace, source: str, harm: Callable[[Path], None], expected: dict, notes: list[str], what: str
+) -> str:
     """The verdict on a copy of a run that was damaged and resumed. Its job has the path of the source."""
-    away = world.folder / "away"
-    (world.folder / source).rename(away)
+    away = workspace.folder / "away"
+    (workspace.folder / source).rename(away)
     try:
-        shutil.copytree(away, world.folder / source)
-        harm(world.run(source))
-        ended = attempt(["--resume", str(world.run(source))])
-        verdict = judge(world, source, ended, expected, notes)
+        shutil.copytree(away, workspace.folder / source)
+        harm(workspace.run(source))
+        ended = attempt(["--resume", str(workspace.run(source))])
+        verdict = classify(workspace, source, ended, expected, notes)
         if verdict not in (RIGHT, REFUSED):
             notes.append(what)
         return verdict
     finally:
-        shutil.rmtree(world.folder / source)
-        away.rename(world.folder / source)
+        shutil.rmtree(workspace.folder / source)
+        away.rename(workspace.folder / source)
 
 
-def flips(world: World, source: str, places: int, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+def flips(
+    workspace: Workspace, source: str, places: int, expected: dict, notes: list[str]
+) -> Iterator[tuple[str, str]]:
     """Flip a bit at some places of each file of a run."""
-    for file in sorted(path for path in world.run(source).rglob("*") if path.is_file()):
-        name = file.relative_to(world.run(source))
+    for file in sorted(path for path in workspace.run(source).rglob("*") if path.is_file()):
+        name = file.relative_to(workspace.run(source))
         size = file.stat().st_size
         for index in range(min(places, size)):
             place = (2 * index + 1) * size // (2 * min(places, size))
@@ -222,10 +226,10 @@ def flips(world: World, source: str, places: int, expected: dict, notes: list[st
                 (run / name).write_bytes(data)
 
             what = f"bit flipped in {name} at {place}"
-            yield f"bit flipped, {source} run", harmed(world, source, flip, expected, notes, what)
+            yield f"bit flipped, {source} run", harmed(workspace, source, flip, expected, notes, what)
 
 
-def damages(world: World, source: str, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+def damages(workspace: Workspace, source: str, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
     """Damage lines of events.jsonl, and lose files and folders."""
     for number in (0, 2, -2):
         for line in (b"", b"\0" * 64, b"7", b"[" * 5000, b'{"event": "Nothing"}', b"\xff\xfe"):
@@ -237,22 +241,22 @@ def damages(world: World, source: str, expected: dict, notes: list[str]) -> Iter
 
             yield (
                 "line of events.jsonl damaged",
-                harmed(world, source, change, expected, notes, f"line {number}: {line}"),
+                harmed(workspace, source, change, expected, notes, f"line {number}: {line}"),
             )
-    for path in sorted(world.run(source).iterdir()):
+    for path in sorted(workspace.run(source).iterdir()):
 
         def lose(run: Path, name=path.name) -> None:
             shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
 
-        yield "file or folder lost", harmed(world, source, lose, expected, notes, f"lost {path.name}")
+        yield "file or folder lost", harmed(workspace, source, lose, expected, notes, f"lost {path.name}")
 
 
-def changed_inputs(world: World, source: str, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
+def changed_inputs(workspace: Workspace, source: str, expected: dict, notes: list[str]) -> Iterator[tuple[str, str]]:
     """Change what a run reads, resume it, and put it back."""
 
     def tensor(name: str) -> Callable[[], None]:
         def change() -> None:
-            file = world.folder / "model" / "model.safetensors"
+            file = workspace.folder / "model" / "model.safetensors"
             tensors = load_file(file)
             tensors[name].view(-1)[0] += 0.5
             save_file(tensors, file, metadata={"format": "pt"})
@@ -261,20 +265,20 @@ def changed_inputs(world: World, source: str, expected: dict, notes: list[str]) 
 
     def setting(name: str, value: object) -> Callable[[], None]:
         def change() -> None:
-            file = world.folder / "model" / "config.json"
+            file = workspace.folder / "model" / "config.json"
             file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
 
         return change
 
     def tokens(name: str) -> Callable[[], None]:
         def change() -> None:
-            file = world.folder / f"{name}.npy"
+            file = workspace.folder / f"{name}.npy"
             np.save(file, np.load(file)[::-1])
 
         return change
 
     def masks() -> None:
-        file = world.folder / "masks" / "masks" / "layer_000.safetensors"
+        file = workspace.folder / "masks" / "masks" / "layer_000.safetensors"
         tensors = load_file(file)
         save_file({name: value.flip(0) for name, value in tensors.items()}, file)
 
@@ -284,26 +288,26 @@ def changed_inputs(world: World, source: str, expected: dict, notes: list[str]) 
         setting("rms_norm_eps", 0.1), setting("hidden_act", "relu"), tokens("calibration"), tokens("evaluation"), masks,
     ]  # fmt: skip
     for number, way in enumerate(ways):
-        kept = world.folder / "kept"
+        kept = workspace.folder / "kept"
         names = ("model", "masks", "calibration.npy", "evaluation.npy")
         kept.mkdir()
         for name in names:
-            place = world.folder / name
+            place = workspace.folder / name
             shutil.copytree(place, kept / name) if place.is_dir() else shutil.copy2(place, kept / name)
         try:
-            verdict = harmed(world, source, lambda run, way=way: way(), expected, notes, f"changed input {number}")
+            verdict = harmed(workspace, source, lambda run, way=way: way(), expected, notes, f"changed input {number}")
             yield "input changed", MIXTURE if verdict == RIGHT else verdict
         finally:
             for name in names:
-                place = world.folder / name
+                place = workspace.folder / name
                 shutil.rmtree(place) if place.is_dir() else place.unlink()
                 shutil.move(kept / name, place)
             kept.rmdir()
 
 
-def bad_outputs(world: World, notes: list[str]) -> Iterator[tuple[str, str]]:
+def bad_outputs(workspace: Workspace, notes: list[str]) -> Iterator[tuple[str, str]]:
     """Give impossible output paths: refused before the work, and existing files stay."""
-    place = world.folder / "outputs"
+    place = workspace.folder / "outputs"
     place.mkdir()
     (place / "file").write_text("mine")
     os.mkfifo(place / "fifo")
@@ -319,11 +323,11 @@ def bad_outputs(world: World, notes: list[str]) -> Iterator[tuple[str, str]]:
         "run_dir": ["file", "fifo", "link", "full", "file/below"],
         "save_data": ["file", "fifo", "link", "full", "file/below.npy"],
     }
-    flags = [*world.flags("first")[:12], "--prune_method", "magnitude", "--sparsity_ratio", "0.5"]
+    flags = [*workspace.flags("first")[:12], "--prune_method", "magnitude", "--sparsity_ratio", "0.5"]
     for flag, names in targets.items():
         for name in names:
             ended = attempt([*flags, f"--{flag}", str(place / name)])
-            verdict = judge(world, name, ended, {}, notes)
+            verdict = classify(workspace, name, ended, {}, notes)
             right = verdict == REFUSED and not ended.out and folder_digests(place) == before
             if not right:
                 notes.append(f"--{flag} {name}: {ended.err.strip()[-300:]}")
@@ -340,21 +344,21 @@ def main() -> None:
     torch.set_num_threads(1)  # threads do not live on in forked processes
     began, notes, counts = time.monotonic(), [], {}
     with tempfile.TemporaryDirectory() as place:
-        world = build(Path(place))
-        ended = attempt(world.flags("finished"))
+        workspace = build(Path(place))
+        ended = attempt(workspace.flags("finished"))
         assert ended.code == 0, ended.err
-        expected = results(world, "finished")
+        expected = results(workspace, "finished")
         writes = 20
-        while attempt(world.flags("begun"), kill_at=writes).code == KILLED and not half_way(world):
-            shutil.rmtree(world.folder / "begun", ignore_errors=True)
+        while attempt(workspace.flags("begun"), kill_at=writes).code == KILLED and not half_way(workspace):
+            shutil.rmtree(workspace.folder / "begun", ignore_errors=True)
             writes += 7
         cases = [
-            kills(world, range(arguments.first, MANY, arguments.every), expected, notes),
-            *(flips(world, source, arguments.places, expected, notes) for source in ("finished", "begun")),
-            damages(world, "finished", expected, notes),
-            damages(world, "begun", expected, notes),
-            changed_inputs(world, "begun", expected, notes),
-            bad_outputs(world, notes),
+            kills(workspace, range(arguments.first, MANY, arguments.every), expected, notes),
+            *(flips(workspace, source, arguments.places, expected, notes) for source in ("finished", "begun")),
+            damages(workspace, "finished", expected, notes),
+            damages(workspace, "begun", expected, notes),
+            changed_inputs(workspace, "begun", expected, notes),
+            bad_outputs(workspace, notes),
         ]
         for kind, verdict in (case for part in cases for case in part):
             counts.setdefault(kind, Counter())[verdict] += 1
@@ -365,9 +369,9 @@ def main() -> None:
     print("\n".join(notes), f"{time.monotonic() - began:.0f} s", sep="\n")
 
 
-def half_way(world: World) -> bool:
+def half_way(workspace: Workspace) -> bool:
     """Whether the run "begun" has rebuilt something, and not all."""
-    path = world.run("begun") / "events.jsonl"
+    path = workspace.run("begun") / "events.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     return sum(b'"SubBlockRebuilt"' in line for line in lines) == 3
 

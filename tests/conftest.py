@@ -1,4 +1,4 @@
-"""Settings of the whole suite: no network, no deadlines, and one thread: small tensors on shared cores only wait."""
+"""Settings of the whole suite: no network, no deadlines, and one thread, since small tensors gain nothing from more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house: imports go one way, and each layer keeps to its own work."""
+"""The architecture: imports go one way, and no layer imports the libraries of another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = {  # package or file: what of ours it may import, and what it must never import
+LAYERS = {  # package or file: the project's packages it may import, and libraries it must not import
     "barber": ({"barber"}, {"gradio", "plotly", "pandas"}),
     "analysis": ({"analysis", "barber"}, {"gradio"}),
     "ui": ({"ui", "analysis", "barber"}, {"torch", "plotly"}),
@@ -32,7 +32,7 @@ GROUND = {
     "registry",
     "settings",
 }
-PACKAGES = {  # package of barber: the packages that it may import, beside itself and the ground floor
+PACKAGES = {  # package of barber: the packages it may import besides itself and the ground floor
     "kernels": set(),
     "storyteller": set(),
     "data": {"storyteller"},
@@ -47,12 +47,12 @@ PACKAGES = {  # package of barber: the packages that it may import, beside itsel
 def sources(layer: str) -> list[Path]:
     place = ROOT / layer
     found = [place] if place.is_file() else sorted(place.rglob("*.py"))
-    assert found, f"{layer} is gone"
+    assert found, f"{layer} does not exist"
     return found
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """The top-level names of everything a module imports, wherever in it."""
+    """The top-level names of all imports of a module, also inside functions."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -80,7 +80,7 @@ def test_the_backend_never_prints():
 
 
 def engine_imports(path: Path) -> set[str]:
-    """What a module imports of barber, by its first name below barber: a package or a module of the ground floor."""
+    """The packages and ground-floor modules of barber that a module imports."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "barber":
@@ -105,7 +105,7 @@ def test_the_ground_floor_imports_no_package():
         assert not engine_imports(path) - GROUND, f"{path.relative_to(ROOT)} imports {engine_imports(path) - GROUND}"
 
 
-def test_every_part_of_the_engine_has_its_place():
+def test_every_package_and_module_is_listed():
     parts = {
         path.stem for path in (ROOT / "barber").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
@@ -113,7 +113,7 @@ def test_every_part_of_the_engine_has_its_place():
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_files_say_what_they_are(layer):
+def test_every_module_has_a_docstring(layer):
     for path in sources(layer):
         text = path.read_text("utf-8")
         assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{path.relative_to(ROOT)} has no docstring"

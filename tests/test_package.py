@@ -1,4 +1,4 @@
-"""Barber as others install it: a wheel with everything the engine needs, a command, and a few lazy public names."""
+"""The installed package: a wheel with everything the engine needs, a command, and lazy public names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = {
     "prune", "PruneConfig", "Sparsity", "load_model", "load_calibration", "run_job", "JobSpec", "RunDirectory",
     "UserError", "__version__",
 }  # fmt: skip
-DISTRIBUTIONS = {"yaml": "pyyaml"}  # what is imported by another name than its package has
+DISTRIBUTIONS = {"yaml": "pyyaml"}  # packages whose import name differs
 APP = {"gradio", "plotly", "pandas", "fastapi"}
 USES_WHAT_IS_BUNDLED = """
 import barber
@@ -40,7 +40,7 @@ print(barber.__file__, type(last).__name__, (TASKS_DIR / "story_ending.jsonl").i
 
 
 def python(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess:
-    """A fresh interpreter in `cwd`, with `path` as the only addition to where it finds modules."""
+    """A new interpreter in `cwd`, with only `path` added to its module search path."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PYTHONPATH": str(path)} if path else {}
     command = [sys.executable, *arguments]
@@ -49,7 +49,7 @@ def python(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.C
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, built without network from the project as it lies here."""
+    """The wheel, built without network from this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder))
     made = python("-m", "pip", "wheel", *options, str(ROOT), cwd=folder)
@@ -67,7 +67,7 @@ def metadata(wheel) -> Message:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """A folder that the wheel is installed into, apart from everything else."""
+    """A folder into which only the wheel is installed."""
     folder = tmp_path_factory.mktemp("installed")
     done = python("-m", "pip", "install", "--no-deps", "--no-index", "--target", str(folder), str(wheel), cwd=folder)
     assert done.returncode == 0, done.stderr

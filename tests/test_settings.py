@@ -1,4 +1,4 @@
-"""The table of settings: what it is made of, and that nothing beside it has to be kept in step."""
+"""The table of settings: flags, parser, help and README agree with it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_field_of_a_job_is_a_setting():
     assert all(one.help for one in SETTINGS.values())
 
 
-def test_every_need_is_of_a_setting_and_met_somewhere():
+def test_every_need_depends_on_settings_and_can_be_met():
     for one in SETTINGS.values():
         assert {name for need in one.needs for name in need.on} <= SETTINGS.keys()
     for entry in (*INITIAL_MASKS.values(), *REFINERS.values()):
@@ -97,14 +97,14 @@ def test_help_shows_every_flag_without_loading_torch():
         ({"nsamples": 3, "prune": PruneConfig(Sparsity(0.5), barber=False, reconstruct=True)}, "Reconstruction holds"),
     ],
 )
-def test_a_job_refuses_what_cannot_be(wrong, sentence):
+def test_a_job_refuses_impossible_values(wrong, sentence):
     with pytest.raises(UserError) as caught:
         JobSpec(**wrong)
     assert sentence in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
-def test_a_job_survives_its_file():
+def test_a_job_is_read_back_from_json():
     spec = JobSpec(
         prune=PruneConfig("2:4", "wanda", granularity="block", threshold="0.5", rounds=2),
         evaluation="c4, ptb", max_memory="2 gb", run_dir="x", prompts="one, two",
@@ -115,6 +115,6 @@ def test_a_job_survives_its_file():
     assert replace(spec, nsamples=4) != spec
 
 
-def test_the_readme_has_the_flags_as_they_are():
+def test_the_readme_has_the_current_flags():
     readme = (ROOT / "README.md").read_text("utf-8")
     assert with_tables(readme) == readme, "run python scripts/readme_tables.py"

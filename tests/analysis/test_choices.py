@@ -1,4 +1,4 @@
-"""What the rebuild chose by validation error: frames, words and figures, of hand-made rounds and of a real run."""
+"""Choices by validation error: frames, descriptions and figures, of constructed rounds and of a real run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXACT = {"swap": "one-swap", "granularity": "", "fraction": 0.0, "swaps": 250}
 
 
 def one_round(before: float, *tried: tuple[dict, float]) -> Round:
-    """A round that tried these changes, with the errors they would lead to, and took the best."""
+    """A round with these candidates and their errors, which chooses the best."""
     curve = [Candidate(**NONE, error=before), *(Candidate(**change, error=error) for change, error in tried)]
     return Round(**vars(min(curve, key=lambda change: change.error)), error_before=before, curve=curve)
 
@@ -43,7 +43,7 @@ def real() -> list:
     return run(2, threshold=AUTO)
 
 
-def test_every_round_is_a_row_with_its_move_and_its_fall():
+def test_every_round_is_a_row_with_its_swap_and_its_error_change():
     table = choices.choices(EVENTS)
     first = table[table["kind"] == "attention"]
     assert first["round"].tolist() == [1, 2, 3]
@@ -61,7 +61,7 @@ def test_every_candidate_is_a_row_and_one_of_a_round_is_chosen():
     assert (table[(table["swap"] == "") & (table["kind"] == "attention")]["relative"] == [1, 0.5, 0.25]).all()
 
 
-def test_what_was_not_chosen_by_error_has_no_rows():
+def test_a_rebuild_without_validation_has_no_rows():
     for events in ([], [sub_block(0, "mlp", [])]):
         assert choices.choices(events).empty
         assert choices.candidates(events).empty
@@ -94,7 +94,7 @@ def traces(figure) -> dict:
     return {trace.name: trace for trace in figure.data}
 
 
-def test_the_rounds_fall_from_the_initial_mask():
+def test_the_figure_of_rounds_begins_with_the_initial_mask():
     figure = choices.rounds_figure(choices.choices(EVENTS))
     drawn = traces(figure)
     assert list(drawn["initial mask"].x) == ["0 attn", "0 mlp"]
@@ -104,7 +104,7 @@ def test_the_rounds_fall_from_the_initial_mask():
     assert drawn["one-swaps"].customdata[0] == [2, "exact one-swaps in each row: 250 pairs"]
 
 
-def test_the_curve_marks_its_start_and_its_winner():
+def test_the_curve_marks_its_start_and_the_chosen_candidate():
     table = choices.candidates(EVENTS[:1])
     figure = choices.curve_figure(table[table["round"] == 1])
     drawn = traces(figure)
@@ -120,7 +120,7 @@ def test_the_curve_marks_its_start_and_its_winner():
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_the_winner_may_be_a_one_swap_or_nothing(number):
+def test_the_chosen_candidate_may_be_a_one_swap_or_none(number):
     table = choices.candidates(EVENTS[:1])
     drawn = traces(choices.curve_figure(table[table["round"] == number]))
     assert drawn["chosen"].y[0] == 25
@@ -128,12 +128,12 @@ def test_the_winner_may_be_a_one_swap_or_nothing(number):
         assert drawn["chosen"].x == drawn["no change"].x
 
 
-def test_a_round_that_could_try_nothing_is_still_drawn():
+def test_a_round_without_candidates_is_drawn():
     figure = choices.curve_figure(choices.candidates([sub_block(0, "mlp", [one_round(1.0)])]))
     assert list(traces(figure)) == ["no change", "chosen"]
 
 
-def test_a_curve_that_explodes_gets_a_log_axis():
+def test_a_curve_of_large_errors_gets_a_log_axis():
     def axis(worst: float) -> str | None:
         events = [sub_block(0, "mlp", [one_round(1.0, (BIG, worst))])]
         return choices.curve_figure(choices.candidates(events)).layout.yaxis.type
@@ -142,7 +142,7 @@ def test_a_curve_that_explodes_gets_a_log_axis():
     assert axis(2.0) is None
 
 
-def test_the_choices_of_a_real_run_only_get_better(real):
+def test_the_error_never_rises_over_the_rounds_of_a_real_run(real):
     table, tried = choices.choices(real), choices.candidates(real)
     assert len(table.drop_duplicates(["layer", "sub_block"])) == 4
     assert (table["after"] <= table["before"]).all()
@@ -162,7 +162,7 @@ def refit(before: float, after: float, diverged: bool = False) -> Refit:
     return Refit(before, after, 48, diverged)
 
 
-def test_re_fitting_is_told_in_words():
+def test_the_refit_is_described():
     assert frames.describe_refits(frames.refits(EVENTS)) == ""
     events = [
         sub_block(0, "attention", [], refit(2.0, 1.0)),
@@ -176,7 +176,7 @@ def test_re_fitting_is_told_in_words():
     assert frames.describe_refits(frames.refits(events[2:])).startswith("The refit of the kept weights lowered")
 
 
-def test_a_real_run_tells_of_its_re_fitting():
+def test_the_refit_of_a_real_run_is_described():
     table = frames.refits(run(1, reconstruct=True, sparsity=Sparsity.parse("60%")))
     assert len(table) == 2
     assert (table["after"] <= table["before"]).all()

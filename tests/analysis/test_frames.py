@@ -24,7 +24,7 @@ LIMIT = 300_000  # bytes of one figure's JSON
 
 
 def run(layers: int, **changes) -> list:
-    """The events of a real run of a random Llama, masks and all."""
+    """The events of a real run of a random Llama, with their masks."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**WIDTH | {"num_hidden_layers": layers}))
     tokens = torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(0))
@@ -43,7 +43,7 @@ def measured(stage: str, value: float, dataset: str = "text") -> PerplexityMeasu
 
 @pytest.fixture(scope="module", params=Order)
 def events(request) -> list:
-    """A run in each order: in one pass, a layer is initialised in parts."""
+    """A run in each order; in one pass, a layer gets its initial masks sub-block by sub-block."""
     return run(2, order=request.param)
 
 
@@ -52,7 +52,7 @@ def deep() -> list:
     return run(32)
 
 
-def test_flips_are_what_the_masks_say(events):
+def test_flips_are_those_of_the_masks(events):
     initial, rebuilt = masks(events, LayerInitialised), masks(events, SubBlockRebuilt)
     table = frames.flips(events)
     assert len(table) == len(rebuilt) == 14
@@ -73,7 +73,7 @@ def test_short_names_stay_unique():
     }
 
 
-def test_histograms_hold_every_weight_once(events):
+def test_histograms_count_every_weight_once(events):
     for row in frames.flips(events).itertuples():
         histogram = frames.saliency(events, row.layer, row.name)
         assert not frames.without_saliency(events, row.layer, row.name)
@@ -85,7 +85,7 @@ def test_histograms_hold_every_weight_once(events):
 
 @pytest.fixture(scope="module")
 def partly_dead() -> tuple[list, int]:
-    """The events of a run of a model that has no use for some hidden units, and the weights of these in a matrix."""
+    """The events of a run of a model with unused hidden units, and the number of their weights in a matrix."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**WIDTH | {"num_hidden_layers": 1}))
     down = model.model.layers[0].mlp.down_proj.weight
@@ -97,7 +97,7 @@ def partly_dead() -> tuple[list, int]:
 
 
 def legend(events: list, name: str) -> dict[str, int]:
-    """Fate -> the count that the figure's legend tells."""
+    """Fate -> the count in the figure's legend."""
     zeros = frames.without_saliency(events, 0, name)
     shown = figures.saliency_histogram(frames.saliency(events, 0, name), zeros)
     words = [trace.name.rstrip(")").split(" (") for trace in shown.data]
@@ -111,14 +111,14 @@ def test_weights_without_saliency_are_counted_by_fate(partly_dead):
         zeros, bins = frames.without_saliency(events, 0, name), frames.saliency(events, 0, name)
         assert sum(zeros.values()) == unused
         assert sum(zeros.values()) + bins[list(map(str, Fate))].to_numpy().sum() == row["weights"]
-        told = legend(events, name)
-        assert (told["grown"], told["cut"]) == (row["grown"], row["cut"])
-        assert told["pruned"] + told["cut"] == row["zeros"]
+        counts = legend(events, name)
+        assert (counts["grown"], counts["cut"]) == (row["grown"], row["cut"])
+        assert counts["pruned"] + counts["cut"] == row["zeros"]
     assert frames.without_saliency(events, 0, "mlp.gate_proj")["cut"] > 0
     assert not frames.without_saliency(events, 0, "no such weight")
 
 
-def test_runs_that_did_not_tell_their_fates_apart_give_a_total(partly_dead):
+def test_runs_without_zeros_by_fate_give_a_total(partly_dead):
     events, unused = partly_dead
     event = next(event for event in events if isinstance(event, SubBlockRebuilt) and "mlp.up_proj" in event.modules)
     module = event.modules["mlp.up_proj"]
@@ -175,7 +175,7 @@ def test_perplexities_of_two_datasets_do_not_mix():
     assert shares.to_dict() == pytest.approx({"one": 0.5, "two": 1})
 
 
-def test_part_of_a_run_gives_part_of_the_frames(events):
+def test_an_unfinished_run_gives_the_frames_so_far(events):
     half = events[: next(i for i, event in enumerate(events) if isinstance(event, SubBlockRebuilt)) + 1]
     assert set(frames.flips(half)["sub_block"]) == {"self_attn"}
     for table in (frames.flips([]), frames.sub_blocks([]), frames.perplexities([]), frames.texts([])):
@@ -184,7 +184,7 @@ def test_part_of_a_run_gives_part_of_the_frames(events):
     assert frames.summary([])["finished"] is False
 
 
-def test_texts_keep_the_last_word():
+def test_texts_are_complete():
     grown = [TextGenerated("dense", "Once", text, done) for text, done in ((" a", False), (" a cat", True))]
     assert frames.texts(grown).to_dict("records") == [{"prompt": "Once", "stage": "dense", "text": " a cat"}]
     assert frames.agreement(" a cat sat", " a cat ran") == len(" a cat")
@@ -192,8 +192,8 @@ def test_texts_keep_the_last_word():
 
 
 def test_the_summary_is_plain_json(events):
-    told = [*events, *(measured(stage, value) for stage, value in zip(Stage, (2, 8, 4), strict=True))]
-    facts = json.loads(json.dumps(frames.summary(told), allow_nan=False))
+    with_perplexities = [*events, *(measured(stage, value) for stage, value in zip(Stage, (2, 8, 4), strict=True))]
+    facts = json.loads(json.dumps(frames.summary(with_perplexities), allow_nan=False))
     assert facts["zeros"] == facts["weights"] // 2
     assert facts["swaps"] == sum(row["grown"] for row in facts["flips"])
     assert [row["recovered"] for row in facts["perplexity"]] == [None, None, pytest.approx(0.5)]
@@ -241,7 +241,7 @@ def test_large_damage_gets_a_log_axis():
     assert axis(2, 8, 4).type is None
 
 
-def test_perplexities_are_told_in_few_digits():
+def test_perplexities_have_few_digits():
     values = (1.4641, 22.65, 999.94, 20_521.3, 6.867e19, math.inf)
     assert [format_perplexity(value) for value in values] == ["1.464", "22.65", "999.9", "20,521", "6.9e+19", "inf"]
 

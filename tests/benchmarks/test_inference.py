@@ -1,4 +1,4 @@
-"""The benchmark of 2:4 inference, run as it is run: sizes of real files, and no speed where none can be measured."""
+"""The benchmark of 2:4 inference as a process: sizes of real files, and speeds only where they can be measured."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def file_size(**tensors: torch.Tensor) -> int:
 
 @st.composite
 def masked_weights(draw) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight (out, in) that holds zeros too, and any 2:4 mask of it."""
+    """A weight (out, in) with some zeros, and any 2:4 mask of it."""
     out, groups = draw(st.integers(1, 5)), draw(st.integers(1, 9))
     kept = draw(st.lists(st.sampled_from(PAIRS), min_size=out * groups, max_size=out * groups))
     mask = torch.ones(out * groups, 4, dtype=torch.bool).scatter_(1, torch.tensor(kept), False)
@@ -58,7 +58,7 @@ def masked_weights(draw) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(masked_weights())
-def test_what_is_compressed_comes_back(case):
+def test_decompression_is_the_inverse_of_compression(case):
     weight, mask = case
     values, indices = compress_2_4(weight, mask)
     assert values.shape == (len(weight), weight.shape[1] // 2)
@@ -68,7 +68,7 @@ def test_what_is_compressed_comes_back(case):
     assert torch.equal(again, weight.masked_fill(mask, 0))
 
 
-def test_the_places_are_written_as_documented():
+def test_the_indices_have_the_documented_format():
     weight = torch.arange(1.0, 13.0).view(1, 12)
     mask = torch.ones(1, 12, dtype=torch.bool)
     mask[0, [0, 3, 5, 6, 8, 9]] = False
@@ -77,7 +77,7 @@ def test_the_places_are_written_as_documented():
     assert indices.tolist() == [0b10_01_11_00, 0b01_00]
 
 
-def test_it_is_as_large_as_what_torch_packs():
+def test_the_compressed_size_is_that_of_torch():
     name = "torch.sparse._semi_structured_conversions"
     torch_packs = pytest.importorskip(name).sparse_semi_structured_from_dense_cutlass
     weight = random_matrix(64, 128, torch.float16, CPU)
@@ -89,13 +89,13 @@ def test_it_is_as_large_as_what_torch_packs():
 
 
 @pytest.mark.parametrize("width", [6, 8])
-def test_what_is_not_2_4_is_refused(width):
+def test_weights_without_the_2_4_pattern_are_refused(width):
     mask = torch.arange(width).expand(2, width) < width // 2
     with pytest.raises(UserError, match=r"multiple of 4|does not have 2:4"):
         compress_2_4(torch.ones(2, width), mask)
 
 
-def test_the_bundled_model_tells_sizes_and_no_speed(tmp_path):
+def test_the_bundled_model_gives_sizes_and_no_speed(tmp_path):
     csv, markdown = tmp_path / "rows.csv", tmp_path / "tables.md"
     made = benchmark("--model", "storyteller", "--device", "cpu", "--csv", str(csv), "--markdown", str(markdown))
     assert made.returncode == 0, made.stderr
@@ -118,7 +118,7 @@ def test_the_bundled_model_tells_sizes_and_no_speed(tmp_path):
     assert " ms |" not in text
 
 
-def test_a_shape_of_ones_own_is_told_on_stdout():
+def test_the_sizes_of_a_given_shape_are_printed():
     made = benchmark("--shape", "64x32,5x12", "--device", "cpu", "--dtype", "int8")
     assert made.returncode == 0, made.stderr
     assert made.stdout.count("No speed was measured: ") == 1
@@ -130,7 +130,7 @@ def test_a_shape_of_ones_own_is_told_on_stdout():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--shape", "9b"], "Shape '9b' is unknown: choose 7b, 13b, 70b, or give OUTxIN"),
         (["--shape", "64x30"], "A weight with 30 inputs cannot be 2:4"),
@@ -139,10 +139,10 @@ def test_a_shape_of_ones_own_is_told_on_stdout():
         (["--model", "no/such/model"], "The shapes of model 'no/such/model' cannot be read"),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence(arguments, told):
+def test_a_user_error_is_one_sentence(arguments, message):
     refused = benchmark(*arguments)
     assert refused.returncode == 2
-    assert told in refused.stderr.splitlines()[-1]
+    assert message in refused.stderr.splitlines()[-1]
     assert "Traceback" not in refused.stderr
     assert not refused.stdout
 
@@ -162,8 +162,8 @@ def test_shapes_need_no_weights(tmp_path):
     assert shapes == {(64, 64): 8, (96, 64): 4, (64, 96): 2}
 
 
-def test_what_torch_refuses_is_told_where_its_time_would_be():
-    """torch refuses to convert a CPU tensor, so the dense time stands alone and there is no ratio."""
+def test_an_error_of_torch_stands_in_place_of_the_time():
+    """torch refuses to convert a CPU tensor, so there is a dense time only and no ratio."""
     weight = random_matrix(64, 64, torch.float32, CPU)
     masked = weight.masked_fill(mask_2_4(weight), 0)
     rows = list(measure_speed(weight, masked, KERNELS["CUTLASS"], [1, 16]))
@@ -172,10 +172,10 @@ def test_what_torch_refuses_is_told_where_its_time_would_be():
         assert row["dense_ms"] > 0
         assert row["sparse_ms"] is None
         assert "ratio" not in row
-        told = speed_table([{"out": 64, "width": 64, "batch": 1} | row])
-        assert f"{row['dense_ms']:.4f} | refused: " in told
-        assert "CUDA" in told
-        assert told.endswith("| - |")
+        shown = speed_table([{"out": 64, "width": 64, "batch": 1} | row])
+        assert f"{row['dense_ms']:.4f} | refused: " in shown
+        assert "CUDA" in shown
+        assert shown.endswith("| - |")
 
 
 def test_a_wrong_product_has_no_time():
@@ -189,7 +189,7 @@ def test_a_wrong_product_has_no_time():
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_on_cuda_speed_is_measured_or_said_not_to_be(tmp_path, dtype):
+def test_on_cuda_speed_is_measured_or_reported_as_missing(tmp_path, dtype):
     csv = tmp_path / "rows.csv"
     made = benchmark(
         *("--shape", "256x512,512x256", "--dtype", dtype, "--device", "cuda"),

@@ -1,4 +1,4 @@
-"""The benchmark of layer errors, run as it is run, on the bundled model."""
+"""The benchmark of layer errors as a process, on the bundled model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_energy_is_that_of_the_outputs():
     assert output_energy(weight, x.T @ x) == pytest.approx((x @ weight.T).square().sum().item(), rel=1e-5)
 
 
-def test_better_methods_leave_less_error(tmp_path):
+def test_methods_are_ordered_by_error(tmp_path):
     csv = tmp_path / "errors.csv"
     done = benchmark("--layers", "1", "--patterns", "50%,2:4", "--sequences", "8", "--seqlen", "64", "--csv", str(csv))
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,7 @@ def test_better_methods_leave_less_error(tmp_path):
     assert [line.split(" | ")[3] for line in lines if "| Wanda |" in line] == ["1.000"] * 2
 
 
-def test_a_layer_that_is_not_there_is_refused():
+def test_an_unknown_layer_is_refused():
     done = benchmark("--layers", "99")
     assert done.returncode == 2
     assert "layers 0 to" in done.stderr

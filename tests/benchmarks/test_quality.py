@@ -1,4 +1,4 @@
-"""The benchmark of the refiners, run as it is run: its CSV and its tables tell the same, and add up."""
+"""The benchmark of the refiners as a process: its CSV and its tables agree, and their sums are right."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def done(tmp_path_factory) -> tuple[Path, pd.DataFrame, str]:
     return folder, pd.read_csv(folder / "runs.csv"), (folder / "tables.md").read_text("utf-8")
 
 
-def test_every_single_run_is_a_line_that_adds_up(done):
+def test_every_run_is_a_line_with_consistent_figures(done):
     _, frame, _ = done
     assert len(frame) == 2 * (1 + 6 + 4)
     assert set(frame["treatment"]) == {"initial", *TREATMENTS}
@@ -61,7 +61,7 @@ def test_every_single_run_is_a_line_that_adds_up(done):
             assert run.gap_recovered == pytest.approx(expected, abs=1e-9)
 
 
-def test_tables_say_what_the_csv_says(done):
+def test_tables_agree_with_the_csv(done):
     _, frame, markdown = done
     values, shares, times, settings = tables(markdown)
     best = frame.loc[frame.groupby(["method", "treatment"])["perplexity"].idxmin()].set_index(["method", "treatment"])
@@ -85,20 +85,20 @@ def test_tables_say_what_the_csv_says(done):
 
 
 def test_sparsegpt_keeps_its_weights_under_the_refiners(done):
-    """Settings that change no mask leave the perplexity as it was, so the updated weights are still there."""
+    """Settings that change no mask leave the perplexity unchanged, so the updated weights are kept."""
     _, frame, _ = done
     still = frame[(frame["method"] == "sparsegpt") & (frame["treatment"] == "published") & (frame["swaps"] == 0)]
     assert len(still)
     assert (still["perplexity"] == still["initial"]).all()
 
 
-def test_a_csv_is_added_to_and_seeds_are_folded(done, tmp_path):
+def test_runs_are_appended_to_the_csv_and_seeds_are_averaged(done, tmp_path):
     folder, before, _ = done
     csv = tmp_path / "runs.csv"
     csv.write_bytes((folder / "runs.csv").read_bytes())
     made = benchmark("--csv", str(csv), "--methods", "wanda", "--treatments", "one-swap", "--seeds", "0,1")
     assert made.returncode == 0, made.stderr
-    assert len(made.stderr.split(", seed ")) - 1 == 2  # of seed 0 nothing is new
+    assert len(made.stderr.split(", seed ")) - 1 == 2  # the runs of seed 0 exist
     after = pd.read_csv(csv)
     pd.testing.assert_frame_equal(after[: len(before)], before)
     runs = after[(after["method"] == "wanda") & (after["treatment"] == "one-swap")]["perplexity"]
@@ -107,7 +107,7 @@ def test_a_csv_is_added_to_and_seeds_are_folded(done, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tiny_world(tmp_path_factory) -> list[str]:
+def tiny_inputs(tmp_path_factory) -> list[str]:
     """Flags of a random model of three layers, and of text for it."""
     folder = tmp_path_factory.mktemp("tiny")
     tiny.llama(num_hidden_layers=3).save_pretrained(folder / "model")
@@ -117,11 +117,11 @@ def tiny_world(tmp_path_factory) -> list[str]:
     return [f"--model={folder / 'model'}", f"--data={folder / 'text.jsonl'}", "--seqlen=32", "--sequences=8"]
 
 
-def test_rounds_and_options_are_named_by_group(tiny_world, tmp_path):
-    """A column each; what shares out the zeros makes its own masks, and is left out where the pattern fixes them."""
+def test_rounds_and_options_are_named_by_group(tiny_inputs, tmp_path):
+    """One column each; allocations make their own masks, and are left out for n:m patterns."""
     csv = tmp_path / "runs.csv"
     arguments = ["--methods=sparsegpt", "--patterns=50%,2:4", "--treatments=rounds,options", f"--csv={csv}"]
-    made = benchmark(*tiny_world, *arguments)
+    made = benchmark(*tiny_inputs, *arguments)
     assert made.returncode == 0, made.stderr
     frame = pd.read_csv(csv).set_index(["pattern", "treatment"])
     both = ["initial", "auto-1", "auto-2", "auto", "auto-8", "auto-dense-stream"]
@@ -129,7 +129,7 @@ def test_rounds_and_options_are_named_by_group(tiny_world, tmp_path):
     assert list(frame.loc["2:4"].index) == both
     assert (frame["setting"] == frame.index.get_level_values("treatment")).all()
     half = frame.loc["50%"]
-    assert half["zeros"].nunique() == half["initial"].nunique() == 1  # however the zeros are shared out
+    assert half["zeros"].nunique() == half["initial"].nunique() == 1  # for every allocation
     assert half["perplexity"].nunique() == len(half)  # every setting has an effect
     values, shares, _ = tables(made.stdout)
     assert list(shares[0])[2:] == [
@@ -145,14 +145,14 @@ def test_rounds_and_options_are_named_by_group(tiny_world, tmp_path):
     assert [row["auto, owl"] == "-" for row in values] == [False, True]
 
 
-def test_nothing_to_run_is_a_mistake():
+def test_nothing_to_run_is_a_user_error():
     refused = benchmark("--treatments=auto-owl")
     assert refused.returncode == 2
     assert "give an unstructured pattern" in refused.stderr
 
 
-def test_the_runs_that_are_kept_are_known(tmp_path):
-    """Names and settings of treatments stay what they were: nothing of the CSV in docs/ is made again."""
+def test_the_runs_in_docs_have_known_treatments(tmp_path):
+    """Names and settings of treatments are those of the CSV in docs/, so no run of it is repeated."""
     kept = ROOT / "docs" / "quality" / "storyteller.csv"
     csv = tmp_path / kept.name
     csv.write_bytes(kept.read_bytes())
@@ -172,14 +172,14 @@ def test_runs_of_other_data_are_not_mixed_in(done):
     assert len(pd.read_csv(folder / "runs.csv")) == len(before)
 
 
-def test_a_pattern_that_does_not_fit_is_told_before_any_run():
+def test_an_impossible_pattern_is_refused_before_any_run():
     refused = benchmark("--patterns", "50%,3:7")
     assert refused.returncode == 2
     assert "does not fit" in refused.stderr
     assert "perplexity" not in refused.stderr
 
 
-def test_a_file_given_for_both_is_halved(tmp_path):
+def test_a_file_for_calibration_and_evaluation_is_halved(tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text('{"text": "Once upon a time there was a big red ball and a little dog."}\n' * 60, "utf-8")
     made = benchmark("--data", str(text), "--methods", "magnitude", "--treatments", "one-swap")

@@ -1,4 +1,4 @@
-"""The benchmarks of cost and memory, run as they are run, on the smallest settings."""
+"""The benchmarks of cost and memory as processes, on the smallest settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.measure import measured
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
-# With its own changing threshold, glibc gives layers room that it cannot return when they are gone.
+# With its dynamic threshold, glibc does not return the memory of freed layers to the system.
 STEADY = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 
 
@@ -30,7 +30,7 @@ def benchmark(script: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def table(text: str, number: int = 0) -> list[dict[str, str]]:
-    """The rows of a markdown table, which has as many cells in each as titles."""
+    """The rows of a Markdown table; each has as many cells as the header."""
     lines = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")][number]
     titles, _, *rows = [line.strip("| ").split(" | ") for line in lines]
     assert all(len(row) == len(titles) for row in rows)
@@ -85,7 +85,7 @@ def test_a_shape_has_the_sizes_of_the_model_that_is_made_of_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--series", "width"], "Series width is unknown: choose of layers, samples, seqlen, ranks."),
         (["--estimate", "9b", "--tflops", "1"], "Shape '9b' is unknown: choose one of 6m"),
@@ -93,19 +93,19 @@ def test_a_shape_has_the_sizes_of_the_model_that_is_made_of_it(tmp_path):
         (["--series", "layers", "--layers", "1", "--order", "sideways"], "ended with exit code"),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence(arguments, told):
+def test_a_user_error_is_one_sentence(arguments, message):
     refused = benchmark("scaling.py", *arguments)
     assert refused.returncode == 2
-    assert told in refused.stderr.splitlines()[-1]
+    assert message in refused.stderr.splitlines()[-1]
     assert not refused.stdout
 
 
-def test_a_process_is_measured_by_itself():
-    """Whatever this process holds: its 300 MB do not count, and those of the other do."""
-    held = bytearray(300_000_000)
+def test_the_memory_of_a_process_is_its_own():
+    """The 300 MB of this process do not count, and those of the measured process do."""
+    memory = bytearray(300_000_000)
     small = measured([sys.executable, "-S", "-c", "print('x')"])
     assert (small.code, small.output) == (0, "x\n")
-    assert small.peak < 100_000_000 < len(held)
+    assert small.peak < 100_000_000 < len(memory)
     large = measured(
         [sys.executable, "-S", "-c", "x = bytearray(200_000_000); y = sum(x[::4096]); raise SystemExit(3)"]
     )
@@ -127,7 +127,7 @@ def test_a_streamed_run_takes_no_more_memory_with_four_times_the_layers(tmp_path
     few, many = peaks.to_dict("records")
     assert many["model_bytes"] == 4 * few["model_bytes"]
     assert many["ratio"] == many["peak_bytes"] / few["peak_bytes"] < 1.1
-    assert many["peak_bytes"] - few["peak_bytes"] < 2 * few["layer_bytes"]  # of the 12 more that it has
+    assert many["peak_bytes"] - few["peak_bytes"] < 2 * few["layer_bytes"]  # of 12 additional layers
     assert few["in_layers"] < 4  # with room for the allocator: the layers are small beside the rest of the process
     assert limits.loc["streamed", "limit_bytes"] < limits.loc["streamed", "libraries_bytes"] + many["model_bytes"]
     assert limits.loc["streamed", "code"] == 0

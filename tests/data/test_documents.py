@@ -1,4 +1,4 @@
-"""Documents of local files in every format, and one sentence for those that cannot be read."""
+"""Documents of local files in every format, and user errors for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = ["the cat sat", 'a "big" red dog, and\na mat', "Zoë saw"]
 
 
 def write(path: Path, texts: list[str | None], field: str = "text") -> Path:
-    """The texts in the format of the path's name, each in a row that has an id, too."""
+    """Write the texts in the format of the file name, each in a row that has an id, too."""
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     rows = [{"id": number, field: text} for number, text in enumerate(texts)]
     if kind == ".parquet":
@@ -67,13 +67,13 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_another_key_is_named_with_what_there_is(tmp_path, name):
+def test_a_missing_key_is_reported_with_the_keys_that_exist(tmp_path, name):
     path = write(tmp_path / name, TEXTS, "content")
     with pytest.raises(UserError, match=r'has no "text", but "id", "content": .*--text_field'):
         read_documents(path, "text")
 
 
-def test_strings_and_lines_are_taken_as_they_come(tmp_path):
+def test_rows_that_are_strings_are_documents(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(["the cat", None, "a mat"]))
     assert read_documents(tmp_path / "a.json", "text") == (["the cat", "a mat"], 1)
     (tmp_path / "b.json").write_text('{"text": "the cat"}\nnull\n\n"a mat"\n')
@@ -111,23 +111,23 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_read_gets_one_sentence(tmp_path, name):
-    content, said = BAD[name]
+def test_an_unreadable_file_is_a_user_error(tmp_path, name):
+    content, message = BAD[name]
     path = tmp_path / name
     path.write_bytes(content)
-    if name == "huge.npy":  # a header that promises 10**15 numbers
+    if name == "huge.npy":  # a header that declares 10**15 numbers
         np.save(path, np.zeros(7, int))
         path.write_bytes(path.read_bytes().replace(b"(7,)", b"(1000000000000000,)"))
     if name == "deep.npy":
         path.write_bytes(b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"[" * 9000)
     if name == "beyond.npy":
         np.save(path, np.array([1, 2**64 - 1], dtype=np.uint64))
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_calibration(str(path), tokenizer(), 2, 4, 0)
     assert "\n" not in str(caught.value)
 
 
-def test_two_dimensional_ids_of_another_length_say_what_would_do(tmp_path):
+def test_two_dimensional_ids_of_another_length_name_the_allowed_one(tmp_path):
     np.save(tmp_path / "rows.npy", np.ones((1, 400), int))
     for load in (lambda path: load_calibration(path, None, 1, 16, 0), lambda path: load_evaluation(path, None, 16)):
         with pytest.raises(UserError, match=r"is two-dimensional .* make it 400, or give .* one-dimensional"):
@@ -135,7 +135,7 @@ def test_two_dimensional_ids_of_another_length_say_what_would_do(tmp_path):
 
 
 def hostile(folder: Path) -> dict[str, tuple[str, str]]:
-    """Names that are no readable file, and what is to be said of each."""
+    """Names that are no readable file, each with its error message."""
     os.mkfifo(folder / "fifo.txt")
     (folder / "folder.txt").mkdir()
     (folder / "loop.txt").symlink_to(folder / "loop.txt")
@@ -155,26 +155,26 @@ def hostile(folder: Path) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.timeout(30)
 def test_names_that_are_no_readable_file_are_refused(tmp_path):
-    for spec, said in hostile(tmp_path).values():
+    for spec, message in hostile(tmp_path).values():
         for load in (lambda spec: load_calibration(spec, None, 1, 4, 0), lambda spec: load_evaluation(spec, None, 4)):
-            with pytest.raises(UserError, match=said) as caught:
+            with pytest.raises(UserError, match=message) as caught:
                 load(spec)
             assert len(str(caught.value)) < 500
 
 
 @pytest.mark.timeout(30)
 def test_initial_masks_that_are_no_readable_file_are_refused(tmp_path):
-    for spec, said in hostile(tmp_path).values():
+    for spec, message in hostile(tmp_path).values():
         if spec.endswith("folder.txt"):
-            said = "holds no run"
+            message = "holds no run"
         elif spec.endswith(".pdf"):
-            said = "cannot be read"
-        with pytest.raises(UserError, match=said):
+            message = "cannot be read"
+        with pytest.raises(UserError, match=message):
             read_masks(spec)
 
 
-def test_what_may_not_be_read_is_said_to_a_user_without_rights():
-    """A folder that may not be entered and a file that may not be read, by a process that is not root's."""
+def test_missing_permissions_are_a_user_error():
+    """A folder and a file without permissions, read by a process that is not root's."""
     code = (
         "import os, sys\nfrom barber.errors import UserError\nfrom barber.input_files import regular_file\n"
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"

@@ -1,4 +1,4 @@
-"""Data sets of the hub: drawn as published, cached, and quick and clear when they cannot be had."""
+"""Data sets of the hub: sampled as published, cached, and a fast user error when they are not available."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tok():
 
 
 class TestHub:
-    """The real `datasets` loaders, on data sets that lie in local folders."""
+    """The real `datasets` loaders, on data sets in local folders."""
 
     @pytest.fixture(autouse=True)
     def published(self, tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ class TestHub:
         assert data.tokens.tolist() == [ids[i : i + 2] for i in range(0, len(ids) - 1, 2)][:most]
         assert data.dataset == f"{spec} ({split} split)"
 
-    def test_tokens_are_cached_by_everything_that_decides_them(self, tok, tmp_path, monkeypatch):
+    def test_the_key_of_the_token_cache_has_everything_that_changes_tokens(self, tok, tmp_path, monkeypatch):
         cache = str(tmp_path / "cache")
         made = load_calibration("ptb", tok, 4, 16, 0, cache_dir=cache)
         files = list((tmp_path / "cache" / "barber").iterdir())
@@ -108,7 +108,7 @@ class TestHub:
 
 @pytest.mark.parametrize("spec", ["c4", "wikitext2", "ptb"])
 @pytest.mark.timeout(20)
-def test_offline_is_one_clear_sentence(spec, tok, tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_a_user_error(spec, tok, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub_access, "reachable", lambda: False)
     with pytest.raises(UserError, match=rf"^Data set {spec} \(.*the hub cannot be reached.*\.$"):
@@ -116,7 +116,7 @@ def test_offline_is_one_clear_sentence(spec, tok, tmp_path, monkeypatch):
     assert datasets.config.HF_HUB_OFFLINE is False
 
 
-def test_one_request_tells_whether_the_hub_is_there(monkeypatch):
+def test_one_request_shows_whether_the_hub_is_reachable(monkeypatch):
     class Answer(BaseHTTPRequestHandler):
         def do_HEAD(self):
             self.send_error(503)
@@ -133,13 +133,13 @@ def test_one_request_tells_whether_the_hub_is_there(monkeypatch):
         with quick_offline():
             assert datasets.config.HF_HUB_OFFLINE is False
         thread.join(10)
-    with quick_offline():  # nobody listens there any more
+    with quick_offline():  # the server is closed
         assert datasets.config.HF_HUB_OFFLINE is hub_access.constants.HF_HUB_OFFLINE is True
     assert datasets.config.HF_HUB_OFFLINE is hub_access.constants.HF_HUB_OFFLINE is False
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ConnectionError("Couldn't reach it"), "connect to the network"),
         (FileNotFoundError("Dataset 'x' is a gated dataset on the Hub."), "it is gated: ask for access"),
@@ -149,15 +149,15 @@ def test_one_request_tells_whether_the_hub_is_there(monkeypatch):
         (ValueError("internal words of the library\nmore"), r"is broken \(ValueError\): try again"),
     ],
 )
-def test_every_failed_download_says_what_to_do(error, said, tok, tmp_path, monkeypatch):
+def test_every_failed_download_names_the_remedy(error, message, tok, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_calibration("c4", tok, 4, 16, 0, cache_dir=str(tmp_path))
 
 
-def test_tokenizer_fingerprint_tells_tokenizers_apart(tok):
+def test_the_fingerprint_differs_between_tokenizers(tok):
     assert tokenizer_fingerprint(tok) == tokenizer_fingerprint(tokenizer())
     assert tokenizer_fingerprint(tok) != tokenizer_fingerprint(tokenizer(extra="é"))

@@ -1,4 +1,4 @@
-"""Calibration and evaluation windows from files and stories, and what is said when they cannot be had."""
+"""Calibration and evaluation sequences from files and stories, and user errors."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def stream(tok, texts) -> list[int]:
     return [token for text in texts for token in tokenise(tok, text)]
 
 
-def test_jsonl_windows_are_pieces_of_the_documents_in_order(jsonl, tok):
+def test_jsonl_windows_are_slices_of_the_token_stream(jsonl, tok):
     ids = stream(tok, [story(seed) for seed in range(40)])
-    assert ids.count(tok.bos_token_id) == 40  # each document by itself, with the tokenizer's own start
+    assert ids.count(tok.bos_token_id) == 40  # each document with the tokenizer's own BOS
     assert tok.eos_token_id not in ids
     data = load_calibration(jsonl, tok, 5, 16, seed=3, window_start="none")
     assert data.tokens.shape == (5, 16)
@@ -48,7 +48,7 @@ def test_jsonl_windows_are_pieces_of_the_documents_in_order(jsonl, tok):
     assert len(load_evaluation(jsonl, tok, 16, windows=3).tokens) == 3
 
 
-def test_the_seed_decides_the_sample_and_the_fingerprint_tells(jsonl, tok):
+def test_the_seed_determines_the_sample_and_its_fingerprint(jsonl, tok):
     first, again, other = (load_calibration(jsonl, tok, 8, 16, seed) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint != other.fingerprint
     described = json.loads(json.dumps(first.describe()))
@@ -61,7 +61,7 @@ def test_the_seed_decides_the_sample_and_the_fingerprint_tells(jsonl, tok):
     }
 
 
-def test_a_file_with_two_uses_is_halved_and_both_halves_say_so(jsonl, tok, tmp_path):
+def test_a_file_with_two_uses_is_halved_and_both_sources_name_their_half(jsonl, tok, tmp_path):
     link = tmp_path / "link.jsonl"
     link.symlink_to(jsonl)
     calibration = load_calibration(jsonl, tok, 500, 16, 0, evaluation=["storyteller", str(link)], window_start="none")
@@ -128,7 +128,7 @@ def test_stories_are_split_endless_and_seeded(tok):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("empty.jsonl", "\n\n", "holds no text"),
         ("empty.txt", " \n", "holds no text"),
@@ -147,27 +147,27 @@ def test_stories_are_split_endless_and_seeded(tok):
         ("none.npy", np.zeros(0, int), "has 0 tokens"),
     ],
 )
-def test_bad_files_get_one_sentence(tmp_path, tok, name, content, said):
+def test_bad_files_are_user_errors(tmp_path, tok, name, content, message):
     path = tmp_path / name
     if isinstance(content, np.ndarray):
         np.save(path, content, allow_pickle=True)
     else:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_calibration(str(path), tok, 4, 16, 0)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("load", [load_calibration, load_evaluation])
-def test_bad_requests_get_one_sentence(load, tok, jsonl, tmp_path):
+def test_bad_requests_are_user_errors(load, tok, jsonl, tmp_path):
     numbers = (4, 16, 0) if load is load_calibration else (16,)
-    for spec, said in (
+    for spec, message in (
         ("c5", "give one of c4, wikitext2, ptb, storyteller"),
         (str(tmp_path / "gone.txt"), "does not exist"),
         (str(tmp_path), "is a folder"),
         ("", "is unknown"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             load(spec, tok, *numbers)
     for spec in (jsonl, "storyteller", "c4"):
         with pytest.raises(UserError, match="has no tokenizer"):
@@ -185,7 +185,7 @@ def test_sizes_out_of_range(tok, jsonl):
         load_evaluation(jsonl, tok, 100000)
 
 
-def test_the_golden_calibration_sequences_load_as_they_are():
+def test_the_golden_calibration_sequences_load_unchanged():
     path = GOLDEN / "calibration_tokens.npy"
     data = load_calibration(str(path), None, 16, 64, 0)
     assert isinstance(data, CalibrationSet)

@@ -1,4 +1,4 @@
-"""What windows begin with, and that drawing them can be stopped and never takes more memory than there is."""
+"""The first token of windows; drawing windows can be stopped, and never takes more memory than is free."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def text(tmp_path):
     return str(path)
 
 
-def test_the_tokenizer_decides_unless_it_is_told():
+def test_the_tokenizer_decides_the_first_token_by_default():
     adds, leaves = tokenizer(), without_bos()
     assert [first_token(tok, "auto") for tok in (adds, leaves, None)] == [BOS, None, None]
     assert [first_token(tok, "none") for tok in (adds, leaves, None)] == [None, None, None]
@@ -49,7 +49,7 @@ def test_the_tokenizer_decides_unless_it_is_told():
         first_token(adds, "eos")
 
 
-def test_each_window_begins_as_the_tokenizer_begins_a_text(text):
+def test_each_window_begins_with_the_bos_of_the_tokenizer(text):
     ids = tokenizer()(story(1, 600)).input_ids
     assert ids[0] == BOS
     data = load_evaluation(text, tokenizer(), 16)
@@ -68,7 +68,7 @@ def test_each_window_begins_as_the_tokenizer_begins_a_text(text):
     assert load_evaluation(text, without_bos(), 16, window_start="bos").window_start == "bos"
 
 
-def test_stories_and_rows_of_ids_keep_their_own_beginnings(tmp_path):
+def test_stories_and_rows_of_ids_keep_their_first_tokens(tmp_path):
     for tok, start, begins in (
         (tokenizer(), "none", "bos"),
         (without_bos(), "auto", "none"),
@@ -91,7 +91,7 @@ def test_stories_and_rows_of_ids_keep_their_own_beginnings(tmp_path):
     most=st.none() | st.integers(1, 5),
     first=st.sampled_from([None, 1]),
 )
-def test_windows_lose_and_repeat_nothing(stream, seqlen, most, first):
+def test_windows_contain_each_token_once(stream, seqlen, most, first):
     tokens = torch.tensor(stream)
     if len(stream) < seqlen:
         with pytest.raises(UserError, match="too short"):
@@ -110,7 +110,7 @@ def test_windows_lose_and_repeat_nothing(stream, seqlen, most, first):
         assert len(stream) - place + put < seqlen, "what is left would have made a window"
 
 
-def test_the_published_draws_are_the_same_with_and_without_bos():
+def test_windows_are_at_the_same_positions_with_and_without_bos():
     tokens = torch.arange(10, 500)
     plain, begun = (drain(draw(tokens, 6, 16, random.Random(3), first, "here")) for first in (None, BOS))
     assert begun[:, 1:].equal(plain[:, :-1])
@@ -120,7 +120,7 @@ def test_the_published_draws_are_the_same_with_and_without_bos():
 @pytest.mark.parametrize("load", ["calibration", "evaluation"])
 @pytest.mark.parametrize("spec", ["storyteller", "text"])
 @pytest.mark.timeout(20)
-def test_a_request_without_measure_is_refused_at_once(text, spec, load):
+def test_a_request_beyond_memory_is_refused_at_once(text, spec, load):
     spec = text if spec == "text" else spec
     tok = tokenizer()
     started = time.monotonic()

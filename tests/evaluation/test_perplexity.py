@@ -1,4 +1,4 @@
-"""Perplexity against its definition, and text against transformers' own generation."""
+"""Perplexity against its definition, and generated text against transformers' generate()."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def by_definition(model, tokens: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch", [1, 3, 32])
-def test_perplexity_is_the_papers_whatever_the_batch(monkeypatch, dtype, batch):
+def test_perplexity_is_that_of_the_papers_for_any_batch(monkeypatch, dtype, batch):
     monkeypatch.setattr(perplexity_module, "EVALUATION_BATCH_TOKENS", 20 * batch)
     model = llama(dtype=dtype)
     data = windows()
@@ -67,7 +67,7 @@ def test_perplexity_is_the_papers_whatever_the_batch(monkeypatch, dtype, batch):
     assert measured.seconds > 0
 
 
-def test_a_model_that_knows_nothing_scores_its_vocabulary():
+def test_the_perplexity_of_uniform_logits_is_the_vocabulary():
     model = llama()
     model.lm_head.weight.data.zero_()
     *_, measured = perplexity(model, windows(), "initial")
@@ -75,7 +75,7 @@ def test_a_model_that_knows_nothing_scores_its_vocabulary():
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, 1e30])
-def test_a_broken_model_scores_inf_and_the_event_is_json(weight):
+def test_a_model_with_nan_has_perplexity_inf_and_the_event_is_json(weight):
     model = llama()
     model.lm_head.weight.data.fill_(weight)
     model.lm_head.weight.data[::2] *= -1
@@ -90,7 +90,7 @@ def test_too_few_tokens(model, shape):
         next(perplexity(model, EvaluationSet(torch.zeros(shape, dtype=torch.int64), "nothing"), "dense"))
 
 
-def test_nothing_of_the_model_changes_and_no_grad_mode_leaks(tok):
+def test_evaluation_changes_neither_the_model_nor_the_grad_mode(tok):
     model = llama(attention_dropout=0.5).train()
     model.model.layers[0].mlp.eval()  # flags that differ are kept as they are, module by module
     flags = [module.training for module in model.modules()]
@@ -109,8 +109,8 @@ def test_nothing_of_the_model_changes_and_no_grad_mode_leaks(tok):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_text_is_what_transformers_writes(family, tok, monkeypatch):
-    """The cache is used right in every family: the same tokens as the library's own greedy loop."""
+def test_greedy_text_is_that_of_transformers(family, tok, monkeypatch):
+    """With the cache, every family generates the tokens of the library's own greedy loop."""
     model = build(family)
     prompt = torch.randint(3, 96, (1, 6), generator=torch.Generator().manual_seed(1))
     model.generation_config.eos_token_id = None
@@ -122,7 +122,7 @@ def test_greedy_text_is_what_transformers_writes(family, tok, monkeypatch):
     assert [ord(character) for character in last.text] == expected[6:]
 
 
-def test_text_streams_grows_and_ends(tok, monkeypatch):
+def test_text_arrives_in_parts_that_grow(tok, monkeypatch):
     force(monkeypatch, tok, "the cat", " sat on the big red mat and saw the dog run to town")
     events = list(generate(llama(), tok, "the cat", "rebuilt"))
     assert all(isinstance(event, TextGenerated) for event in events)
@@ -133,13 +133,13 @@ def test_text_streams_grows_and_ends(tok, monkeypatch):
         assert len(after.text) > len(before.text)
 
 
-def test_the_space_after_the_prompt_belongs_to_the_text(tok, monkeypatch):
+def test_the_text_begins_with_the_space_after_the_prompt(tok, monkeypatch):
     force(monkeypatch, tok, "the cat sat", " on a mat and saw")
     *_, last = generate(llama(), tok, "the cat sat", "dense")
     assert last.text == " on a mat and saw"
 
 
-def test_a_character_of_several_tokens_is_never_shown_in_part(tok, monkeypatch):
+def test_a_character_of_several_tokens_is_shown_when_complete(tok, monkeypatch):
     force(monkeypatch, tok, "the cat", " é日é日é日é日")
     events = list(generate(llama(), tok, "the cat", "dense"))
     assert len(events) > 3
@@ -148,12 +148,12 @@ def test_a_character_of_several_tokens_is_never_shown_in_part(tok, monkeypatch):
 
 
 def force(monkeypatch, tok, prompt: str, continuation: str) -> None:
-    """Make every model write `continuation` and then the end-of-text token."""
+    """Make every model generate `continuation` and then the end-of-text token."""
     planned = [*tok(prompt + continuation).input_ids, tok.eos_token_id]
     monkeypatch.setattr(generation, "_next_token", lambda model, ids, *rest: (planned[len(ids)], None))
 
 
-def test_the_consumer_stops_the_work(model, tok, monkeypatch):
+def test_closing_the_stream_stops_the_generation(model, tok, monkeypatch):
     steps = []
     real = generation._next_token
     monkeypatch.setattr(generation, "_next_token", lambda *rest: steps.append(1) or real(*rest))
@@ -192,7 +192,7 @@ def test_sampling_depends_on_its_seed_alone(model, tok):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_broken_model_writes_noise(tok, temperature):
+def test_a_model_with_nan_generates_text(tok, temperature):
     model = llama()
     model.lm_head.weight.data.fill_(math.nan)
     *_, last = generate(model, tok, "the cat", "initial", max_new_tokens=8, temperature=temperature)
@@ -206,7 +206,7 @@ def test_an_empty_prompt_starts_from_the_first_token(model, tok):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "options", "said"),
+    ("prompt", "options", "message"),
     [
         (" the" * 80, {}, "has 81 tokens, but the model has room for 63"),
         ("the", {"temperature": -1.0}, "Temperature -1"),
@@ -214,8 +214,8 @@ def test_an_empty_prompt_starts_from_the_first_token(model, tok):
         ("the", {"max_new_tokens": 0}, "new tokens 0"),
     ],
 )
-def test_bad_requests(model, tok, prompt, options, said):
-    with pytest.raises(UserError, match=said):
+def test_bad_requests(model, tok, prompt, options, message):
+    with pytest.raises(UserError, match=message):
         next(generate(model, tok, prompt, "dense", **options))
 
 
@@ -225,7 +225,7 @@ def test_text_needs_a_tokenizer(model):
 
 
 def test_the_real_model_on_real_stories():
-    """Perplexity and text of a pretrained model: a wrong window, shift or mean would show."""
+    """Perplexity and text of a pretrained model, which a wrong window, shift or mean would change."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, text = SHARED / "models" / "stories260K", SHARED / "text" / "tinystories.jsonl"
@@ -242,7 +242,7 @@ def test_the_real_model_on_real_stories():
     assert Progress("perplexity dense", 64, 64, data.dataset) in list(perplexity(model, data, "dense"))
 
 
-def test_the_interval_is_that_of_the_windows_mean_loss():
+def test_the_interval_is_that_of_the_mean_loss_of_windows():
     losses = [2.0, 2.5, 3.5, 4.0]
     error = (((1 + 0.25 + 0.25 + 1) / 3) ** 0.5) / 2
     low, high = perplexity_module.interval(losses)
@@ -254,7 +254,7 @@ def test_the_interval_is_that_of_the_windows_mean_loss():
     assert measured.low < measured.perplexity < measured.high
 
 
-def test_the_event_says_what_windows_begin_with(tok, tmp_path):
+def test_the_event_has_the_first_token_of_windows(tok, tmp_path):
     (tmp_path / "text.txt").write_text("the cat sat on a mat " * 40)
     for start, begins in (("auto", "bos"), ("none", "none")):
         data = load_evaluation(str(tmp_path / "text.txt"), tok, 20, window_start=start)
@@ -268,7 +268,7 @@ def test_events_of_earlier_versions_still_open():
     assert (event.window_start, event.low, event.high) == ("", None, None)
 
 
-def test_infinity_comes_with_its_cause():
+def test_an_infinite_perplexity_comes_with_its_cause():
     model = llama().half()
     for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj):
         linear.weight.data.mul_(1e4)  # each is a number of float16, their product is none

@@ -1,4 +1,4 @@
-"""Zero-shot tasks through the real lm-eval harness, on task files made here."""
+"""Zero-shot tasks through the real lm-eval, on task files of the tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from barber.evaluation.zero_shot import PUBLISHED_TASKS, check_tasks, zero_shot
 from barber.events import Progress, ZeroShotMeasured, ZeroShotSkipped
 from tests.support.tiny import llama, story, tokenizer
 
-# Code of others that warns: the harness and its metrics, not ours.
+# Warnings of lm-eval and its metrics.
 
 TASK = """
 task: {name}
@@ -55,7 +55,7 @@ def task(tmp_path_factory, items):
 
 @pytest.fixture(scope="module")
 def lost(tmp_path_factory):
-    """A task file whose data is on the hub, which is out of reach."""
+    """A task file whose data is on the hub, which is not reachable."""
     path = tmp_path_factory.mktemp("task") / "lost.yaml"
     path.write_text(TASK.format(name="lost", data="x.jsonl").replace("path: json", "path: nobody/nothing"))
     return str(path)
@@ -90,7 +90,7 @@ def test_the_harness_scores_the_model_in_memory(task, items, capsys):
     assert measured.stderr == {"acc": pytest.approx((share * (1 - share) / (n - 1)) ** 0.5)}
     assert (measured.stage, measured.task, measured.samples) == ("rebuilt", "endings", n)
     assert json.loads(json.dumps(measured.to_dict()))["task"] == "endings"
-    assert capsys.readouterr() == ("", "")  # neither its prints nor its progress bars
+    assert capsys.readouterr() == ("", "")  # no output and no progress bars of lm-eval
     # Nothing of the model or the tokenizer is changed: HFLM would add a padding token.
     assert (model.config.to_dict(), tok.special_tokens_map) == (config, special)
     assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
@@ -132,7 +132,7 @@ def test_a_group_gives_its_tasks_and_itself(tmp_path, task, monkeypatch):
     assert len({event.metrics["acc"] for event in measured}) == 1
 
 
-def test_a_task_without_data_is_named_and_the_others_still_run(lost, task):
+def test_a_task_without_data_is_skipped_and_the_others_run(lost, task):
     events = list(zero_shot(llama(), tokenizer(), "dense", [lost, task], limit=4))
     assert [type(event) for event in events] == [Progress, ZeroShotSkipped, Progress, ZeroShotMeasured, Progress]
     skipped = events[1]
@@ -143,7 +143,7 @@ def test_a_task_without_data_is_named_and_the_others_still_run(lost, task):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("task: [endings\n  b: c", "it is not YAML in line 2"),
         ("task: endings\0", "it is not YAML"),
@@ -153,10 +153,10 @@ def test_a_task_without_data_is_named_and_the_others_still_run(lost, task):
         ("task: endings\noutput_type: nothing\n", "invalid output_type"),
     ],
 )
-def test_a_broken_task_file_is_refused_before_any_work(tmp_path, text, said):
+def test_a_broken_task_file_is_refused_before_any_work(tmp_path, text, message):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         check_tasks([str(path)])
     assert "\n" not in str(caught.value)
 
@@ -189,7 +189,7 @@ def test_results_become_events():
     assert strict.stderr == {"exact_match,strict": None, "exact_match,loose": 0.02}
 
 
-def test_every_published_task_is_lm_evals_and_unknown_names_are_refused(task):
+def test_lm_eval_has_every_published_task_and_unknown_names_are_refused(task):
     """The one test that builds lm-eval's index of all tasks, which takes seconds."""
     index = zeroshot._task_manager(with_all=True).task_index
     assert set(PUBLISHED_TASKS) <= set(index)
@@ -213,12 +213,12 @@ def test_bad_requests(task):
 
 
 @pytest.mark.process
-def test_the_module_alone_does_not_load_the_harness():
+def test_importing_the_module_does_not_import_lm_eval():
     code = "import sys, barber.evaluation.zero_shot; sys.exit('lm_eval' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_model_too_short_for_the_answers_is_said():
+def test_answers_beyond_the_positions_of_the_model_are_reported():
     (event,) = [e for e in zero_shot(llama(max_position_embeddings=8), tokenizer(), "dense", ["story_ending"], limit=2)
                 if not isinstance(e, Progress)]  # fmt: skip
     assert isinstance(event, ZeroShotSkipped)

@@ -1,4 +1,4 @@
-"""The command line as a process: its standard streams, its environment, interrupts; and bad lines by the dozen."""
+"""The command line as a process: its standard streams, environment and interrupts, and many wrong command lines."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def sentence(err: str) -> str:
-    """The only thing that was said besides the progress."""
+    """The one message on stderr besides the progress."""
     assert "Traceback" not in err, err
     assert "Exception ignored" not in err, err
-    (said,) = err.removesuffix("\n").split("\n")
-    return said.rsplit("\r", 1)[-1]
+    (message,) = err.removesuffix("\n").split("\n")
+    return message.rsplit("\r", 1)[-1]
 
 
-def test_a_full_stdout_is_one_sentence_and_loses_no_results(tmp_path):
+def test_a_full_stdout_is_a_user_error_and_loses_no_results(tmp_path):
     with open("/dev/full", "w") as full:
         code, _, err = finish(start([*SMALL, "--save_ppl", str(tmp_path / "p")], stdout=full))
     assert code == 2
@@ -73,7 +73,7 @@ def test_closed_streams_do_not_end_a_run(tmp_path, streams):
 
 @pytest.mark.parametrize(("arguments", "codes"), [(SMALL, {141}), (["--help"], {0, 141})])
 def test_a_broken_pipe_is_silent(arguments, codes):
-    """argparse itself passes over the help that nobody reads, where that is longer than a buffer."""
+    """argparse itself ignores the error where the help is longer than a buffer."""
     process = start(arguments)
     process.stdout.close()
     process.stdout = None
@@ -83,14 +83,14 @@ def test_a_broken_pipe_is_silent(arguments, codes):
     assert "Traceback" not in err
 
 
-def test_a_narrow_encoding_shows_what_it_can():
+def test_a_narrow_encoding_replaces_other_characters():
     code, out, err = finish(start([*SMALL, "--prompt", "Ein Igel läuft"], env={"PYTHONIOENCODING": "ascii"}))
     assert code == 0, err
     assert r"Ein Igel l\xe4uft" in out
 
 
 @pytest.mark.parametrize("argument", [b"\xff\xfe", "Igel läuft".encode()])
-def test_an_argument_that_is_no_text_in_this_locale_is_named(argument):
+def test_an_argument_that_is_not_valid_text_is_refused(argument):
     environment = NARROW if argument.isascii() or argument[0] != 0xFF else {}
     code, _, err = finish(start([*SMALL, "--prompt", argument], env=environment))
     assert code == 2
@@ -111,14 +111,14 @@ def test_an_argument_that_is_no_text_in_this_locale_is_named(argument):
         ({"MASTER_PORT": "99999"}, "MASTER_PORT"),
     ],
 )
-def test_an_environment_that_torchrun_would_not_make_is_refused(monkeypatch, change, name):
+def test_an_environment_that_is_not_torchruns_is_refused(monkeypatch, change, name):
     for variable, value in (TORCHRUN | change).items():
         monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable, raising=False)
     with pytest.raises(UserError, match=rf"^(WORLD_SIZE is set, but )?{name} is .* torchrun"):
         join()
 
 
-def test_a_process_whose_others_never_begin_says_so():
+def test_a_process_whose_peers_never_start_is_a_user_error():
     patient = "import barber.pruning.distributed as d, datetime, sys; d.MEETING = datetime.timedelta(seconds=2); "
     code, _, err = finish(start(SMALL, ("-c", patient + "from barber.cli import main; sys.exit(main())"), env=TORCHRUN))
     assert code == 2
@@ -127,7 +127,7 @@ def test_a_process_whose_others_never_begin_says_so():
 
 
 def alive(process: subprocess.Popen) -> None:
-    """Wait until the interpreter has taken over SIGINT and begun with the program."""
+    """Wait until the interpreter handles SIGINT and has started the program."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -141,7 +141,7 @@ def alive(process: subprocess.Popen) -> None:
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("after", [0.0, 1.0, 2.5])
-def test_an_interrupt_in_the_first_moments(after, times):
+def test_an_interrupt_during_the_start(after, times):
     process = start(LONG)
     alive(process)
     time.sleep(after)
@@ -155,7 +155,7 @@ def test_an_interrupt_in_the_first_moments(after, times):
 
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
-def test_an_end_in_the_middle_leaves_nothing_temporary(tmp_path, number, times):
+def test_an_interrupted_run_leaves_no_temporary_files(tmp_path, number, times):
     process = start([*LONG, "--stream"], env={"TMPDIR": str(tmp_path)})
     os.set_blocking(process.stderr.fileno(), True)
     seen = b""
@@ -172,7 +172,7 @@ def test_an_end_in_the_middle_leaves_nothing_temporary(tmp_path, number, times):
     assert not any(path.name.startswith("barber-") for path in tmp_path.iterdir())
 
 
-def test_bad_command_lines_end_with_a_sentence():
+def test_wrong_command_lines_are_user_errors():
     """benchmarks/command_lines.py without --every runs all of them."""
     command = [sys.executable, "benchmarks/command_lines.py", "--every", "23"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290, check=False)
@@ -197,7 +197,7 @@ def test_bad_command_lines_end_with_a_sentence():
         (["--sparsity_type", "sNaN:4"], "cannot be read"),
     ],
 )
-def test_a_bad_place_or_number_is_one_sentence(tmp_path, capsys, flags, words):
+def test_a_wrong_path_or_number_is_one_sentence(tmp_path, capsys, flags, words):
     (tmp_path / "loop").symlink_to(tmp_path / "pool")
     (tmp_path / "pool").symlink_to(tmp_path / "loop")
     assert main([*SMALL, *(flag.format(here=tmp_path) for flag in flags)]) == 2

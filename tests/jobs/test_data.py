@@ -1,4 +1,4 @@
-"""The data of whole jobs: what is measured where nothing was said, what is left out, what the report tells of it."""
+"""The data of whole jobs: the default evaluation sets, skipped ones, and what the report shows of them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MODEL = {"model": "m"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A model with a tokenizer and one without, ids for calibration, and a text."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("workspace")
     for name in ("model", "bare"):
         llama().save_pretrained(folder / name)
     tokenizer().save_pretrained(folder / "model")
@@ -37,14 +37,14 @@ def world(tmp_path_factory):
     return folder
 
 
-def flags(world, *more: str, model: str = "model") -> list[str]:
+def flags(workspace, *more: str, model: str = "model") -> list[str]:
     return [
-        "--model", str(world / model), "--prune_method", "wanda", "--sparsity_ratio", "0.5", "--device", "cpu",
-        "--calibration", str(world / "ids.npy"), "--nsamples", "4", "--seqlen", "16", *more,
+        "--model", str(workspace / model), "--prune_method", "wanda", "--sparsity_ratio", "0.5", "--device", "cpu",
+        "--calibration", str(workspace / "ids.npy"), "--nsamples", "4", "--seqlen", "16", *more,
     ]  # fmt: skip
 
 
-def test_what_is_measured_where_nothing_was_said():
+def test_the_default_evaluation_sets():
     assert job_from(MODEL).evaluation == ("wikitext2",)
     assert job_from(MODEL | {"save_ppl": "p"}).evaluation == ("wikitext2", "ptb", "c4")
     assert job_from({"save_ppl": "p"}).evaluation == ("storyteller",)
@@ -53,7 +53,7 @@ def test_what_is_measured_where_nothing_was_said():
     assert [job_from(MODEL | given).evaluation_required for given in ({}, {"eval_data": "c4"})] == [False, True]
 
 
-def test_a_comma_in_the_path_of_a_file_parts_nothing(tmp_path):
+def test_a_comma_in_the_path_of_a_file_does_not_separate(tmp_path):
     one, other = tmp_path / "a, b,c.txt", tmp_path / "d.txt"
     for path in (one, other):
         path.write_text("the cat")
@@ -63,18 +63,20 @@ def test_a_comma_in_the_path_of_a_file_parts_nothing(tmp_path):
     assert job_from(MODEL | {"eval_data": "a,~nosuchuser,b"}).evaluation == ("a", "~nosuchuser", "b")
 
 
-def test_without_tokenizer_or_hub_a_model_is_pruned_and_saved(world, tmp_path, capsys):
-    assert main(flags(world, "--save_model", str(tmp_path / "m"), model="bare")) == 0
+def test_without_tokenizer_or_hub_a_model_is_pruned_and_saved(workspace, tmp_path, capsys):
+    assert main(flags(workspace, "--save_model", str(tmp_path / "m"), model="bare")) == 0
     captured = capsys.readouterr()
     assert (tmp_path / "m" / "model.safetensors").exists()
     assert "Perplexity is not measured on wikitext2: The model has no tokenizer" in captured.out
-    assert main(flags(world, "--save_model", str(tmp_path / "n"), "--eval_data", "none", model="bare")) == 0
+    assert main(flags(workspace, "--save_model", str(tmp_path / "n"), "--eval_data", "none", model="bare")) == 0
     assert (tmp_path / "n" / "model.safetensors").exists()
     assert "not measured" not in capsys.readouterr().out
 
 
-def test_save_ppl_names_the_published_data_that_cannot_be_had(world, tmp_path, capsys):
-    assert main(flags(world, "--save_ppl", str(tmp_path / "p"), "--datasets_cache_dir", str(tmp_path / "cache"))) == 0
+def test_save_ppl_names_the_published_data_sets_that_are_not_available(workspace, tmp_path, capsys):
+    assert (
+        main(flags(workspace, "--save_ppl", str(tmp_path / "p"), "--datasets_cache_dir", str(tmp_path / "cache"))) == 0
+    )
     table = (tmp_path / "p" / "log_wanda_0.01.txt").read_text()
     for name in ("wikitext2", "ptb", "c4"):
         assert f"Perplexity is not measured on {name}: Data set {name}" in table
@@ -82,23 +84,23 @@ def test_save_ppl_names_the_published_data_that_cannot_be_had(world, tmp_path, c
     capsys.readouterr()
 
 
-def test_data_that_was_asked_for_or_is_all_there_is_to_do_must_be_there(world, tmp_path, capsys):
+def test_requested_or_sole_evaluation_data_must_be_available(workspace, tmp_path, capsys):
     cache = ["--datasets_cache_dir", str(tmp_path / "cache")]
-    assert main(flags(world, "--eval_data", "ptb", *cache)) == 2
+    assert main(flags(workspace, "--eval_data", "ptb", *cache)) == 2
     assert "Data set ptb" in capsys.readouterr().err
-    dense = ["--model", str(world / "model"), "--device", "cpu", "--seqlen", "16", *cache]
+    dense = ["--model", str(workspace / "model"), "--device", "cpu", "--seqlen", "16", *cache]
     assert main(dense) == 2
     assert "Data set wikitext2" in capsys.readouterr().err
     assert main([*dense, "--save_ppl", str(tmp_path / "p")]) == 2
     assert "None of wikitext2, ptb, c4 can be had" in capsys.readouterr().err
-    assert main([*dense, "--window_start", "bos", "--eval_data", "none", "--model", str(world / "bare")]) == 2
+    assert main([*dense, "--window_start", "bos", "--eval_data", "none", "--model", str(workspace / "bare")]) == 2
     assert "needs a tokenizer" in capsys.readouterr().err
 
 
-def test_the_report_says_what_windows_begin_with_and_how_sure_it_is(world, capsys):
-    text = ["--eval_data", str(world / "text.txt")]
+def test_the_report_shows_the_first_token_of_windows_and_intervals(workspace, capsys):
+    text = ["--eval_data", str(workspace / "text.txt")]
     for more, begins in (([], "bos"), (["--window_start", "none"], "none")):
-        assert main(flags(world, *text, *more)) == 0
+        assert main(flags(workspace, *text, *more)) == 0
         lines = capsys.readouterr().out.splitlines()
         row = next(line for line in lines if line.startswith("text.txt"))
         assert f" {begins} " in row
@@ -113,22 +115,22 @@ def test_a_standard_error_of_zero_is_a_number():
     assert report.zero_shot().splitlines()[2].split()[-2] == "-"
 
 
-def test_a_dense_model_that_overflows_says_so_in_its_report(world, tmp_path, capsys):
+def test_the_report_names_the_overflow_of_a_dense_model(workspace, tmp_path, capsys):
     model = llama()
     for linear in (model.model.layers[0].mlp.gate_proj, model.model.layers[0].mlp.up_proj):
         linear.weight.data.mul_(1e4)  # each is a number of float16, their product is none
     model.half().save_pretrained(tmp_path / "hot")
     tokenizer().save_pretrained(tmp_path / "hot")
-    data = ["--eval_data", str(world / "text.txt"), "--seqlen", "16", "--device", "cpu", "--dtype", "float16"]
+    data = ["--eval_data", str(workspace / "text.txt"), "--seqlen", "16", "--device", "cpu", "--dtype", "float16"]
     assert main(["--model", str(tmp_path / "hot"), *data]) == 0
     assert "not finite in" in capsys.readouterr().out
 
 
-def test_a_job_of_any_size_can_be_stopped_while_its_data_is_drawn(world):
+def test_a_job_of_any_size_can_be_stopped_while_its_data_is_drawn(workspace):
     prune = PruneConfig(Sparsity.parse("50%"), "wanda")
     spec = JobSpec(
-        model=str(world / "model"), prune=prune, calibration="storyteller", evaluation=(), nsamples=2**16, seqlen=16,
-        device="cpu",
+        model=str(workspace / "model"), prune=prune, calibration="storyteller", evaluation=(), nsamples=2**16,
+        seqlen=16, device="cpu",
     )  # fmt: skip
     events = run_job(spec)
     for event in events:
@@ -137,29 +139,29 @@ def test_a_job_of_any_size_can_be_stopped_while_its_data_is_drawn(world):
     events.close()
 
 
-def test_a_broken_task_file_ends_the_job_before_the_model_is_loaded(world, tmp_path):
+def test_a_broken_task_file_ends_the_job_before_the_model_is_loaded(workspace, tmp_path):
     (tmp_path / "broken.yaml").write_text("task: [a\n b: c")
-    spec = JobSpec(model=str(world / "nowhere"), zeroshot_tasks=(str(tmp_path / "broken.yaml"),), evaluation=())
+    spec = JobSpec(model=str(workspace / "nowhere"), zeroshot_tasks=(str(tmp_path / "broken.yaml"),), evaluation=())
     with pytest.raises(UserError, match="it is not YAML in line 2"):
         list(run_job(spec))
 
 
-def test_rows_without_text_are_told_once(world, tmp_path):
+def test_rows_without_text_are_reported_once(workspace, tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_text("\n".join(json.dumps({"body": story(seed) if seed % 3 else None}) for seed in range(60)))
     spec = JobSpec(
-        model=str(world / "model"), prune=PruneConfig(Sparsity.parse("50%"), "wanda"), calibration=str(path),
+        model=str(workspace / "model"), prune=PruneConfig(Sparsity.parse("50%"), "wanda"), calibration=str(path),
         evaluation=(str(path),), nsamples=2, seqlen=16, device="cpu", text_field="body",
     )  # fmt: skip
     events = list(run_job(spec))
-    told = [event.message for event in events if isinstance(event, Notice) and "skipped" in event.message]
-    assert told == ["20 of 60 rows of text.jsonl hold no text and were skipped."]
+    messages = [event.message for event in events if isinstance(event, Notice) and "skipped" in event.message]
+    assert messages == ["20 of 60 rows of text.jsonl hold no text and were skipped."]
     measured = [event for event in events if isinstance(event, PerplexityMeasured)]
     assert [event.window_start for event in measured] == ["bos"] * 3
     assert all(math.isfinite(event.low) and event.low < event.perplexity < event.high for event in measured)
 
 
-def test_a_run_begun_by_an_earlier_version_goes_on_with_its_own_windows(tmp_path, monkeypatch, capsys):
+def test_a_run_of_an_earlier_version_resumes_with_its_own_windows(tmp_path, monkeypatch, capsys):
     run = tmp_path / "begun"
     shutil.copytree(GOLDEN / "runs-0.1.0" / "begun", run)
     assert read_job(run).window_start == "none"

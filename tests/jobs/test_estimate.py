@@ -1,4 +1,4 @@
-"""What a run is said to take: more where more is asked, and of the right size for a known model."""
+"""Estimates of a run: more for more work, and of the right size for a known model."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_more_work_is_more_passes(case):
     assert all(a < b for a, b in pairwise(counts)), counts
 
 
-def test_no_refinement_and_no_statistic_is_no_pass():
+def test_no_refinement_and_no_statistic_need_no_pass():
     assert passes(config(method="magnitude", barber=False), 128) == 0
 
 
 @pytest.mark.parametrize("change", ["samples", "seqlen", "batch", "whole"])
-def test_needs_rise_with_what_is_asked(change):
+def test_needs_grow_with_each_setting(change):
     base = {"samples": 64, "seqlen": 1024, "batch": 2, "whole": False}
     small, large = (
         estimate(SEVEN, config(), rate=RATE, **values)
@@ -82,12 +82,12 @@ def test_ranks_share_the_work():
     assert four.least == one.least
 
 
-def test_hessians_take_room():
+def test_hessians_take_memory():
     plain, hessian = (estimate(SEVEN, config(method=m), 128, 2048, 2, RATE, False) for m in ("wanda", "sparsegpt"))
     assert hessian.work - plain.work == 3 * 4 * 11008**2
     narrow = estimate(replace(SEVEN, width=4096), config(method="sparsegpt"), 128, 2048, 2, RATE, False)
     assert narrow.work < hessian.work
 
 
-def test_the_rate_of_this_machine_is_one_of_a_machine():
+def test_the_measured_rate_is_plausible():
     assert 1e8 < matmul_rate(torch.device("cpu"), torch.float32) < 1e14

@@ -1,4 +1,4 @@
-"""What a job writes for the user: refused before the work where it cannot be, not lost, nothing foreign overwritten."""
+"""The outputs of a job: impossible ones are refused before the work, and no other file is overwritten."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from barber.cli import main
 from barber.errors import UserError
 from barber.models.loading import load
 from barber.models.saving import MARK, folder_digests, save_model
-from tests.support.jobs import flags, save_world
+from tests.support.jobs import flags, save_inputs
 from tests.support.tiny import llama
 
 PRUNE = ["--prune_method", "magnitude", "--sparsity_ratio", "0.5"]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return save_world(tmp_path_factory.mktemp("world"), llama(num_hidden_layers=2))
+def workspace(tmp_path_factory):
+    return save_inputs(tmp_path_factory.mktemp("workspace"), llama(num_hidden_layers=2))
 
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with what may be in the way of an output."""
+    """A folder with files and folders that an output may conflict with."""
     (tmp_path / "file").write_text("mine")
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
@@ -49,30 +49,30 @@ def place(tmp_path):
         ("save_model", "n" * 252, "cannot be written"),
     ],
 )
-def test_an_output_is_refused_before_the_work(flag, name, words, world, place, capsys):
+def test_an_output_is_refused_before_the_work(flag, name, words, workspace, place, capsys):
     os.mkfifo(place / "fifo.npy")
     before = folder_digests(place)
-    assert main([*flags(world), *PRUNE, f"--{flag}", str(place / name)]) == 2
+    assert main([*flags(workspace), *PRUNE, f"--{flag}", str(place / name)]) == 2
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.out == ""
     assert folder_digests(place) == before
 
 
-def test_results_that_cannot_be_written_are_told(world, tmp_path, capsys):
+def test_results_that_cannot_be_written_are_a_user_error(workspace, tmp_path, capsys):
     (tmp_path / "ppl" / "perplexity.json" / "in the way").mkdir(parents=True)
-    assert main([*flags(world), *PRUNE, "--save_ppl", str(tmp_path / "ppl")]) == 2
+    assert main([*flags(workspace), *PRUNE, "--save_ppl", str(tmp_path / "ppl")]) == 2
     captured = capsys.readouterr()
     assert "The results cannot be written" in captured.err
     assert "evaluation.npy" in captured.out
 
 
-def test_a_model_that_cannot_be_saved_loses_no_results(world, tmp_path, capsys):
-    """No file may be as large as the weights: the disk is full, as far as the job can tell."""
+def test_a_model_that_cannot_be_saved_loses_no_results(workspace, tmp_path, capsys):
+    """A limit of the file size below that of the weights has the effect of a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16 + 1, limits[1]))
     try:
-        assert main([*flags(world), *PRUNE, "--save_model", str(tmp_path / "saved")]) == 2
+        assert main([*flags(workspace), *PRUNE, "--save_model", str(tmp_path / "saved")]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     captured = capsys.readouterr()
@@ -82,29 +82,29 @@ def test_a_model_that_cannot_be_saved_loses_no_results(world, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("way", [[], ["--stream"]])
-def test_a_folder_that_is_there_is_filled(way, world, tmp_path):
-    """A mount cannot be replaced; what a killed process drafted in it is removed."""
+def test_an_empty_folder_is_filled(way, workspace, tmp_path):
+    """A mount point cannot be replaced; the draft of a killed process in it is removed."""
     saved = tmp_path / "saved"
     (saved / ".saved.part" / "model").mkdir(parents=True)
     (saved / ".saved.part" / MARK).touch()
     (saved / ".saved.part" / "model" / "torn").write_text("torn")
     number = saved.stat().st_ino
-    assert main([*flags(world), *PRUNE, *way, "--save_model", str(saved)]) == 0
+    assert main([*flags(workspace), *PRUNE, *way, "--save_model", str(saved)]) == 0
     assert saved.stat().st_ino == number
     assert not list(saved.glob(".*"))
     assert AutoModelForCausalLM.from_pretrained(saved)
 
 
-def test_a_foreign_draft_is_neither_used_nor_removed(world, place):
+def test_a_draft_of_another_program_is_neither_used_nor_removed(workspace, place):
     with pytest.raises(UserError, match="in the way"):
-        save_model(load(str(world / "model"), device="cpu"), place / "new")
+        save_model(load(str(workspace / "model"), device="cpu"), place / "new")
     assert (place / ".new.part" / "mine").read_text() == "mine"
     assert not (place / "new").exists()
 
 
-def test_calibration_tokens_overwrite_nothing(world, tmp_path, capsys):
+def test_calibration_tokens_overwrite_nothing(workspace, tmp_path, capsys):
     file = tmp_path / "tokens.npy"
-    job = [*flags(world), *PRUNE, "--prune_barber", "--save_data", str(file)]
+    job = [*flags(workspace), *PRUNE, "--prune_barber", "--save_data", str(file)]
     file.write_bytes(b"mine")
     assert main(job) == 2
     assert "overwrites nothing" in capsys.readouterr().err
@@ -112,5 +112,5 @@ def test_calibration_tokens_overwrite_nothing(world, tmp_path, capsys):
     file.unlink()
     assert main(job) == 0
     assert np.load(file).shape == (8, 24)
-    assert main(job) == 0, "the same tokens are no loss"
+    assert main(job) == 0, "the same tokens may be written again"
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.npy"]

@@ -1,4 +1,4 @@
-"""What the report of a finished run says of a model's zeros."""
+"""The zeros of a model in the report of a finished run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 from barber.cli import main
 from tests.support.families import build
-from tests.support.jobs import flags, save_world
+from tests.support.jobs import flags, save_inputs
 
 
-def test_pruned_weights_and_zeros_are_counted_apart(tmp_path):
-    """Some of the kept weights of this model were zero before, and no mask has to do with them."""
+def test_pruned_weights_and_zeros_are_counted_separately(tmp_path):
+    """Some of the kept weights of this model are zero in the dense model."""
     model = build("llama")
     for layer in model.model.layers:
         for linear in (module for module in layer.modules() if isinstance(module, torch.nn.Linear)):
             linear.weight.data[: len(linear.weight) // 4] = 0
-    world = save_world(tmp_path, model)
+    workspace = save_inputs(tmp_path, model)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert main(flags(world, "--prune_method", "wanda", "--sparsity_ratio", "0.5")) == 0
+        assert main(flags(workspace, "--prune_method", "wanda", "--sparsity_ratio", "0.5")) == 0
     weights = sum(m.weight.numel() for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear))
     text = out.getvalue()
     assert f"{weights // 2} of {weights} prunable weights are pruned (50.0000%)" in text

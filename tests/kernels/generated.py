@@ -14,7 +14,7 @@ sparsities = st.one_of(ratios, st.sampled_from(PATTERNS).map(Sparsity.parse))
 
 @st.composite
 def matrices(draw, count: int = 1, m: int = 1):
-    """Random (out, in) matrices, one draw in three with many equal values, so that ties matter."""
+    """Random (out, in) matrices, one draw in three with many equal values, for ties."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     coarse = draw(st.integers(0, 2)) == 0
     shapes = [(draw(st.integers(1, 9)), m * draw(st.integers(1, 6))) for _ in range(count)]
@@ -23,8 +23,8 @@ def matrices(draw, count: int = 1, m: int = 1):
 
 
 @st.composite
-def spoilt(draw, matrix: torch.Tensor) -> torch.Tensor:
-    """A copy of the matrix with some entries that are no number or not finite, or all of them."""
+def with_nonfinite(draw, matrix: torch.Tensor) -> torch.Tensor:
+    """A copy of the matrix with some or all entries NaN or infinite."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     share = draw(st.sampled_from([0.1, 0.5, 1.0]))
     hit = torch.rand(matrix.shape, generator=generator) < share

@@ -1,4 +1,4 @@
-"""ALPS and the refit: exact counts, errors that only fall, and the least error that a mask allows."""
+"""ALPS and the refit: exact counts, errors that never rise, and the smallest error that a mask allows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def layer(seed: int, rows: int, width: int, tokens: int, dead: bool = False):
 
 
 def damped_errors(weight: torch.Tensor, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Of each row, in double precision, with the damping that ALPS works with; dead inputs count for nothing."""
+    """The error of each row, in double precision, with the damping of ALPS and without dead inputs."""
     gram = x.double().T @ x.double()
     gram += DAMPING * gram.diagonal().mean() * torch.eye(len(gram))
     missing = (weight - values).double() * (x != 0).any(0)
@@ -46,8 +46,8 @@ def layers(draw, m: int = 0):
 
 @given(st.data(), sparsities)
 @settings(max_examples=150)
-def test_alps_is_exact_and_never_worse_than_where_it_began(data, sparsity):
-    """Whatever the inputs, few tokens and dead ones included; where it began: the smallest scaled weights pruned."""
+def test_alps_is_exact_and_never_worse_than_its_start(data, sparsity):
+    """For any inputs, also few tokens and dead inputs; its start is the mask of the smallest scaled weights."""
     weight, x = data.draw(layers(sparsity.m))
     zeros = None if sparsity.m else data.draw(st.one_of(st.none(), st.integers(0, weight.numel())))
     updated, mask = alps(weight, Curvature.of(x.T @ x), sparsity, zeros)
@@ -74,7 +74,7 @@ def test_alps_is_exact_and_never_worse_than_where_it_began(data, sparsity):
 @pytest.mark.parametrize("pattern", ["50%", "60%", "2:4"])
 @pytest.mark.parametrize("seed", range(3))
 def test_alps_is_better_than_sparsegpt_wanda_and_magnitude(pattern, seed):
-    """In the undamped error that all of them mean to lower."""
+    """In the undamped error, which is the objective of all of them."""
     sparsity = Sparsity.parse(pattern)
     weight, x = layer(seed, 48, 192, 1500)
 
@@ -88,14 +88,14 @@ def test_alps_is_better_than_sparsegpt_wanda_and_magnitude(pattern, seed):
     assert error(updated) < 0.9 * error(by_sparsegpt)
     for other in masks.values():
         assert error(updated) < 0.5 * error(weight.masked_fill(other, 0))
-        # The mask matters, too, not the weights alone.
+        # The mask is better, too, not the weights alone.
         assert error(updated) < 0.9 * error(refit_on_support(weight, other, Curvature.of(x.T @ x)))
 
 
 @given(st.data(), st.integers(0, 12))
 @settings(max_examples=150)
 def test_no_step_of_the_refit_raises_the_error_of_a_row(data, steps):
-    """For any mask, rows pruned as a whole or not at all included, from any start."""
+    """For any mask and any start; rows may be pruned as a whole or not at all."""
     weight, x = data.draw(layers())
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     mask = torch.rand(weight.shape, generator=generator) < data.draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
@@ -108,7 +108,7 @@ def test_no_step_of_the_refit_raises_the_error_of_a_row(data, steps):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8])
-def test_the_refit_comes_to_the_least_error_of_its_mask(share):
+def test_the_refit_converges_to_the_smallest_error_of_its_mask(share):
     """Against the normal equations of every row, solved in double precision."""
     weight, x = layer(7, 12, 40, 300)
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < share
@@ -121,7 +121,7 @@ def test_the_refit_comes_to_the_least_error_of_its_mask(share):
     torch.testing.assert_close(refitted.double(), best, rtol=1e-3, atol=1e-3)
 
 
-def test_the_refit_goes_on_from_its_start():
+def test_the_refit_continues_from_its_start():
     weight, x = layer(3, 12, 64, 500)
     curvature = Curvature.of(x.T @ x)
     mask = initial_mask(wanda(weight, x.square().sum(0)), Sparsity(0.5), "row")
@@ -144,7 +144,7 @@ def test_the_unit_of_the_inputs_does_not_matter(data, power):
 
 
 @pytest.mark.parametrize("gram", [torch.zeros(4, 4), torch.ones(4, 4)])
-def test_inputs_without_variety_are_no_failure(gram):
+def test_constant_inputs_do_not_fail(gram):
     weight = torch.tensor([[1.0, -2.0, 3.0, 4.0]])
     updated, mask = alps(weight, Curvature.of(gram), Sparsity(0.5))
     assert int(mask.sum()) == 2

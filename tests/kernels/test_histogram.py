@@ -40,7 +40,7 @@ def test_histograms_count_every_weight_once(data, bins):
 
 @given(st.integers(0, 2**31))
 def test_histograms_are_those_of_numpy(seed):
-    """Apart from the odd value so near an edge that rounding decides."""
+    """Apart from a few values so near an edge that rounding decides."""
     generator = torch.Generator().manual_seed(seed)
     saliency, one, other = torch.randn(3, 30, 40, generator=generator)
     initial, rebuilt = one < 0, other < 0

@@ -1,4 +1,4 @@
-"""Initial masks over generated scores: exact counts and valid patterns, whatever the scores hold."""
+"""Initial masks of generated scores: exact counts and valid patterns for any scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from barber.config import Sparsity
 from barber.errors import UserError
 from barber.kernels.masks import initial_mask, prune_smallest, smallest_by_row
-from tests.kernels.generated import matrices, sparsities, spoilt
+from tests.kernels.generated import matrices, sparsities, with_nonfinite
 
 
 @given(st.data(), sparsities, st.sampled_from(["row", "matrix"]))
@@ -37,10 +37,10 @@ def test_initial_masks_are_exact(data, sparsity, within):
 
 
 @given(st.data(), sparsities, st.sampled_from(["row", "matrix"]))
-def test_initial_masks_are_exact_whatever_the_scores_hold(data, sparsity, within):
-    """A score that is no number counts as the least."""
+def test_initial_masks_are_exact_for_any_scores(data, sparsity, within):
+    """NaN counts as the smallest score."""
     (matrix,) = data.draw(matrices(m=sparsity.m or 1))
-    scores = data.draw(spoilt(matrix))
+    scores = data.draw(with_nonfinite(matrix))
     mask = initial_mask(scores, sparsity, within)
     width = sparsity.m or (scores.shape[1] if within == "row" else scores.numel())
     assert bool((mask.view(-1, width).sum(1) == sparsity.count(width)).all())
@@ -48,10 +48,10 @@ def test_initial_masks_are_exact_whatever_the_scores_hold(data, sparsity, within
 
 
 @given(st.data(), st.integers(60, 200))
-def test_large_groups_and_rows_are_exact_whatever_the_scores_hold(data, columns):
-    """Groups above SMALL_GROUP go another way, and counts given for one weight a third."""
+def test_large_groups_and_rows_are_exact_for_any_scores(data, columns):
+    """Groups above SMALL_GROUP take another code path, and counts given for one weight a third."""
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    scores = data.draw(spoilt(torch.rand(3, columns, generator=generator)))
+    scores = data.draw(with_nonfinite(torch.rand(3, columns, generator=generator)))
     zeros = data.draw(st.integers(0, columns))
     assert prune_smallest(scores, zeros).sum(1).tolist() == [zeros] * 3
     assert int(smallest_by_row(scores, 3 * columns - 1).sum()) == 3 * columns - 1

@@ -1,4 +1,4 @@
-"""One-swap keeps its products from swap to swap: the swaps are those of products made anew."""
+"""One-swap updates its products after each swap: the swaps are those of recomputed products."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from barber.kernels.one_swap import LEAST_GAIN, MOST_SWAPS, SHORTLIST, one_swap
 
 
 def case(seed: int, rows: int, width: int, sparsity: Sparsity):
-    """A weight, a random mask, far from the best, and the gram matrix of correlated inputs."""
+    """A weight, a random mask and the gram matrix of correlated inputs."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, width, generator=generator)
     x = torch.randn(4 * width, width, generator=generator) @ torch.randn(width, width, generator=generator)
@@ -20,7 +20,7 @@ def case(seed: int, rows: int, width: int, sparsity: Sparsity):
 
 
 def plain(mask, weight, gram, m):
-    """Swap by swap in double precision, everything measured anew, all pairs of the shortlists tried."""
+    """Swap by swap in double precision: all pairs of the shortlists, with recomputed products."""
     mask, weight, gram = mask.clone(), weight.double(), gram.double()
     for row in range(len(mask)):
         least = LEAST_GAIN * weight[row].square() @ gram.diagonal()
@@ -48,8 +48,8 @@ def plain(mask, weight, gram, m):
 
 @pytest.mark.parametrize("pattern", ["30%", "50%", "2:4"])
 @pytest.mark.parametrize("seed", range(3))
-def test_swaps_are_those_of_products_made_anew(pattern, seed):
-    """Row by row over hundreds of swaps; a gain just at the limit may fall on either side."""
+def test_swaps_are_those_of_recomputed_products(pattern, seed):
+    """Row by row over hundreds of swaps; a gain at the limit may be rounded to either side."""
     sparsity = Sparsity.parse(pattern)
     weight, mask, gram = case(seed, 12, 96, sparsity)
     refined, expected = one_swap(mask, weight, weight, gram, sparsity.m), plain(mask, weight, gram, sparsity.m)
@@ -58,7 +58,7 @@ def test_swaps_are_those_of_products_made_anew(pattern, seed):
 
 
 def test_the_shortlist_loses_little():
-    """Of the error that exact swaps save with long shortlists, nearly all is saved with short ones."""
+    """Short shortlists reduce the error nearly as much as long ones."""
     weight, mask, gram = case(0, 64, 256, Sparsity(0.5))
 
     def error(kept: torch.Tensor) -> float:
@@ -70,10 +70,10 @@ def test_the_shortlist_loses_little():
 
 
 def test_rounding_stays_small_over_all_swaps():
-    """What the products have drifted after all swaps, against the gains that are still taken for real."""
+    """The rounding error of the products after all swaps, against the smallest gain that counts."""
     weight, mask, gram = case(1, 16, 320, Sparsity(0.5))
     refined = one_swap(mask, weight, weight, gram)
     assert int((mask & ~refined).sum(1).max()) > 64
-    assert int((mask & ~refined).sum(1).max()) < MOST_SWAPS, "rows end because nothing helps any more"
+    assert int((mask & ~refined).sum(1).max()) < MOST_SWAPS, "rows end because no swap lowers the error"
     again = one_swap(refined, weight, weight, gram)
     assert int((again != refined).any(1).sum()) <= 1

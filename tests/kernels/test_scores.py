@@ -1,4 +1,4 @@
-"""Scores of initial masks: which rank alike, and that they are finite whatever the size of what they measure."""
+"""Scores of initial masks: equal rankings, and finite values for weights and inputs of any size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = [0.0, 1e-30, 1e-10, 1.0, 1e10, 1e20, 1e30]
 @given(st.data(), st.sampled_from([wanda, wandd, ria]))
 @settings(max_examples=200)
 def test_scores_are_finite_where_squares_overflow(data, score):
-    """Inputs and weights of all sizes, some zero: a zero weight never scores more than another."""
+    """Inputs and weights of all sizes, some zero; a zero weight never has a larger score than another."""
     (weight,) = data.draw(matrices())
     rows, columns = weight.shape
     weight *= torch.tensor(data.draw(st.lists(st.sampled_from(SIZES), min_size=columns, max_size=columns)))

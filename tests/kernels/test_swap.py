@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from barber.config import Granularity, Sparsity
 from barber.kernels.masks import check_pattern, initial_mask
 from barber.kernels.swap import from_groups, swap_matrices, to_groups
-from tests.kernels.generated import PATTERNS, matrices, spoilt
+from tests.kernels.generated import PATTERNS, matrices, with_nonfinite
 
 
 @given(
@@ -50,7 +50,7 @@ def test_swaps_keep_counts_and_gain_saliency(data, granularity, threshold, patte
 
 @given(st.data(), st.one_of(st.just(None), st.sampled_from(PATTERNS)))
 def test_all_swaps_give_the_best_mask(data, pattern):
-    """With threshold 1 the rebuilt mask keeps the highest saliencies of each group, whatever it started from."""
+    """With threshold 1 the rebuilt mask keeps the largest saliencies of each group, from any initial mask."""
     sparsity = Sparsity.parse(pattern) if pattern else Sparsity(0.5)
     saliency = data.draw(matrices(m=sparsity.m or 1))[0].abs()
     start = initial_mask(torch.rand_like(saliency), sparsity, "matrix")
@@ -64,7 +64,7 @@ def test_all_swaps_give_the_best_mask(data, pattern):
     st.data(), st.sampled_from([Granularity.BLOCK, Granularity.LAYER]), st.integers(1, 9), st.sampled_from([1, 1e-4])
 )
 def test_swaps_are_those_of_sorted_pairs(data, granularity, tenths, spread):
-    """The rule as it reads: pruned by falling, kept by rising saliency, the first of the pairs that gain change places.
+    """The rule as published: pruned by falling, kept by rising saliency, and the first gaining pairs are swapped.
 
     With a small spread no two saliencies differ in bfloat16, in which the search for the pairs begins.
     """
@@ -98,12 +98,12 @@ def test_grouping_is_reversible(data, granularity, m):
     st.one_of(st.just(None), st.sampled_from(PATTERNS)),
 )
 @settings(max_examples=300)
-def test_swaps_keep_counts_whatever_the_saliency_holds(data, granularity, threshold, pattern):
-    """A saliency that is no number counts as zero: it is cut like one and never grown."""
+def test_swaps_keep_counts_for_any_saliency(data, granularity, threshold, pattern):
+    """NaN counts as saliency zero: such a weight may be cut and is never grown."""
     sparsity = Sparsity.parse(pattern) if pattern else Sparsity(0.5)
     weights = data.draw(matrices(count=2, m=sparsity.m or 1))
     masks = [initial_mask(weight.abs(), sparsity, "matrix") for weight in weights]
-    saliencies = [data.draw(spoilt(weight)).abs() for weight in weights]
+    saliencies = [data.draw(with_nonfinite(weight)).abs() for weight in weights]
     (result,) = swap_matrices(masks, saliencies, [threshold], granularity, sparsity.m)
     for old, new, saliency in zip(masks, result.masks, saliencies, strict=True):
         assert not bool((old & ~new & saliency.isnan()).any())

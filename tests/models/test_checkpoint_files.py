@@ -1,4 +1,4 @@
-"""The files of streamed models: read without a map, one layer at a time, and written so."""
+"""Checkpoint files of layerwise loading: read without memory mapping, and written, one layer at a time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_stored_tensors_are_those_of_the_library(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saving(family, tmp_path):
-    """A random half of the weights at zero, saved layer by layer, is what saving the whole model gives."""
+    """Saving layer by layer gives the files of saving the whole model, with a random half of the weights zero."""
     build(family, torch.bfloat16).save_pretrained(tmp_path / "dense")
     streamed, full = stream(tmp_path / "dense"), load(str(tmp_path / "dense"), device="cpu").model
     generator = torch.Generator().manual_seed(0)
@@ -103,7 +103,7 @@ from barber.models.layerwise import load_layerwise
 from barber.models.loading import find_source, load
 
 way, small, big, out, spare = sys.argv[1:]
-load(small, device="cpu")  # what the first load imports and starts is not what is measured
+load(small, device="cpu")  # imports and threads of the first load do not count
 load_layerwise(find_source(small, device="cpu"))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(spare),) * 2)
@@ -138,7 +138,7 @@ def big(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("way", "kind"), [("streamed", "file"), ("streamed", "shards"), ("full", "shards"), ("never closed", "shards")]
 )
-def test_one_layer_at_a_time_is_held(way, kind, big, tmp_path):
+def test_one_layer_at_a_time_is_in_memory(way, kind, big, tmp_path):
     """With address space for four of 24 layers, every layer is opened and all of it is saved.
 
     A full load fails, and so does opening layers without closing them.

@@ -1,4 +1,4 @@
-"""What the engine takes a model for is checked by running it: a causal decoder whose layers are a chain."""
+"""The inspection of a model by a short run: it must be a causal decoder whose layers run one after the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from barber.models.providers import LayerwiseProvider, ResidentProvider
 from barber.pruning.prune import prune
 from tests.models.test_families import sequences
 from tests.support.families import FAMILIES, WIDTH, build
-from tests.support.jobs import job, masks_told, same, save_world
+from tests.support.jobs import job, masks_in_events, same, save_inputs
 from tests.support.layerwise import load_by_layer
 
 HALF = PruneConfig(Sparsity.parse("50%"), "wanda")
@@ -63,7 +63,7 @@ def test_a_bert_that_is_a_decoder_passes():
 
 @pytest.mark.parametrize("loops", [1, 2])
 def test_a_hidden_state_that_changes_between_layers_is_refused(loops):
-    """Dory renews the hidden state around its middle layers, and may run them twice."""
+    """Dory changes the hidden state around its middle layers, and may run them twice."""
     sizes = {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1, "head_dim": 8}
     with pytest.raises(UserError, match="what layer 0 puts out is changed before layer 1"):
         inspected(of("dory", n_recurrent_loops=loops, **sizes))
@@ -81,7 +81,7 @@ def test_looped_layers_are_refused():
         inspected(model)
 
 
-def test_layers_that_are_left_out_are_refused():
+def test_skipped_layers_are_refused():
     """A model that ends after its first layer."""
     model = build("llama")
     model.model.config.num_hidden_layers = 1
@@ -90,13 +90,13 @@ def test_layers_that_are_left_out_are_refused():
         inspected(model)
 
 
-def test_layers_that_lean_on_another_are_refused():
-    """The second layer adds what the first had put out at its last call: skipping layers changes that."""
+def test_layers_that_depend_on_another_call_are_refused():
+    """The second layer adds the output of the first layer's last call, which skipping layers changes."""
     model = build("llama")
     first, second = model.model.layers
     inner, plain = first.forward, second.forward
 
-    def noting(hidden, **kwargs):
+    def recording(hidden, **kwargs):
         model.noted = inner(hidden, **kwargs)
         return model.noted
 
@@ -104,7 +104,7 @@ def test_layers_that_lean_on_another_are_refused():
         noted, model.noted = getattr(model, "noted", 0), 0
         return plain(hidden, **kwargs) + noted
 
-    first.forward, second.forward = noting, adding
+    first.forward, second.forward = recording, adding
     with pytest.raises(UserError, match="layer 1 gives something else by itself than inside the model"):
         inspected(model)
 
@@ -126,8 +126,8 @@ def test_layers_that_return_lists(tmp_path):
     model = of("openai-gpt", n_embd=32, n_positions=64, n_layer=2, n_head=4)
     finals = {}
     for stream in (False, True):
-        world = save_world(tmp_path / str(stream), model)
-        finals[stream] = masks_told(list(run_job(replace(job(world, method="wanda"), stream=stream))))
+        workspace = save_inputs(tmp_path / str(stream), model)
+        finals[stream] = masks_in_events(list(run_job(replace(job(workspace, method="wanda"), stream=stream))))
     assert same(finals[False], finals[True])
     zeros = sum(int(mask.sum()) for (_, _, stage), mask in finals[True].items() if stage == Stage.REBUILT)
     assert zeros == 2 * 32 * (96 + 32 + 128 + 128) // 2
@@ -143,9 +143,9 @@ class TestWhatStaysDense:
         }
         assert found.weights == view.coverage.prunable == 2 * (2 * 32 * 32 + 2 * 16 * 32)
         assert [[block.name for block in layer.sub_blocks] for layer in view.layers] == [["self_attn"]] * 2
-        said = view.coverage.describe()
-        assert said.startswith("88.9% of the weights in the layers stay dense")
-        assert "mlp.experts.gate_up_proj, mlp.experts.down_proj, mlp.gate." in said
+        message = view.coverage.describe()
+        assert message.startswith("88.9% of the weights in the layers stay dense")
+        assert "mlp.experts.gate_up_proj, mlp.experts.down_proj, mlp.gate." in message
 
     def test_convolutions_and_weights_that_are_used_directly(self):
         view, _ = inspected(of("mamba", state_size=8, time_step_rank=4, expand=2))
@@ -193,7 +193,7 @@ class TestWhatStaysDense:
         with pytest.raises(UserError, match=r"hold no linear layer that can be pruned \(0\)"):
             DecoderView(model)
 
-    def test_layerwise_and_resident_see_the_same(self, tmp_path):
+    def test_layerwise_and_resident_inspections_agree(self, tmp_path):
         model = of("mamba", state_size=8, time_step_rank=4)
         model.save_pretrained(tmp_path)
         streamed = load_by_layer(str(tmp_path), device="cpu")
@@ -214,7 +214,7 @@ class TestWhatStaysDense:
 
 
 class TestZeros:
-    def test_a_pruned_model_says_its_sparsity(self, tmp_path):
+    def test_the_sparsity_of_a_pruned_model_is_reported(self, tmp_path):
         """In the summary of the dense model, and before it is pruned to less."""
         model = build("llama")
         list(prune(model, sequences(), PruneConfig(Sparsity.parse("60%"), "wanda")))
@@ -226,10 +226,10 @@ class TestZeros:
         )
         assert "more than the 50.00% that are to be pruned" in found.describe(0.5)
         assert "what is called dense here is that pruned model" in found.describe(0.7)
-        world = save_world(tmp_path, model)
-        notes = [event.message for event in run_job(job(world, method="wanda")) if isinstance(event, Notice)]
+        workspace = save_inputs(tmp_path, model)
+        notes = [event.message for event in run_job(job(workspace, method="wanda")) if isinstance(event, Notice)]
         assert found.describe(0.5) in notes
 
-    def test_a_dense_model_says_nothing(self):
+    def test_a_dense_model_has_no_report(self):
         assert inspected(build("llama"))[1].describe(0.5) is None
         assert Inspection(weights=100_270_080, zeros=4_558_952).describe(0.5) is None  # Gemma 3 270M as published

@@ -1,4 +1,4 @@
-"""Streamed models: what is opened is what a full load gives, bit for bit, whatever the checkpoint looks like."""
+"""Layerwise loading: opened layers are those of a full load, bit for bit, for any form of checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.tiny import tokenizer
 
 
 def stripped(folder: Path, prefix: str) -> None:
-    """Names as the old checkpoints on the hub have them, without the base model's prefix."""
+    """Remove the base model's prefix from tensor names, as in old checkpoints on the hub."""
     rewrite(folder, lambda tensors: {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
 
 
@@ -49,7 +49,7 @@ def test_names_without_the_prefix_of_the_base_model(family, tmp_path):
 
 @pytest.mark.parametrize("head", ["equal", "different", "alone"])
 def test_a_tied_head_that_has_a_tensor_of_its_own(head, tmp_path):
-    """As transformers does: tied if equal, not if different, and the one that is there serves as both."""
+    """As in transformers: tied if equal, not tied if different, and a single tensor is used for both."""
     build("gemma").save_pretrained(tmp_path)
 
     def change(tensors):
@@ -69,8 +69,8 @@ def test_a_checkpoint_of_the_base_model(tmp_path):
 
 
 def test_tensors_that_transformers_renames_and_splits(tmp_path, monkeypatch):
-    """A rule as transformers has for other families, registered for a plain one: both ways, part by part."""
-    conversion_mapping.get_checkpoint_conversion_mapping("llama")  # makes the table
+    """A conversion of transformers for other families, registered for Llama: loaded and saved, layer by layer."""
+    conversion_mapping.get_checkpoint_conversion_mapping("llama")  # creates the table
     rules = [
         WeightConverter("mlp.gate_up_proj.weight", ["mlp.gate_proj.weight", "mlp.up_proj.weight"], [Chunk(dim=0)]),
         WeightRenaming("embedding.", "embed_tokens."),
@@ -102,7 +102,7 @@ def test_tensors_that_transformers_merges(tmp_path, monkeypatch):
         stream(tmp_path)
 
 
-def test_tensors_that_the_model_has_no_place_for(tmp_path):
+def test_tensors_that_the_model_does_not_have(tmp_path):
     build("llama").save_pretrained(tmp_path)
     rewrite(tmp_path, lambda tensors: tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
     check(tmp_path)
@@ -175,28 +175,28 @@ def pickled(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "message"),
     [
         (damaged, "are damaged"),
         (other_shape, r"model\.norm\.weight is \(7,\)"),
         (pickled, "no safetensors weights"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_sentence(spoil, said, tmp_path):
+def test_a_damaged_checkpoint_is_a_user_error(damage, message, tmp_path):
     build("llama").save_pretrained(tmp_path)
-    spoil(tmp_path)
-    with pytest.raises(UserError, match=said):
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message):
         stream(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [({"device": "tpu"}, "Device 'tpu'"), ({"dtype": "int8"}, "Dtype 'int8'"), ({"name": "a/b"}, "cannot be reached")],
 )
-def test_arguments_are_checked_as_for_a_full_load(options, said, tmp_path):
+def test_arguments_are_checked_as_for_a_full_load(options, message, tmp_path):
     build("llama").save_pretrained(tmp_path)
     for way in (find_source, load):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             way(**{"name": str(tmp_path), "cache_dir": str(tmp_path)} | options)
 
 
@@ -204,11 +204,11 @@ def halved(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size // 2)
 
 
-@pytest.mark.parametrize("spoil", [halved, lambda folder: (folder / "model.safetensors").unlink()])
-def test_files_that_are_spoilt_later_are_one_sentence(spoil, tmp_path):
+@pytest.mark.parametrize("damage", [halved, lambda folder: (folder / "model.safetensors").unlink()])
+def test_files_that_are_damaged_later_are_a_user_error(damage, tmp_path):
     build("llama").save_pretrained(tmp_path)
     streamed = stream(tmp_path)
-    spoil(tmp_path)
+    damage(tmp_path)
     with pytest.raises(UserError, match=r"(damaged|lacks a file).*model\.safetensors"):
         streamed.dense(1)
     assert all(tensor.is_meta for tensor in named(streamed.checkpoint.skeleton).values())

@@ -1,4 +1,4 @@
-"""Folders and hub models as users have them: what cannot be pruned is one sentence that names the remedy."""
+"""Folders and hub models that cannot be pruned: user errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 WAYS = pytest.mark.parametrize("way", [load, load_by_layer], ids=["resident", "layerwise"])
 
 
-def refused(way, folder: Path, said: str) -> None:
-    with pytest.raises(UserError, match=said) as caught:
+def refused(way, folder: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         way(str(folder), device="cpu")
     assert "\n" not in str(caught.value)
 
@@ -94,7 +94,7 @@ class TestFolders:
         refused(way, folder, rf"says {key} 0, which no language model has")
 
     @pytest.mark.parametrize(
-        ("values", "said"),
+        ("values", "message"),
         [
             ({"hidden_size": 33}, r"does not fit its architecture \(The hidden size \(33\) is not a multiple"),
             ({"num_hidden_layers": "two"}, r"does not fit its architecture \(Field 'num_hidden_layers' expected int"),
@@ -103,14 +103,14 @@ class TestFolders:
             ({"model_type": "nonesuch"}, "this version of transformers does not know: upgrade transformers"),
         ],
     )
-    def test_configs_that_mean_nothing(self, way, values, said, folder):
+    def test_configs_with_impossible_values(self, way, values, message, folder):
         configure(folder, **values)
-        refused(way, folder, said)
+        refused(way, folder, message)
 
-    @pytest.mark.parametrize(("text", "said"), [("{}", "does not say its model_type"), ("{", "damaged JSON file")])
-    def test_configs_that_are_damaged(self, way, text, said, folder):
+    @pytest.mark.parametrize(("text", "message"), [("{}", "does not say its model_type"), ("{", "damaged JSON file")])
+    def test_configs_that_are_damaged(self, way, text, message, folder):
         (folder / "config.json").write_text(text, "utf-8")
-        refused(way, folder, said)
+        refused(way, folder, message)
 
     def test_a_shard_that_is_missing(self, way, folder):
         (folder / "model.safetensors").unlink()
@@ -126,7 +126,7 @@ class TestFolders:
 @pytest.mark.skipif(os.geteuid() != 0, reason="to become another user")
 @WAYS
 def test_weights_of_another_user(way, folder, tmp_path):
-    """Read as a user who may not."""
+    """Read by a user without permission."""
     (folder / "model.safetensors").chmod(0o600)
     for place in (folder, tmp_path, tmp_path.parent, tmp_path.parent.parent):
         place.chmod(0o755)
@@ -137,7 +137,7 @@ def test_weights_of_another_user(way, folder, tmp_path):
         os.seteuid(0)
 
 
-def test_both_ways_read_the_file_that_the_config_names(folder):
+def test_both_loaders_read_the_file_that_the_config_names(folder):
     (folder / "model.safetensors").rename(folder / "own.safetensors")
     configure(folder, transformers_weights="own.safetensors")
     check(folder)
@@ -145,7 +145,7 @@ def test_both_ways_read_the_file_that_the_config_names(folder):
 
 @pytest.mark.parametrize("layerwise", [False, True])
 def test_a_saved_model_loads_where_users_load_it(layerwise, folder, tmp_path):
-    """No word of a former sparsity in its config, which others refuse, and a tied embedding once."""
+    """Its config has no former sparsity, which other programs refuse, and a tied embedding is stored once."""
     build("gemma").save_pretrained(folder)
     configure(folder, sparsity_config={"format": "dense"})
     if layerwise:
@@ -160,8 +160,8 @@ def test_a_saved_model_loads_where_users_load_it(layerwise, folder, tmp_path):
     assert_same(named(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), named(build("gemma")))
 
 
-def test_what_transformers_has_against_a_model_is_one_sentence(folder, tmp_path):
-    """Two weights that share memory unasked, which safetensors refuses."""
+def test_an_error_of_save_pretrained_is_a_user_error(folder, tmp_path):
+    """Two weights that share memory but are not tied, which safetensors refuses."""
     loaded = load(str(folder), device="cpu")
     layers = loaded.model.model.layers
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
@@ -180,7 +180,7 @@ print(load_layerwise(find_source("some/model", device="cpu")).other_bytes)
 
 
 def test_a_cached_model_without_network_is_quick_and_quiet(tmp_path):
-    """A hub at which nobody listens: no request is tried again and again, and nothing is said of it."""
+    """With an unreachable hub, no request is repeated and no warning is printed."""
     snapshot = tmp_path / "hub" / "models--some--model" / "snapshots" / ("0" * 40)
     llama().save_pretrained(snapshot)
     tokenizer().save_pretrained(snapshot)
@@ -191,7 +191,7 @@ def test_a_cached_model_without_network_is_quick_and_quiet(tmp_path):
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }  # fmt: skip
     started = time.monotonic()
-    quiet = "from transformers.utils import logging; logging.disable_progress_bar()"  # as the command line has it
+    quiet = "from transformers.utils import logging; logging.disable_progress_bar()"  # as in the command line
     done = subprocess.run(
         [sys.executable, "-c", quiet + LOAD], capture_output=True, text=True, env=environment, timeout=120, check=False
     )
@@ -200,7 +200,7 @@ def test_a_cached_model_without_network_is_quick_and_quiet(tmp_path):
     assert time.monotonic() - started < 60  # on a busy machine; three minutes before
 
 
-def test_a_model_that_is_cached_in_part_says_so(tmp_path):
+def test_a_partly_cached_model_is_a_user_error(tmp_path):
     snapshot = tmp_path / "models--some--model" / "snapshots" / ("0" * 40)
     llama().save_pretrained(snapshot)
     (snapshot / "model.safetensors").unlink()

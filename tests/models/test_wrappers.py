@@ -1,4 +1,4 @@
-"""Models that are wrapped in the Python API: the wrapper is named, and what to do about it."""
+"""Wrapped models in the Python API: the error names the wrapper and the remedy."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def in_parallel():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (with_adapter, r"adapter of PEFT.*merge_and_unload\(\)"),
         (with_adapter_inside, r"adapter of PEFT.*merge_and_unload\(\)"),
@@ -74,8 +74,8 @@ def in_parallel():
         (lambda: nn.Linear(2, 2), "one that AutoModelForCausalLM loads"),
     ],
 )
-def test_the_wrapper_and_the_remedy_are_named(make, said):
-    with pytest.raises(UserError, match=said):
+def test_the_wrapper_and_the_remedy_are_named(make, message):
+    with pytest.raises(UserError, match=message):
         next(prune(make(), sequences(), HALF))
 
 
@@ -88,7 +88,7 @@ def test_the_remedies_work():
 
 
 def test_inference_mode_is_refused():
-    """There no gradient is made, and fewer weights would be swapped without a word."""
+    """Inference mode makes no gradients, and fewer weights would be swapped without an error."""
     model = build("llama")
     with torch.inference_mode(), pytest.raises(UserError, match=r"gradients, which torch\.inference_mode"):
         next(prune(model, sequences(), HALF))

@@ -1,4 +1,4 @@
-"""Activations in mapped files: what is kept is what comes back, and nothing is left in the folder."""
+"""Activations in memory-mapped files: loaded tensors equal saved ones, and no file remains."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ except UserError as error:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 64, 33)])
-def test_mapped_activations_come_back_and_leave_no_file(shape, dtype, tmp_path):
+def test_mapped_activations_are_loaded_unchanged_and_leave_no_file(shape, dtype, tmp_path):
     store = ActivationStore(CPU, folder=tmp_path)
     given = [torch.randn(shape).to(dtype) for _ in range(4)]
     kept = [store.save(tensor) for tensor in given]
@@ -47,7 +47,7 @@ def test_mapped_activations_come_back_and_leave_no_file(shape, dtype, tmp_path):
     assert given[0].any()
 
 
-def test_parts_of_a_mapped_tensor_live_on_without_it(tmp_path):
+def test_slices_of_a_mapped_tensor_outlive_it(tmp_path):
     given = torch.randn(4, 6, 8)
     parts = ActivationStore(CPU, folder=tmp_path).save(given).split(2)
     assert torch.equal(torch.cat(parts), given)
@@ -59,15 +59,15 @@ def test_a_tensor_that_is_not_contiguous(tmp_path):
 
 
 @pytest.mark.parametrize("store", [ActivationStore(CPU), ActivationStore(CPU, host=True)])
-def test_on_the_cpu_there_is_nothing_to_move(store):
+def test_nothing_is_copied_on_the_cpu(store):
     given = torch.randn(3, 4)
     assert store.load(store.save(given)).data_ptr() == given.data_ptr()
 
 
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a file's size is Linux's")
-def test_no_room_is_one_sentence(tmp_path):
-    """A limit of the size of files stands for a full disk: the file is reserved before it is mapped."""
+def test_a_full_disk_is_a_user_error(tmp_path):
+    """A limit of the file size has the effect of a full disk, since files are allocated before they are mapped."""
     result = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
@@ -76,6 +76,6 @@ def test_no_room_is_one_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
+def test_a_missing_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot be kept in"):
         ActivationStore(CPU, folder=tmp_path / "none").save(torch.ones(3))

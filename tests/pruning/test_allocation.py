@@ -1,4 +1,4 @@
-"""Layer ratios: exact sums for any shape, OWL's band and order, and runs that prune as much as the uniform one."""
+"""Layer ratios: exact sums for any shape, OWL's band, and runs that prune as many weights as the uniform one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from barber.pruning.allocation import allocate
 from barber.pruning.context import PruningContext
 from barber.pruning.prune import prune
 from barber.registry import INITIAL_MASKS
-from tests.support.families import build, held
+from tests.support.families import build, copy_weights
 from tests.support.tiny import llama, tokenizer
 
 UNEVEN = [Allocation.OWL, Allocation.SALIENCY]
@@ -59,7 +59,7 @@ def zeros_of(model, config: PruneConfig) -> dict[tuple[int, str], int]:
 
 @given(st.data())
 def test_plans_are_exact(data):
-    """Any sizes down to one weight, any ratios, any total that fits."""
+    """Any sizes from one weight on, any ratios, any possible total."""
     sizes = data.draw(st.lists(st.integers(1, 5000), min_size=1, max_size=12))
     ratios = [data.draw(st.floats(-0.2, 1.2)) for _ in sizes]
     total = data.draw(st.integers(0, sum(sizes) - len(sizes)))
@@ -71,7 +71,7 @@ def test_plans_are_exact(data):
     offsets = [(counts[i] / sizes[i] - ratios[i], 1 / sizes[i]) for i in free]
     for offset, step in offsets:
         for other, its in offsets:
-            assert abs(offset - other) <= step + its + 1e-9, "all are off their ratio by the same, but for one zero"
+            assert abs(offset - other) <= step + its + 1e-9, "all differ from their ratio by the same, up to one zero"
 
 
 @given(st.lists(st.integers(2, 5000), min_size=1, max_size=8), st.floats(0, 0.5))
@@ -82,7 +82,7 @@ def test_equal_ratios_share_evenly(sizes, ratio):
 
 
 @pytest.mark.parametrize("total", [-1, 8])
-def test_a_plan_that_cannot_be_met_is_refused(total):
+def test_an_impossible_plan_is_refused(total):
     with pytest.raises(UserError, match=f"{total} of 10 weights cannot be pruned"):
         share_out([1, 4, 5], [0.5, 0.5, 0.5], total)
 
@@ -102,7 +102,7 @@ def test_ratios_are_the_published_ones():
 
 
 def test_outliers_are_counted_against_the_common_mean():
-    """The mean of 1000 is 2: ten times 100 and the rest about 1, in two pieces that would not see it alone."""
+    """The mean of 1000 scores is 2 (ten are 100, the others about 1); the means of the two tensors differ from it."""
     few, many = torch.full((10,), 100.0), torch.full((990,), 1.0)
     assert outliers([few.view(2, 5), many.view(33, 30)]) == 10
     assert outliers([few]) == outliers([many]) == outliers([torch.zeros(3, 3)]) == 0
@@ -150,20 +150,20 @@ def test_extreme_ratios_leave_every_matrix_a_weight(ratio, allocation):
 
 @pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
 @pytest.mark.parametrize("allocation", UNEVEN)
-def test_the_plan_leaves_the_model_dense_and_tells_every_step(method, allocation):
+def test_the_plan_leaves_the_model_dense_and_reports_every_step(method, allocation):
     model = with_outliers().requires_grad_(False)
     view, data = DecoderView(model), sequences()
-    before = held(view)
+    before = copy_weights(view)
     context = PruningContext(view, ResidentProvider(view), ActivationStore(view.device), batch=2)
     events = list(allocate(context, data, PruneConfig(Sparsity(0.5), method, allocation=allocation)))
     assert all(isinstance(event, Progress) and event.phase == "allocation" for event in events)
     assert [event.done for event in events] == list(range(1, events[0].total + 1))
     assert {event.where for event in events} == {"layer 0", "layer 1"}
-    assert all(torch.equal(weight, before[key]) for key, weight in held(view).items())
+    assert all(torch.equal(weight, before[key]) for key, weight in copy_weights(view).items())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 8])
-def test_a_run_stopped_in_its_plan_leaves_the_model_dense(steps):
+def test_a_run_that_stops_in_its_allocation_leaves_the_model_dense(steps):
     model = with_outliers()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     events = prune(model, sequences(), PruneConfig(Sparsity(0.5), "wanda", allocation="saliency"))
@@ -177,7 +177,7 @@ def test_a_run_stopped_in_its_plan_leaves_the_model_dense(steps):
         assert parameter.requires_grad
 
 
-def test_runs_repeat():
+def test_runs_are_deterministic():
     config = PruneConfig(Sparsity(0.5), "random", barber=False, allocation="saliency")
     runs = []
     for _ in range(2):
@@ -189,8 +189,8 @@ def test_runs_repeat():
 
 
 @pytest.mark.parametrize("allocation", Allocation)
-def test_a_job_knows_its_phases(tmp_path, allocation):
-    """What is announced for the ETA, in order, is what happens; magnitude alone needs data for its allocation."""
+def test_the_planned_phases_of_a_job_are_those_of_its_progress(tmp_path, allocation):
+    """The planned phases for the ETA are the real ones, in order; magnitude needs data for its allocation."""
     llama(num_hidden_layers=2).save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "text.txt").write_text("the cat sat on a mat and saw big red dog run to town " * 60)

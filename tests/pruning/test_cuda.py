@@ -1,4 +1,4 @@
-"""The same runs on a CUDA device, where there is one."""
+"""Runs on a CUDA device, if there is one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 def test_masks_agree_with_the_cpu(method):
-    """Other kernels round otherwise, so near-ties may differ; counts may not."""
+    """Other kernels round differently, so near-ties may differ, but counts may not."""
     run = golden.RUNS[f"llama-{method}-unstructured-0.5-block-0.5-WD"]
     masks = {}
     for device in ("cpu", "cuda"):
@@ -49,7 +49,7 @@ def test_half_precision_neither_overflows_nor_underflows(dtype):
 
 
 @torch.no_grad()
-def test_a_streamed_model_holds_one_layer(tmp_path):
+def test_layerwise_loading_has_one_layer_in_memory(tmp_path):
     build("gptj", torch.bfloat16).save_pretrained(tmp_path)
     full = build("gptj", torch.bfloat16).to("cuda")
     before = torch.cuda.memory_allocated()

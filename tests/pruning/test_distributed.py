@@ -1,4 +1,4 @@
-"""Several processes that share a run: the same masks as one, one voice, and a word when one of them is gone."""
+"""Several processes that share a run: the masks of a single process, one output, and an error if one process ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from barber.errors import UserError
 from barber.events import RunFinished, SubBlockRebuilt
 from barber.pruning.distributed import Ranks
 from barber.runs.directory import RunDirectory
-from tests.support.jobs import equal_share, flags, recorded, run, save_world, start
+from tests.support.jobs import equal_share, flags, recorded, run, save_inputs, start
 from tests.support.tiny import llama
 
 pytestmark = pytest.mark.process
@@ -37,16 +37,16 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return save_world(tmp_path_factory.mktemp("world"), llama(num_hidden_layers=2), rows=32)
+def workspace(tmp_path_factory):
+    return save_inputs(tmp_path_factory.mktemp("workspace"), llama(num_hidden_layers=2), rows=32)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_do_what_one_does(way, world, tmp_path):
-    """The re-fit takes other steps with batches of other sequences, so that only what it promises is the same."""
+def test_two_processes_give_the_masks_of_one(way, workspace, tmp_path):
+    """The refit has batches of other sequences, so only its guarantees are the same."""
     one, two = (tmp_path / name for name in ("one", "two"))
-    single = run(*flags(world, *BASE, *WAYS[way], "--run_dir", str(one)))
-    shared = run(*flags(world, *BASE, *WAYS[way], "--run_dir", str(two)), before=TWO)
+    single = run(*flags(workspace, *BASE, *WAYS[way], "--run_dir", str(one)))
+    shared = run(*flags(workspace, *BASE, *WAYS[way], "--run_dir", str(two)), before=TWO)
     assert (single.returncode, shared.returncode) == (0, 0), shared.stderr
     assert shared.stdout.count("prunable weights are pruned") == 1
     assert shared.stdout.count("evaluation.npy") == single.stdout.count("evaluation.npy")
@@ -63,38 +63,38 @@ def test_two_processes_do_what_one_does(way, world, tmp_path):
     ]
 
 
-def test_sequences_that_cannot_be_shared(world):
-    result = run(*flags(world, *BASE, *FIXED, samples=7), before=TWO)
+def test_sequences_that_cannot_be_shared(workspace):
+    result = run(*flags(workspace, *BASE, *FIXED, samples=7), before=TWO)
     assert result.returncode != 0
     assert "error: 7 calibration sequences cannot be shared evenly by 2 processes" in result.stderr
     assert result.stdout == ""
 
 
 def wait_for(path: Path, count: int, process: subprocess.Popen) -> None:
-    """Until so many events are recorded."""
+    """Wait until so many events are recorded."""
     while not (path / "events.jsonl").exists() or (path / "events.jsonl").read_bytes().count(b"\n") < count:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
 
 
 @pytest.mark.parametrize("again", [(), TWO], ids=["alone", "together"])
-def test_a_process_that_is_killed_ends_the_run(again, world, tmp_path):
+def test_a_process_that_is_killed_ends_the_run(again, workspace, tmp_path):
     whole, path = tmp_path / "whole", tmp_path / "run"
-    assert run(*flags(world, *BASE, *FIXED, "--run_dir", str(whole), samples=32)).returncode == 0
-    process = start(*flags(world, *BASE, *FIXED, "--run_dir", str(path), samples=32), before=TWO)
+    assert run(*flags(workspace, *BASE, *FIXED, "--run_dir", str(whole), samples=32)).returncode == 0
+    process = start(*flags(workspace, *BASE, *FIXED, "--run_dir", str(path), samples=32), before=TWO)
     wait_for(path, 3, process)
     ranks = {child.environ().get("RANK"): child for child in psutil.Process(process.pid).children(recursive=True)}
     ranks["1"].send_signal(signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
+    _, message = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "Another process of this run has ended" in said
+    assert "Another process of this run has ended" in message
     result = run("--resume", str(path), before=again)
     assert result.returncode == 0, result.stderr
     assert equal_share(recorded(path), recorded(whole)) == 1
 
 
 def test_processes_with_different_data_are_refused():
-    """Each says what it has; both are told that it is not the same."""
+    """Both processes report that their data differs."""
     code = (
         "import sys, torch\n"
         "from barber.errors import UserError\n"
@@ -114,7 +114,7 @@ def test_processes_with_different_data_are_refused():
         assert f"{rank}: The processes of this run do not have the same model, data and settings" in result.stderr
 
 
-def test_a_share_for_everyone():
+def test_every_rank_gets_a_share():
     assert [Ranks(rank, 3).share(range(9)) for rank in range(3)] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
     assert Ranks().share([4, 5]) == [4, 5]
     with pytest.raises(UserError, match="8 calibration sequences cannot be shared evenly by 3 processes"):

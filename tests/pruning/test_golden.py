@@ -59,9 +59,9 @@ def test_fused_attention_gives_the_same_masks(method):
 
 @pytest.mark.parametrize("key", INITIAL)
 def test_initial_masks(key):
-    """Wanda and n:m identical; magnitude and SparseGPT without the one weight too many that was published.
+    """Wanda and n:m are identical; published magnitude and SparseGPT prune one weight too many, ours do not.
 
-    Each layer is judged on the published stream: the layers before it hold the published weights.
+    Each layer is compared on the published stream: the layers before it have the published weights.
     """
     run = next(run for run in golden.RUNS.values() if run["init"] == key)
     family, method = run["family"], INITIAL_MASKS[run["method"]]
@@ -113,7 +113,7 @@ def test_patterns_stay_valid_and_never_lose_saliency(run_id):
 
 @pytest.mark.parametrize("run_id", PATTERNED)
 def test_patterns_keep_at_least_as_much_saliency_as_published(run_id):
-    """On the first sub-block, whose input is the same for both, the masks are judged by one saliency."""
+    """On the first sub-block, whose input is the same for both, one saliency measures both masks."""
     run = golden.RUNS[run_id]
     config, family = golden.config(run), run["family"]
     view = DecoderView(golden.model(family, "eager"))

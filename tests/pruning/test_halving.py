@@ -1,4 +1,4 @@
-"""Memory that really runs out: a process under a limit goes on with smaller batches, or says so in a sentence."""
+"""Processes that run out of memory: they continue with smaller batches, or end with a user error."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from barber.events import Notice, RunFinished
 from barber.runs.directory import RunDirectory
-from tests.support.jobs import ROOT, equal_share, flags, recorded, save_world
+from tests.support.jobs import ROOT, equal_share, flags, recorded, save_inputs
 from tests.support.tiny import llama
 
-# The limit counts from what the process holds when everything is imported. argv: MiB, then the command line.
+# The limit is relative to the memory of the process after all imports. argv: MiB, then the command line.
 LIMITED = """
 import resource, sys
 import psutil, torch
@@ -38,21 +38,21 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A wide MLP: 4 MiB for each sequence in each of its activations."""
     model = llama(intermediate_size=2048, num_hidden_layers=2, max_position_embeddings=SEQLEN)
-    return save_world(tmp_path_factory.mktemp("wide"), model, rows=SAMPLES, seqlen=SEQLEN)
+    return save_inputs(tmp_path_factory.mktemp("wide"), model, rows=SAMPLES, seqlen=SEQLEN)
 
 
-def run(world, mebibytes: int, *more: str) -> subprocess.CompletedProcess:
+def run(workspace, mebibytes: int, *more: str) -> subprocess.CompletedProcess:
     command = [
         sys.executable,
         "-c",
         LIMITED,
         str(mebibytes),
-        *flags(world, *PRUNE, *more, samples=SAMPLES, seqlen=SEQLEN),
+        *flags(workspace, *PRUNE, *more, samples=SAMPLES, seqlen=SEQLEN),
     ]
-    # With a fixed threshold what is freed goes back to the system, so that the limit measures what is held.
+    # With a fixed threshold, freed memory returns to the system, so the limit applies to memory in use.
     own = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     command[command.index("--eval_windows") + 1] = "1"
     return subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=120, check=False)
@@ -63,16 +63,16 @@ def run(world, mebibytes: int, *more: str) -> subprocess.CompletedProcess:
     [[], ["--order", "one-pass"], ["--stream", "--target", "dense-stream"], ["--allocation", "saliency"]],
     ids=" ".join,
 )
-def test_smaller_batches_do_the_same(world, more, tmp_path):
-    roomy = run(world, 0, *more, "--run_dir", str(tmp_path / "roomy"))
-    tight = run(world, ENOUGH, *more, "--run_dir", str(tmp_path / "tight"))
+def test_smaller_batches_give_the_same_masks(workspace, more, tmp_path):
+    roomy = run(workspace, 0, *more, "--run_dir", str(tmp_path / "roomy"))
+    tight = run(workspace, ENOUGH, *more, "--run_dir", str(tmp_path / "tight"))
     assert (roomy.returncode, tight.returncode) == (0, 0), tight.stderr
     assert "halved" not in roomy.stdout + roomy.stderr
     assert "Memory ran out, so batches were halved" in tight.stdout
     events = [RunDirectory(tmp_path / name).events() for name in ("roomy", "tight")]
     sizes = [int(e.message.split()[-2]) for e in events[1] if isinstance(e, Notice) and "halved" in e.message]
     assert all(size in (1, 2, 4) for size in sizes)
-    (one,), (other,) = ([e for e in told if isinstance(e, RunFinished)] for told in events)
+    (one,), (other,) = ([e for e in stream if isinstance(e, RunFinished)] for stream in events)
     assert one.zeros == other.zeros == one.weights / 2
     masks = [recorded(tmp_path / name) for name in ("roomy", "tight")]
     assert equal_share(*masks) >= 0.999
@@ -82,8 +82,8 @@ def test_smaller_batches_do_the_same(world, more, tmp_path):
 
 
 @pytest.mark.parametrize("more", [[], ["--order", "one-pass"]], ids=" ".join)
-def test_not_even_one_sequence(world, more):
-    result = run(world, TOO_LITTLE, *more)
+def test_no_memory_for_one_sequence_is_a_user_error(workspace, more):
+    result = run(workspace, TOO_LITTLE, *more)
     assert result.returncode == 2, result.stderr
     message = result.stderr.strip().splitlines()[-1].split("\r")[-1]
     assert message.startswith("error: ")

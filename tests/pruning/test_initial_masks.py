@@ -1,4 +1,4 @@
-"""The initial masks that other tests do not know: RIA, the random control, and a count given for one weight."""
+"""RIA, the random control, and a given count for one weight."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def matrix(data, rows: int = 9, columns: int = 12) -> torch.Tensor:
 
 
 @given(st.data())
-def test_ria_is_what_the_paper_says(data):
-    """Against loops, with the sums by hand; a row or a column of zeros alone scores zero."""
+def test_ria_is_the_formula_of_the_paper(data):
+    """Against plain loops; a row or a column of zeros has the score zero."""
     weight = matrix(data)
     squares = torch.rand(weight.shape[1]) * 9
     if data.draw(st.booleans()):
@@ -57,11 +57,11 @@ def test_random_masks_repeat_and_differ_between_weights():
     assert 0.4 < (masks[0] == masks[1]).float().mean() < 0.6
     state = torch.random.get_rng_state()
     random(weight, "layers.2.a")
-    assert torch.equal(torch.random.get_rng_state(), state), "the generator of everyone else stays where it is"
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is not changed"
 
 
 def test_the_random_seed_is_stable():
-    """Masks of an earlier day must come again: the first scores, as of today."""
+    """The first scores of a fixed name, so that masks of earlier runs are reproducible."""
     assert random(torch.empty(1, 3), "layers.0.mlp.up_proj")[0].tolist() == pytest.approx(
         [0.892064, 0.46626, 0.250369], abs=1e-6
     )
@@ -71,7 +71,7 @@ def test_the_random_seed_is_stable():
 @given(data=st.data())
 @settings(max_examples=25)
 def test_a_count_for_one_weight_is_kept(method, data):
-    """From none to all but one, on any shape; and uniform orders prune what the method says beforehand."""
+    """From none to all but one, on any shape; and uniform sparsity prunes the count that the method reports."""
     weight = matrix(data, 7, 160)
     x = torch.randn(300, weight.shape[1], generator=torch.Generator().manual_seed(0))
     own = INITIAL_MASKS[method]

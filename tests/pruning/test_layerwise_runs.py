@@ -1,4 +1,4 @@
-"""Runs on a model that is read layer by layer: the same bits as in memory, with one layer there at a time."""
+"""Runs with layerwise loading: the same bits as in memory, with one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from barber.pruning.activation_store import ActivationStore
 from barber.pruning.context import PruningContext
 from barber.pruning.prune import prune
 from tests.support.families import build
-from tests.support.jobs import equal_share, flags, job, masks_told, recorded, same, save_world, values_told
+from tests.support.jobs import equal_share, flags, job, masks_in_events, recorded, same, save_inputs, values_in_events
 from tests.support.layerwise import assert_same, named, rewrite, stream
 from tests.support.tiny import llama
 
@@ -43,15 +43,15 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory):
+def workspaces(tmp_path_factory):
     made = {}
 
-    def world(family: str):
+    def workspace(family: str):
         if family not in made:
-            made[family] = save_world(tmp_path_factory.mktemp(family), build(family))
+            made[family] = save_inputs(tmp_path_factory.mktemp(family), build(family))
         return made[family]
 
-    return world
+    return workspace
 
 
 def of(events: list, kind: type) -> list:
@@ -60,15 +60,15 @@ def of(events: list, kind: type) -> list:
 
 @pytest.mark.parametrize("settings", RUNS)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt-350m", "gemma2", "falcon-alibi"])
-def test_a_streamed_run_is_that_in_memory(worlds, family, settings, tmp_path):
-    spec = job(worlds(family), **RUNS[settings])
+def test_a_layerwise_run_equals_that_in_memory(workspaces, family, settings, tmp_path):
+    spec = job(workspaces(family), **RUNS[settings])
     whole = list(run_job(replace(spec, save_model=tmp_path / "whole")))
     streamed = list(run_job(replace(spec, stream=True, save_model=tmp_path / "streamed", run_dir=tmp_path / "run")))
     assert [e.streamed for e in of(whole + streamed, Estimated)] == [False, True] * (settings != "magnitude alone")
-    assert same(masks_told(whole), masks_told(streamed))
-    assert same(values_told(whole), values_told(streamed))
-    assert same(masks_told(whole), recorded(tmp_path / "run"))
-    assert same(values_told(whole), recorded(tmp_path / "run", "weights"))
+    assert same(masks_in_events(whole), masks_in_events(streamed))
+    assert same(values_in_events(whole), values_in_events(streamed))
+    assert same(masks_in_events(whole), recorded(tmp_path / "run"))
+    assert same(values_in_events(whole), recorded(tmp_path / "run", "weights"))
     measured = [
         [(e.stage, e.dataset, e.tokens) for e in of(events, PerplexityMeasured)] for events in (whole, streamed)
     ]
@@ -81,9 +81,9 @@ def test_a_streamed_run_is_that_in_memory(worlds, family, settings, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [name for name in RUNS if "auto" not in name])
-def test_no_more_than_one_layer_is_there_at_a_time(worlds, settings):
-    """At every event, also where the run ends there; afterwards every layer is on meta."""
-    streamed = stream(worlds("llama") / "model")
+def test_no_more_than_one_layer_is_in_memory(workspaces, settings):
+    """At every event, also if the run stops there; afterwards every layer is on the meta device."""
+    streamed = stream(workspaces("llama") / "model")
     context = PruningContext(
         streamed.view, LayerwiseProvider(streamed, torch.device("cpu")), ActivationStore(torch.device("cpu"))
     )
@@ -94,7 +94,9 @@ def test_no_more_than_one_layer_is_there_at_a_time(worlds, settings):
         return sum(not any(p.is_meta for p in layer.module.parameters()) for layer in streamed.view.layers)
 
     def begin():
-        return prune(streamed.loaded.model, calibration, job(worlds("llama"), **RUNS[settings]).prune, context=context)
+        return prune(
+            streamed.loaded.model, calibration, job(workspaces("llama"), **RUNS[settings]).prune, context=context
+        )
 
     counts = []
     for _ in begin():
@@ -109,15 +111,15 @@ def test_no_more_than_one_layer_is_there_at_a_time(worlds, settings):
         assert here() == 0
 
 
-def test_texts_are_dropped_with_a_word(worlds):
-    events = list(run_job(replace(job(worlds("llama"), barber=False), stream=True, prompts=("the cat",))))
+def test_texts_are_left_out_with_a_notice(workspaces):
+    events = list(run_job(replace(job(workspaces("llama"), barber=False), stream=True, prompts=("the cat",))))
     assert [event.message for event in of(events, Notice)] == [
         "No texts are generated: the model is read layer by layer, which takes too long for each word."
     ]
 
 
-def test_zero_shot_tasks_are_refused(worlds):
-    spec = replace(job(worlds("llama")), stream=True, zeroshot_tasks=("story_ending",))
+def test_zero_shot_tasks_are_refused(workspaces):
+    spec = replace(job(workspaces("llama")), stream=True, zeroshot_tasks=("story_ending",))
     with pytest.raises(UserError, match="Zero-shot tasks need the whole of"):
         list(run_job(spec))
 
@@ -125,22 +127,22 @@ def test_zero_shot_tasks_are_refused(worlds):
 @pytest.mark.parametrize("evaluated", [True, False])
 @pytest.mark.parametrize("order", ["paper", "one-pass"])
 def test_nan_in_a_later_layer_is_named(order, evaluated, tmp_path):
-    world = save_world(tmp_path, build("llama"))
+    workspace = save_inputs(tmp_path, build("llama"))
     name = "model.layers.1.mlp.up_proj.weight"
 
     def spoil(tensors):
         tensors[name][3, 5] = torch.nan
         return tensors
 
-    rewrite(world / "model", spoil)
-    spec = replace(job(world, order=order), stream=True, evaluation=job(world).evaluation if evaluated else ())
+    rewrite(workspace / "model", spoil)
+    spec = replace(job(workspace, order=order), stream=True, evaluation=job(workspace).evaluation if evaluated else ())
     with pytest.raises(UserError, match=r"Weight layers\.1\.mlp\.up_proj\.weight of the model holds NaN"):
         list(run_job(spec))
 
 
-def test_what_a_run_takes_is_told_before_the_work(worlds):
+def test_the_estimate_comes_before_the_work(workspaces):
     for streamed in (True, False):
-        events = list(run_job(replace(job(worlds("llama")), stream=streamed)))
+        events = list(run_job(replace(job(workspaces("llama")), stream=streamed)))
         kinds = [type(event) for event in events]
         before = events[: kinds.index(Estimated)]
         assert {event.phase for event in of(before, Progress)} == {"load", "data"}
@@ -148,25 +150,25 @@ def test_what_a_run_takes_is_told_before_the_work(worlds):
         assert kinds.index(Estimated) < kinds.index(JobPlanned) < kinds.index(RunStarted)
 
 
-def test_a_model_that_does_not_fit_is_streamed_by_itself(tmp_path):
-    """And activations that do not fit wait on disk; where batches shrink for it, masks only round."""
-    world = save_world(tmp_path, llama(num_hidden_layers=24))
-    spec = job(world, threshold=0.3, samples=64, method="wanda")
+def test_a_model_that_does_not_fit_is_loaded_layer_by_layer(tmp_path):
+    """Activations that do not fit are stored on disk; smaller batches change masks only by rounding."""
+    workspace = save_inputs(tmp_path, llama(num_hidden_layers=24))
+    spec = job(workspace, threshold=0.3, samples=64, method="wanda")
     roomy, tight = (list(run_job(replace(spec, max_memory=limit))) for limit in ("1GiB", "1800KB"))
     for events, streamed, activations in ((roomy, False, "host"), (tight, True, "disk")):
-        (told,) = of(events, Estimated)
-        assert (told.streamed, told.activations) == (streamed, activations)
-        assert (told.disk_bytes > 0) == (activations == "disk")
+        (estimate,) = of(events, Estimated)
+        assert (estimate.streamed, estimate.activations) == (streamed, activations)
+        assert (estimate.disk_bytes > 0) == (activations == "disk")
     assert of(tight, Estimated)[0].host_bytes <= 1_800_000
-    assert equal_share(masks_told(roomy), masks_told(tight)) >= 0.999
-    assert sum(map(torch.Tensor.sum, masks_told(roomy).values())) == sum(
-        map(torch.Tensor.sum, masks_told(tight).values())
+    assert equal_share(masks_in_events(roomy), masks_in_events(tight)) >= 0.999
+    assert sum(map(torch.Tensor.sum, masks_in_events(roomy).values())) == sum(
+        map(torch.Tensor.sum, masks_in_events(tight).values())
     )
 
 
 @pytest.mark.parametrize("more", [[], ["--stream"]])
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "message"),
     [
         ("20KB", "GiB for one layer and one sequence of 24 tokens, but 0.00 GiB may be used"),
         ("nonsense", "'nonsense' is not a size"),
@@ -178,17 +180,17 @@ def test_a_model_that_does_not_fit_is_streamed_by_itself(tmp_path):
         ("", "--max_memory is empty"),
     ],
 )
-def test_memory_that_will_not_do_is_one_sentence(worlds, size, said, more, capsys):
+def test_an_insufficient_memory_limit_is_a_user_error(workspaces, size, message, more, capsys):
     pruning = ["--prune_method", "wanda", "--sparsity_ratio", "0.5", "--prune_barber"]
-    assert main([*flags(worlds("llama"), *pruning, *more), f"--max_memory={size}"]) == 2
+    assert main([*flags(workspaces("llama"), *pruning, *more), f"--max_memory={size}"]) == 2
     captured = capsys.readouterr()
-    message = captured.err.strip().splitlines()[-1].split("\r")[-1]
-    assert message.startswith("error: ")
-    assert said in message
+    error = captured.err.strip().splitlines()[-1].split("\r")[-1]
+    assert error.startswith("error: ")
+    assert message in error
     assert captured.out == ""
 
 
-def test_sizes_are_read_as_they_are_written():
+def test_memory_sizes_are_parsed():
     cpu = torch.device("cpu")
     assert memory_limit("12GiB", cpu) == 12 * 2**30
     assert memory_limit("800MB", cpu) == 800 * 10**6

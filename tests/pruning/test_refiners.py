@@ -1,4 +1,4 @@
-"""One-swap and DSnoT as tensor functions, over generated inputs and against plain loops."""
+"""One-swap and DSnoT as tensor functions, on generated inputs and against plain loops."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_one_swap_makes_the_best_swap_first(monkeypatch):
 
 
 def test_one_swap_is_the_same_in_slices(monkeypatch):
-    """A big matrix is worked off in slices of rows."""
+    """A large matrix is processed in slices of rows."""
     generator = torch.Generator().manual_seed(5)
     weight, inputs = torch.randn(40, 24, generator=generator), torch.randn(60, 24, generator=generator)
     mask, gram = initial_mask(weight.abs(), Sparsity(0.5), "row"), inputs.T @ inputs
@@ -83,9 +83,9 @@ def test_one_swap_is_the_same_in_slices(monkeypatch):
 
 
 def test_one_swap_grows_back_the_initialisers_values():
-    """Kept weights that the initialiser moved count with their new values, pruned ones with their dense ones."""
+    """Kept weights count with the initialiser's values, pruned ones with their dense values."""
     dense = torch.tensor([[1.0, 2.0, 3.0]])
-    values = torch.tensor([[1.0, 5.0, 3.0]])  # the second was moved far off
+    values = torch.tensor([[1.0, 5.0, 3.0]])  # the second has a very different value
     mask = torch.tensor([[True, False, False]])
     refined = one_swap(mask, dense, values, torch.eye(3))
     assert refined.tolist() == [[False, True, False]]
@@ -128,7 +128,7 @@ def test_dsnot_is_that_of_plain_loops(case):
 
 
 @given(st.integers(0, 2**31), st.sampled_from(Granularity), st.sampled_from([0, 4]))
-def test_many_thresholds_are_each_as_alone(seed, granularity, m):
+def test_several_thresholds_give_the_masks_of_each_alone(seed, granularity, m):
     generator = torch.Generator().manual_seed(seed)
     scores = [torch.rand(3, 8, generator=generator), torch.rand(5, 8, generator=generator)]
     sparsity = Sparsity(0.5, 2, 4) if m else Sparsity(0.5)

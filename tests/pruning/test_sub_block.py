@@ -1,4 +1,4 @@
-"""The second pass: swaps chosen by held-out error, rounds, targets, refiners, and the re-fit of kept weights."""
+"""The rebuild: swaps chosen by validation error, rounds, targets, refiners, and the refit of kept weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from barber.registry import INITIAL_MASKS
 from barber.runs.apply import at_stage
 from barber.runs.directory import RunDirectory
 from barber.runs.recorder import create, record
-from tests.support.families import FAMILIES, build, held
+from tests.support.families import FAMILIES, build, copy_weights
 
 pytestmark = pytest.mark.slow
 
@@ -79,17 +79,17 @@ def test_auto_never_ends_worse_than_it_began(family, pattern):
     assert any(event.swaps for event in rebuilt(events))
 
 
-def test_auto_judges_on_what_it_does_not_learn_from():
+def test_auto_validates_on_other_sequences_than_it_trains_on():
     config = PruneConfig(Sparsity(0.5), threshold="auto")
     for samples in range(4, 40):
-        fit, held = split_sequences(samples, config)
-        assert sorted([*fit, *held]) == list(range(samples))
-        assert len(held) == samples // 4
+        train, validation = split_sequences(samples, config)
+        assert sorted([*train, *validation]) == list(range(samples))
+        assert len(validation) == samples // 4
     assert split_sequences(3, PruneConfig(Sparsity(0.5))) == ([0, 1, 2], [0, 1, 2])
 
 
-def test_rounds_go_on_from_the_masks_of_the_one_before():
-    """The first of four rounds is the only one of one, and further ones lower the error further."""
+def test_each_round_begins_with_the_masks_of_the_last():
+    """The first of four rounds equals the single round of another run, and the others lower the error further."""
     one, four = (rebuilt(run(build("llama"), threshold="auto", rounds=rounds)) for rounds in (1, 4))
     assert one[0].rounds[0] == four[0].rounds[0]
     assert all(len(event.rounds) == 1 for event in one)
@@ -125,7 +125,7 @@ def test_other_refiners_keep_their_counts_row_by_row(family, pattern, refiner):
     assert refiner == "dsnot" or any(event.swaps for event in rebuilt(events)), "tiny rows have errors too small for it"
 
 
-def test_one_swap_lowers_the_error_it_is_measured_by():
+def test_one_swap_lowers_the_reported_error():
     assert all(event.error_after < event.error_before for event in rebuilt(run(build("llama"), refiner="one-swap")))
 
 
@@ -133,7 +133,7 @@ def test_one_swap_lowers_the_error_it_is_measured_by():
     "settings", [{"threshold": "auto"}, {"threshold": 0.2}, {"refiner": "dsnot", "reconstruct": True}]
 )
 @torch.no_grad()
-def test_dense_stream_is_what_the_dense_model_has_there(settings):
+def test_the_dense_stream_has_the_outputs_of_the_dense_model(settings):
     """The error of the last sub-block is the distance between the dense and the pruned model's own MLP outputs."""
     model, data = build("llama"), sequences()
     view = DecoderView(model)
@@ -152,7 +152,9 @@ def test_dense_stream_is_what_the_dense_model_has_there(settings):
     assert rebuilt(events)[-1].error_after == pytest.approx(found, rel=1e-4)
     before.restore()
     first, other = (rebuilt(run(build("llama"), target=target, **settings))[0] for target in ("block", "dense-stream"))
-    assert all(torch.equal(mask, other.masks[name]) for name, mask in first.masks.items()), "the streams begin alike"
+    assert all(torch.equal(mask, other.masks[name]) for name, mask in first.masks.items()), (
+        "both streams have the same first input"
+    )
     assert first.error_before == pytest.approx(other.error_before, rel=1e-5)
 
 
@@ -172,7 +174,7 @@ def test_refitted_weights_keep_their_zeros_and_lower_the_error(settings, pattern
         assert event.error_after < event.error_before
         for name, mask in event.masks.items():
             assert torch.equal(event.weights[name] == 0, mask)
-    final = held(view)
+    final = copy_weights(view)
     dense.restore()
     with at_stage(loaded, RunDirectory(tmp_path / "run"), "rebuilt"):
         for layer in view.layers:
@@ -226,15 +228,15 @@ def test_every_initial_mask_can_be_refined(method):
         ({"refiner": "dsnot", "target": "dense-stream"}, 8, "dsnot compares each weight"),
     ],
 )
-def test_mistakes_are_told_before_anything_changes(settings, samples, wrong):
+def test_user_errors_come_before_any_change(settings, samples, wrong):
     model = build("llama")
-    before = held(DecoderView(model))
+    before = copy_weights(DecoderView(model))
     with pytest.raises(UserError, match=wrong):
         run(model, samples, **settings)
-    assert all(torch.equal(weight, before[key]) for key, weight in held(DecoderView(model)).items())
+    assert all(torch.equal(weight, before[key]) for key, weight in copy_weights(DecoderView(model)).items())
 
 
-def test_nothing_to_refit_is_told_first():
+def test_nothing_to_refit_is_refused_first():
     model = build("llama")
     view = DecoderView(model)
     masks = {
@@ -250,7 +252,7 @@ def test_nothing_to_refit_is_told_first():
 
 @pytest.mark.parametrize("settings", [{"threshold": "auto"}, {"refiner": "one-swap"}, {"refiner": "dsnot"}])
 def test_a_weight_that_text_never_reaches_stays_dense(settings):
-    """It is named, and the masks of the others are those that they have without it."""
+    """A notice names it, and the masks of the others are those without it."""
     model, plain = build("llama"), build("llama")
     extras = []
     for layer in model.model.layers:
@@ -267,7 +269,7 @@ def test_a_weight_that_text_never_reaches_stays_dense(settings):
 @pytest.mark.parametrize(
     "settings", [{"refiner": "one-swap"}, {"barber": False, "reconstruct": True}, {"threshold": "auto"}]
 )
-def test_activations_that_overflow_are_told(settings):
+def test_overflowing_activations_are_a_user_error(settings):
     model = build("llama", torch.float16)
     model.model.layers[0].mlp.up_proj.weight.data.mul_(1e4)
     model.model.layers[0].mlp.gate_proj.weight.data.mul_(1e4)

@@ -1,4 +1,4 @@
-"""The run directory, the job and the stages: what is written is what is read back, and the model stays dense."""
+"""The run directory, the job and the stages: files read back equal what was written, and the model ends dense."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_masks_survive_packing(rows, columns, seed):
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("retain", [False, True])
-def test_a_run_is_read_back_as_it_happened(folder, method, retain):
+def test_a_recorded_run_is_read_back_unchanged(folder, method, retain):
     config = PruneConfig(
         Sparsity.parse("2:4"), method, granularity="layer", threshold=0.5, retain_reconstruction=retain
     )
@@ -124,7 +124,7 @@ def test_a_stopped_job_leaves_the_model_dense(folder, stop_at):
 
 
 def test_a_run_that_cannot_be_written_leaves_the_model_dense(folder):
-    """The run directory disappears under a running job: a full disk, as far as the job can tell."""
+    """The run directory is deleted during the job, which has the effect of a full disk."""
     loaded = load(str(folder / "model"), device="cpu")
     dense, trainable = hashes(loaded), [p.requires_grad for p in loaded.model.parameters()]
     loaded.model.model.layers[0].train()
@@ -137,13 +137,13 @@ def test_a_run_that_cannot_be_written_leaves_the_model_dense(folder):
 
     with pytest.raises(UserError, match="cannot be written") as caught:
         consume()
-    assert caught.value.__traceback__ is not None, "the failure is still held, as a debugger or logger would"
+    assert caught.value.__traceback__ is not None, "a reference to the exception exists, as in a debugger or logger"
     assert all(torch.equal(value, dense[name]) for name, value in loaded.model.state_dict().items())
     assert [p.requires_grad for p in loaded.model.parameters()] == trainable
     assert [module.training for module in loaded.model.modules()] == training
 
 
-def test_files_of_one_name_stay_apart(folder):
+def test_files_of_one_name_have_different_data_set_names(folder):
     (folder / "other").mkdir()
     (folder / "other" / "text.jsonl").write_text((folder / "text.jsonl").read_text())
     specs = (str(folder / "text.jsonl"), str(folder / "other" / "text.jsonl"), str(folder / "text.jsonl"))
@@ -176,7 +176,7 @@ def test_one_weight_in_two_layers_is_refused():
         DecoderView(model)
 
 
-def test_masks_of_a_run_start_another(folder):
+def test_masks_of_a_run_are_initial_masks_of_another(folder):
     loaded = load(str(folder / "model"), device="cpu")
     first = [e for e in run_job(spec_for(folder, prompts=()), loaded) if isinstance(e, SubBlockRebuilt)]
     again = PruneConfig(
@@ -192,7 +192,7 @@ def test_masks_of_a_run_start_another(folder):
         assert all(torch.equal(one.masks[name], two.masks[name]) for name in one.masks)
 
 
-def test_a_masks_file_is_taken_and_checked(folder):
+def test_a_masks_file_is_read_and_checked(folder):
     loaded = load(str(folder / "model"), device="cpu")
     view = DecoderView(loaded.model)
     masks = {
@@ -226,7 +226,7 @@ def test_a_saved_model_loads_and_has_the_measured_perplexity(folder):
     spec = spec_for(folder, save_model=folder / "pruned", run_dir=None)
     last = [e for e in run_job(spec) if isinstance(e, PerplexityMeasured)][-1]
     dense = replace(spec, model=str(folder / "pruned"), prune=None, save_model=None, calibration="storyteller")
-    # The text is a calibration text no longer, so its second half is measured by hand.
+    # Without calibration the whole text would be used, so the test takes its second half.
     lines = (folder / "text.jsonl").read_text().splitlines()
     (folder / "half.jsonl").write_text("\n".join(lines[len(lines) // 2 :]))
     (again,) = [
@@ -237,7 +237,7 @@ def test_a_saved_model_loads_and_has_the_measured_perplexity(folder):
     assert again.perplexity == pytest.approx(last.perplexity, rel=1e-6)
 
 
-def test_calibration_tokens_can_be_saved_and_given_back(folder):
+def test_saved_calibration_tokens_can_be_used_again(folder):
     first = spec_for(folder, save_data=folder / "tokens.npy", run_dir=None, prompts=())
     masks = [e.masks for e in run_job(first) if isinstance(e, SubBlockRebuilt)]
     assert np.load(folder / "tokens.npy").shape == (4, 16)
@@ -247,7 +247,7 @@ def test_calibration_tokens_can_be_saved_and_given_back(folder):
     assert all(torch.equal(a[n], b[n]) for a, b in zip(masks, again, strict=True) for n in a)
 
 
-def test_a_setting_without_effect_is_said(folder):
+def test_a_rebuild_without_swaps_has_a_notice(folder):
     tokens = str(GOLDEN / "calibration_tokens.npy")
     config = PruneConfig(Sparsity.parse("50%"), "wanda", granularity="output1", threshold=0.01)
     spec = JobSpec(
@@ -273,7 +273,7 @@ def test_progress_covers_the_whole_job(folder):
     assert fractions[-1] == pytest.approx(1)
 
 
-def test_dense_weights_come_back_bit_for_bit():
+def test_dense_weights_are_restored_bit_for_bit():
     model = llama()
     view = DecoderView(model)
     dense = DenseWeights(view)

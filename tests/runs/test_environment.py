@@ -1,4 +1,4 @@
-"""The hashes of a model: the same however it is read, others for any number that differs."""
+"""The hashes of a model: the same for a resident and a layerwise model, and different for any changed number."""
 
 from __future__ import annotations
 

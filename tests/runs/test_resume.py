@@ -1,6 +1,6 @@
-"""A run directory after any death or damage: what is left is right, and going on ends as if nothing had been.
+"""A run directory after a kill or damage: remaining data is valid, and the resumed run has the same results.
 
-Every point at which a process can die is tried by copying the directory before each file operation.
+Copies of the directory before each file operation stand for every point at which a process can be killed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tests.support.interrupted import (
     ORDERS,
     boundary,
     check,
-    go_on,
     interrupted,
     job,
+    resume_and_finish,
+    run_events,
     started,
-    story,
     stream,
     written,
 )
@@ -38,14 +38,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def no_waiting_for_the_disk():
-    """No power is lost here, and thousands of syncs take minutes on some disks; where they happen still counts."""
+    """Replace fsync, which takes minutes in total on some disks; its calls still count as file operations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
-def deaths(monkeypatch, path: Path, copies: Path, work) -> list[Path]:
-    """Copies of a directory as it was before each operation on its files while `work` went on."""
+def kill_points(monkeypatch, path: Path, copies: Path, work) -> list[Path]:
+    """Copies of a directory from before each file operation of `work`."""
     found: list[Path] = []
 
     def watched(real):
@@ -66,39 +66,39 @@ def deaths(monkeypatch, path: Path, copies: Path, work) -> list[Path]:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_run_can_die_at_every_file_operation(order, tmp_path, monkeypatch):
+def test_a_run_can_be_killed_at_every_file_operation(order, tmp_path, monkeypatch):
     path, counts = tmp_path / "run", []
     create(path, job())
-    found = deaths(monkeypatch, path, tmp_path / "copies", lambda: list(record(path, stream(story(order)))))
+    found = kill_points(monkeypatch, path, tmp_path / "copies", lambda: list(record(path, stream(run_events(order)))))
     assert len(found) > 4 * len(written(order))
     for copy in found:
         lines = (copy / "events.jsonl").read_bytes().count(b"\n") if (copy / "events.jsonl").exists() else 0
         finished = check(order, copy)
-        assert finished.event_count == boundary(order, lines), "nothing that was done is done again"
+        assert finished.event_count == boundary(order, lines), "no finished layer is repeated"
         assert read_job(copy) == replace(job(), run_dir=copy)
         if not counts or counts[-1] != finished.event_count:
-            go_on(order, copy, finished)
+            resume_and_finish(order, copy, finished)
         counts.append(finished.event_count)
     assert len(set(counts)) > 10
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_reopening_can_die_too(order, tmp_path, monkeypatch):
+def test_reopening_can_be_killed_too(order, tmp_path, monkeypatch):
     for count in range(0, len(written(order)) + 1, 3):
         path, copies = tmp_path / f"run{count}", tmp_path / f"copies{count}"
         interrupted(order, path, count)
         with (path / "checksums.jsonl").open("ab") as torn:
             torn.write(b'{"files": {"masks/lay')
-        found = deaths(monkeypatch, path, copies, lambda path=path: reopen(path, started(order)))
+        found = kill_points(monkeypatch, path, copies, lambda path=path: reopen(path, started(order)))
         assert len(found) > 3
         for copy in found:
             assert check(order, copy).event_count == boundary(order, count)
-        go_on(order, found[-2], check(order, found[-2]))
+        resume_and_finish(order, found[-2], check(order, found[-2]))
 
 
 @st.composite
 def damage(draw):
-    """A way to harm a file: bytes -> bytes, or None for a file that is gone."""
+    """A kind of damage: bytes -> bytes, or None for a lost file."""
     place = draw(st.floats(0, 1, exclude_max=True))
     bit = draw(st.integers(0, 7))
 
@@ -113,14 +113,14 @@ def damage(draw):
 @pytest.mark.parametrize("order", ORDERS)
 @settings(max_examples=40)
 @given(data=st.data())
-def test_a_damaged_file_is_never_trusted(order, data):
+def test_a_damaged_file_is_never_used(order, data):
     with tempfile.TemporaryDirectory() as place:
         path = interrupted(order, Path(place), data.draw(st.integers(1, len(written(order)))))
         files = sorted(file for file in path.rglob("*.*") if file.name != "job.json")
         for file in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=3, unique=True)):
             harmed = data.draw(damage())(file.read_bytes())
             file.unlink() if harmed is None else file.write_bytes(harmed)
-        go_on(order, path, check(order, path))
+        resume_and_finish(order, path, check(order, path))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_damaged_file_is_never_trusted(order, data):
     ],
 )
 @pytest.mark.parametrize("gone", [True, False])
-def test_damage_costs_no_more_than_it_must(order, name, initial, rebuilt, gone, tmp_path):
+def test_damage_discards_no_more_than_necessary(order, name, initial, rebuilt, gone, tmp_path):
     path = interrupted(order, tmp_path / "run", len(written(order)))
     data = bytearray((path / name).read_bytes())
     data[len(data) // 20] ^= 1
@@ -148,8 +148,8 @@ def test_damage_costs_no_more_than_it_must(order, name, initial, rebuilt, gone, 
     assert (finished.event_count == len(written(order))) == (name == "config.json")
 
 
-def test_a_file_that_went_back_is_not_trusted(tmp_path):
-    """As after a power loss on a disk that lies: the file is a former one, which was right in its time."""
+def test_an_earlier_version_of_a_file_is_not_used(tmp_path):
+    """As after a power loss on a disk that ignores fsync: the file has an earlier valid content."""
     count = 1 + next(n for n, event in enumerate(written("paper")) if isinstance(event, SubBlockRebuilt))
     path, name = interrupted("paper", tmp_path / "run", count - 1), "masks/layer_000.safetensors"
     former = (path / name).read_bytes()

@@ -1,4 +1,4 @@
-"""What must not happen to a run that is resumed: inputs mixed, foreign files lost, a traceback for a damaged file."""
+"""Faults of resumed runs: changed inputs, files of other programs, damaged files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from barber.job_spec import JobSpec
 from barber.models.saving import folder_digests
 from barber.runs.directory import RunDirectory
 from barber.runs.recorder import create
-from tests.support.jobs import ROOT, flags, recorded, same, save_world
+from tests.support.jobs import ROOT, flags, recorded, same, save_inputs
 from tests.support.layerwise import rewrite
 from tests.support.tiny import llama
 
@@ -31,19 +31,21 @@ OLD = ROOT / "tests" / "golden" / "runs-0.1.0"
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """A world with a run that saved its model, by paths that were relative in the folder "here"."""
-    world = save_world(tmp_path_factory.mktemp("world"), llama(num_hidden_layers=2), seqlen=16)
-    (world / "here").mkdir()
+    """A workspace with a run that saved its model, with paths relative to the folder "here"."""
+    workspace = save_inputs(tmp_path_factory.mktemp("workspace"), llama(num_hidden_layers=2), seqlen=16)
+    (workspace / "here").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(world / "here")
-        given = [os.path.relpath(flag) if flag.startswith(str(world)) else flag for flag in flags(world, **SIZE)]
+        patch.chdir(workspace / "here")
+        given = [
+            os.path.relpath(flag) if flag.startswith(str(workspace)) else flag for flag in flags(workspace, **SIZE)
+        ]
         assert main([*given, *BARBER, "--run_dir", "run", "--save_model", "saved"]) == 0
-    return world
+    return workspace
 
 
 @pytest.fixture
-def world(begun, tmp_path):
-    """A copy of it at the same place, since the run names its inputs: the first is put back in the end."""
+def workspace(begun, tmp_path):
+    """A copy of it at the same path, since the run has the paths of its inputs; the original is restored at the end."""
     shutil.copytree(begun, tmp_path / "kept", symlinks=True)
     yield begun
     shutil.rmtree(begun)
@@ -55,7 +57,7 @@ def resume(run: Path, *more: str) -> int:
 
 
 def cut(run: Path, event: str) -> None:
-    """Let the run have died before its first event of this kind."""
+    """Cut the run as if it was killed before its first event of this kind."""
     lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if json.loads(line)["event"] == event)
     (run / "events.jsonl").write_bytes(b"".join(lines[:first]))
@@ -88,12 +90,12 @@ INPUTS = {
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("change", INPUTS)
-def test_other_inputs_are_refused_with_the_difference(change, streamed, world, capsys):
-    run = world / "here" / "run"
-    if streamed:  # the same model, read layer by layer, as where there is less memory than before
+def test_other_inputs_are_refused_with_the_difference(change, streamed, workspace, capsys):
+    run = workspace / "here" / "run"
+    if streamed:  # the same model, loaded layer by layer
         data = json.loads((run / "job.json").read_text()) | {"stream": True}
         vouched = (run / "checksums.jsonl").read_text().splitlines()[2:]
-        again = create(world / "again", JobSpec.from_dict(data), json.loads((run / "environment.json").read_text()))
+        again = create(workspace / "again", JobSpec.from_dict(data), json.loads((run / "environment.json").read_text()))
         with (again / "checksums.jsonl").open("a") as file:
             file.write("\n".join(vouched) + "\n")
         for name in ("masks", "saliency", "events.jsonl"):
@@ -103,7 +105,7 @@ def test_other_inputs_are_refused_with_the_difference(change, streamed, world, c
         run = again
     before = folder_digests(run / "masks")
     harm, words = INPUTS[change]
-    harm(world)
+    harm(workspace)
     assert resume(run) == 2
     assert words in capsys.readouterr().err
     assert folder_digests(run / "masks") == before
@@ -122,7 +124,7 @@ def test_other_initial_masks_are_refused(begun, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["begun", "finished"])
-def test_runs_of_an_older_version_go_on(name, tmp_path, monkeypatch):
+def test_runs_of_an_older_version_resume(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     run = tmp_path / name
     shutil.copytree(OLD / name, run)
@@ -131,26 +133,26 @@ def test_runs_of_an_older_version_go_on(name, tmp_path, monkeypatch):
     assert {event.stage for event in RunDirectory(run).events() if hasattr(event, "perplexity")} >= {"dense", "rebuilt"}
 
 
-def test_a_run_is_resumed_from_another_folder_and_deletes_only_its_own(world, tmp_path, monkeypatch, capsys):
+def test_a_run_is_resumed_from_another_folder_and_deletes_only_its_own(workspace, tmp_path, monkeypatch, capsys):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "mine").write_text("mine")
     monkeypatch.chdir(tmp_path)
-    assert resume(world / "here" / "run", "--delete") == 0
+    assert resume(workspace / "here" / "run", "--delete") == 0
     assert (tmp_path / "saved" / "mine").read_text() == "mine"
-    assert not (world / "here" / "saved").exists()
-    assert f"Deleted the saved model {world / 'here' / 'saved'}" in capsys.readouterr().out
-    assert resume(world / "here" / "run", "--delete") == 0, "what is gone is gone"
+    assert not (workspace / "here" / "saved").exists()
+    assert f"Deleted the saved model {workspace / 'here' / 'saved'}" in capsys.readouterr().out
+    assert resume(workspace / "here" / "run", "--delete") == 0, "what is gone is gone"
 
 
 @pytest.mark.parametrize("change", ["another file", "another content"])
-def test_a_folder_that_changed_is_not_deleted(change, world, capsys):
-    saved = world / "here" / "saved"
+def test_a_folder_that_changed_is_not_deleted(change, workspace, capsys):
+    saved = workspace / "here" / "saved"
     (saved / ("notes.txt" if change == "another file" else "config.json")).write_text("mine")
     before = folder_digests(saved)
-    assert resume(world / "here" / "run", "--delete") == 2
+    assert resume(workspace / "here" / "run", "--delete") == 2
     captured = capsys.readouterr()
     assert "was not deleted" in captured.err
-    assert "prunable weights" in captured.out, "the results are told all the same"
+    assert "prunable weights" in captured.out, "the results are printed"
     assert folder_digests(saved) == before
 
 
@@ -161,35 +163,35 @@ def test_delete_of_a_run_that_saved_nothing_is_refused(tmp_path, monkeypatch, ca
     assert "--save_model" in capsys.readouterr().err
 
 
-def test_a_run_that_died_before_its_first_event_goes_on(world):
-    run = world / "here" / "run"
+def test_a_run_killed_before_its_first_event_resumes(workspace):
+    run = workspace / "here" / "run"
     whole = recorded(run)
     (run / "events.jsonl").unlink()
-    shutil.rmtree(world / "here" / "saved")
+    shutil.rmtree(workspace / "here" / "saved")
     assert (run / "config.json").exists()
     assert resume(run) == 0
     assert same(recorded(run), whole)
 
 
 @pytest.mark.parametrize("left", ["whole", "in part", "not yet"])
-def test_a_run_that_died_after_its_model_was_in_place_goes_on(left, world):
-    run, saved = world / "here" / "run", world / "here" / "saved"
+def test_a_run_killed_after_it_saved_its_model_resumes(left, workspace):
+    run, saved = workspace / "here" / "run", workspace / "here" / "saved"
     whole = folder_digests(saved)
     cut(run, "Saved")
     if left == "in part":
         (saved / "config.json").unlink()
-    if left == "not yet":  # its digest is on the disk, and nothing else of it
+    if left == "not yet":  # only its checksum is on the disk
         shutil.rmtree(saved)
         (run / "saved.json").unlink()
     assert resume(run) == 0
     assert folder_digests(saved) == whole
 
 
-def test_what_a_user_put_there_is_not_taken_for_the_model(world, capsys):
-    saved = world / "here" / "saved"
-    cut(world / "here" / "run", "Saved")
+def test_files_of_the_user_are_not_taken_for_the_model(workspace, capsys):
+    saved = workspace / "here" / "saved"
+    cut(workspace / "here" / "run", "Saved")
     (saved / "notes.txt").write_text("mine")
-    assert resume(world / "here" / "run") == 2
+    assert resume(workspace / "here" / "run") == 2
     assert "is not empty" in capsys.readouterr().err
     assert (saved / "notes.txt").read_text() == "mine"
 
@@ -198,8 +200,8 @@ LINES = {"blank": b"", "zeros": bytes(80), "number": b"7", "unknown": b'{"event"
 
 
 @pytest.mark.parametrize("damage", [*LINES, "digit"])
-def test_a_damaged_line_is_cut_back(damage, world):
-    run = world / "here" / "run"
+def test_events_from_a_damaged_line_on_are_discarded(damage, workspace):
+    run = workspace / "here" / "run"
     whole, file = recorded(run), run / "events.jsonl"
     lines = file.read_bytes().split(b"\n")
     lines[3] = LINES[damage] if damage in LINES else re.sub(rb"\d", lambda digit: b"%d" % (9 - int(digit[0])), lines[3])
@@ -212,22 +214,22 @@ def test_a_damaged_line_is_cut_back(damage, world):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "7", '{"model_hash": "0"}'])
-def test_a_damaged_environment_is_refused(text, world, capsys):
-    (world / "here" / "run" / "environment.json").write_text(text)
-    assert resume(world / "here" / "run") == 2
+def test_a_damaged_environment_is_refused(text, workspace, capsys):
+    (workspace / "here" / "run" / "environment.json").write_text(text)
+    assert resume(workspace / "here" / "run") == 2
     assert "environment.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "7", "null", '{"event": "RunStarted", "model": 7}'])
-def test_a_damaged_configuration_is_told(text, world):
-    (world / "here" / "run" / "config.json").write_text(text)
+def test_a_damaged_configuration_is_a_user_error(text, workspace):
+    (workspace / "here" / "run" / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json"):
-        RunDirectory(world / "here" / "run").config  # noqa: B018
-    assert resume(world / "here" / "run") == 0
+        RunDirectory(workspace / "here" / "run").config  # noqa: B018
+    assert resume(workspace / "here" / "run") == 0
 
 
-def test_lost_masks_are_made_again_and_foreign_files_stay(world):
-    run = world / "here" / "run"
+def test_lost_masks_are_made_again_and_other_files_stay(workspace):
+    run = workspace / "here" / "run"
     whole = recorded(run)
     shutil.rmtree(run / "masks")
     (run / "saliency" / "notes.json").write_text("mine")
@@ -237,12 +239,15 @@ def test_lost_masks_are_made_again_and_foreign_files_stay(world):
     assert {(run / name).read_text() for name in ("saliency/notes.json", "draft.part")} == {"mine"}
 
 
-def test_only_flags_that_were_given_are_named(world, capsys):
-    assert resume(world / "here" / "run", "--threshold", "0.5", "--prune_granularity", "output1") == 2
+def test_only_flags_that_were_given_are_named(workspace, capsys):
+    assert resume(workspace / "here" / "run", "--threshold", "0.5", "--prune_granularity", "output1") == 2
     message = capsys.readouterr().err
     assert "prune.threshold: 0.3 there, 0.5 here" in message
     assert "nsamples" not in message
-    assert resume(world / "here" / "run", "--sparsity_ratio", "0.5", "--save_model", str(world / "here" / "saved")) == 0
+    assert (
+        resume(workspace / "here" / "run", "--sparsity_ratio", "0.5", "--save_model", str(workspace / "here" / "saved"))
+        == 0
+    )
 
 
 HOLD = """
@@ -255,8 +260,8 @@ with one_writer(Path(sys.argv[1])):
 """
 
 
-def test_a_run_has_one_writer_and_its_lock_dies_with_it(world, capsys):
-    run = world / "here" / "run"
+def test_a_run_has_one_writer_whose_lock_ends_with_its_process(workspace, capsys):
+    run = workspace / "here" / "run"
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"

@@ -1,4 +1,4 @@
-"""What a run directory knows of its job: another one is refused, its own is found again, and a whole one stays."""
+"""The job of a run directory: another job is refused, its own is resumed, and a complete run is not changed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from tests.support.interrupted import (
     content,
     interrupted,
     job,
+    run_events,
     same,
     started,
-    story,
     stream,
     written,
 )
@@ -41,7 +41,7 @@ from tests.support.interrupted import (
 pytestmark = pytest.mark.slow
 
 
-def test_another_run_is_refused_and_left_as_it_is(tmp_path):
+def test_another_run_is_refused_and_not_changed(tmp_path):
     path = interrupted("paper", tmp_path / "run", 9)
     before, begun = content(path), started("paper")
     others = {
@@ -80,7 +80,7 @@ def test_masks_of_a_layer_come_with_its_values(tmp_path):
         assert updates
 
 
-def test_a_complete_run_is_kept_as_it_is(tmp_path):
+def test_a_complete_run_is_not_changed(tmp_path):
     path = interrupted("paper", tmp_path / "run", len(written("paper")))
     before = content(path)
     finished = check("paper", path)
@@ -119,7 +119,7 @@ def test_a_job_of_another_version_is_refused():
             JobSpec.from_dict(data)
 
 
-def test_the_job_of_a_run_is_found_again(tmp_path):
+def test_the_job_of_a_run_is_read_back(tmp_path):
     path = create(tmp_path / "run", replace(job(), run_dir=tmp_path / "run"))
     path = path.rename(tmp_path / "moved")
     assert read_job(path) == replace(job(), run_dir=path)
@@ -143,7 +143,7 @@ def test_the_job_of_a_run_is_found_again(tmp_path):
         read_job(tmp_path / "none")
 
 
-def test_a_disk_that_is_too_small_is_said_before(tmp_path):
+def test_a_full_disk_is_reported_before_the_work(tmp_path):
     free = shutil.disk_usage(tmp_path).free
     check_room(tmp_path / "not" / "yet", free // 2)
     with pytest.raises(UserError, match="make room"):
@@ -152,9 +152,9 @@ def test_a_disk_that_is_too_small_is_said_before(tmp_path):
 
 
 def test_a_layer_of_one_sub_block_is_redone_from_its_initial_mask(tmp_path):
-    """Sub-block by sub-block, its initial mask looks whole when the process dies, but belongs to what is redone."""
+    """In one pass, the layer's initial masks are complete when the process is killed, but the layer is repeated."""
     begun = replace(started("paper"), modules=[m for m in started("paper").modules if m.kind == "attention"])
-    events = [begun, *(e for e in story("one-pass") if "self_attn.q_proj" in getattr(e, "modules", ()))]
+    events = [begun, *(e for e in run_events("one-pass") if "self_attn.q_proj" in getattr(e, "modules", ()))]
     path = create(tmp_path / "run", job())
     list(record(path, stream(events[:-1])))
     finished = reopen(path, begun)

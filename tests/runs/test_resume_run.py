@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed as a user does it: real processes, real signals, the same bits in the end."""
+"""Killed and resumed runs: real processes and signals, and the same bits at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from barber.events import LayerInitialised, RunFinished, SubBlockRebuilt
 from barber.runs.directory import RunDirectory
-from tests.support.jobs import flags, recorded, run, same, save_world, start
+from tests.support.jobs import flags, recorded, run, same, save_inputs, start
 from tests.support.layerwise import rewrite
 from tests.support.tiny import llama
 
@@ -28,28 +28,28 @@ LAYERS = 4
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def workspace(tmp_path_factory):
     model = llama(num_hidden_layers=LAYERS, hidden_size=64, intermediate_size=192)
-    return save_world(tmp_path_factory.mktemp("world"), model, rows=64, seqlen=48)
+    return save_inputs(tmp_path_factory.mktemp("workspace"), model, rows=64, seqlen=48)
 
 
 @pytest.fixture(scope="module")
-def whole(world):
-    """way -> the run directory of a run that nobody disturbed, and what it printed."""
+def whole(workspace):
+    """way -> the run directory and the output of an uninterrupted run."""
     made = {}
 
     def of(way: str) -> tuple[Path, str]:
         if way not in made:
-            result = run(*flags(world, *BASE, *WAYS[way], "--run_dir", str(world / way), **SIZE))
+            result = run(*flags(workspace, *BASE, *WAYS[way], "--run_dir", str(workspace / way), **SIZE))
             assert result.returncode == 0, result.stderr
-            made[way] = (world / way, result.stdout)
+            made[way] = (workspace / way, result.stdout)
         return made[way]
 
     return of
 
 
 def lines(path: Path) -> list[dict]:
-    """The events that a run directory has so far."""
+    """The events in a run directory."""
     text = (path / "events.jsonl").read_text("utf-8") if (path / "events.jsonl").exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
@@ -66,22 +66,22 @@ def kill_after(process: subprocess.Popen, path: Path, count: int, delay: float) 
 
 
 def table(text: str) -> str:
-    """The part of the output that tells no seconds or bytes: counts and perplexities."""
+    """The part of the output without seconds and bytes: counts and perplexities."""
     rows = text[text.index("perplexity ") :].splitlines()
     return "\n".join([text[: text.index(" s\n")].rpartition(",")[0], *rows])
 
 
 def stable(event) -> dict:
-    """An event without what differs from run to run."""
+    """An event without fields that differ between runs."""
     return {key: value for key, value in event.to_dict().items() if key not in ("seconds", "peak_memory")}
 
 
 @pytest.mark.parametrize(("way", "seed"), [("paper", 1), ("paper", 2), ("one-pass", 3), ("streamed", 4)])
-def test_a_killed_run_ends_as_if_nothing_had_been(way, seed, world, whole, tmp_path):
+def test_a_killed_run_resumes_to_the_same_results(way, seed, workspace, whole, tmp_path):
     path, rng = tmp_path / "run", random.Random(seed)
     full, printed = whole(way)
     everything = len(lines(full))
-    process = start(*flags(world, *BASE, *WAYS[way], "--run_dir", str(path), **SIZE))
+    process = start(*flags(workspace, *BASE, *WAYS[way], "--run_dir", str(path), **SIZE))
     kill_after(process, path, rng.randrange(3, everything - 4), rng.random() * 0.03)
     left = lines(path)
     assert len(left) < everything
@@ -98,7 +98,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(way, seed, world, whole, tmp_p
 
 
 def check_not_done_again(left: list[dict], ended: list[dict]) -> None:
-    """Layers that were whole before the kill are those from before: their seconds are."""
+    """Layers that were complete before the kill are not repeated: they have the same seconds."""
     names = {"LayerInitialised": 0, "SubBlockRebuilt": 0}
     before = [event for event in left if event["event"] in names]
     after = [event for event in ended if event["event"] in names]
@@ -106,12 +106,12 @@ def check_not_done_again(left: list[dict], ended: list[dict]) -> None:
     while kept < len(before) and before[kept] == after[kept]:
         kept += 1
     undone = {event["layer"] for event in before[kept:]}
-    assert len(undone) <= 1, "at most the layer at work is done again"
+    assert len(undone) <= 1, "at most one layer is repeated"
     assert len(before) - kept <= 3
 
 
 @pytest.mark.parametrize("way", ["paper", "one-pass"])
-def test_a_finished_run_is_only_told_again(way, whole, tmp_path):
+def test_a_finished_run_is_only_reported_again(way, whole, tmp_path):
     full, printed = whole(way)
     path = tmp_path / "run"
     shutil.copytree(full, path)
@@ -134,23 +134,23 @@ def refusal(*arguments: str) -> str:
     return message
 
 
-def test_other_flags_are_refused_with_the_difference(world, whole):
+def test_other_flags_are_refused_with_the_difference(workspace, whole):
     full, _ = whole("paper")
     before = lines(full)
-    message = refusal("--resume", str(full), *flags(world, *BASE, samples=32, seqlen=48))
+    message = refusal("--resume", str(full), *flags(workspace, *BASE, samples=32, seqlen=48))
     assert "nsamples: 64 there, 32 here" in message
     assert lines(full) == before
 
 
-def test_the_same_flags_may_be_given_again(world, whole):
+def test_the_same_flags_may_be_given_again(workspace, whole):
     full, printed = whole("paper")
-    result = run("--resume", str(full), *flags(world, *BASE, **SIZE))
+    result = run("--resume", str(full), *flags(workspace, *BASE, **SIZE))
     assert (result.returncode, result.stdout) == (0, printed)
 
 
-def test_other_weights_in_the_folder_are_refused(world, whole, tmp_path):
+def test_other_weights_in_the_folder_are_refused(workspace, whole, tmp_path):
     full, _ = whole("paper")
-    path, model, away = tmp_path / "run", world / "model", tmp_path / "model"
+    path, model, away = tmp_path / "run", workspace / "model", tmp_path / "model"
     shutil.copytree(full, path)
     shutil.copytree(model, away)
 

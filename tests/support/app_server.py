@@ -1,4 +1,4 @@
-"""The real app as a process of its own, for tests that talk to it."""
+"""The real app as a process, for tests of its page and API."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 180
-SMALL = {"nsamples": 6, "seqlen": 64, "eval_windows": 6}  # settings of a run of a second or two
+SMALL = {"nsamples": 6, "seqlen": 64, "eval_windows": 6}  # settings of a run of about two seconds
 
 
 @dataclass(frozen=True)
 class Server:
-    """url of the page, runs: where its run directories lie, log: everything it printed."""
+    """A running app.
+
+    Attributes:
+        url: of the page.
+        runs: the folder of its run directories.
+        log: the file of its output.
+    """
 
     url: str
     runs: Path
@@ -32,7 +38,7 @@ class Server:
 def serving(folder: Path, *flags: str, **environment: str) -> Iterator[Server]:
     """Start `python app.py` with more flags on a free port; at the end, stop it. It must print no traceback.
 
-    Runs are kept in `folder`, unless the flags name another place for them.
+    Runs are recorded in `folder`, unless the flags name another one.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

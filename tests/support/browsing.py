@@ -1,4 +1,4 @@
-"""A real browser on the real page, for tests that look and click."""
+"""A real browser on the real page."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def launched() -> Iterator[Browser]:
 
 
 def visit(browser: Browser, server: Server, query: str, complaints: list[str], width: int = 1400) -> Page:
-    """A new page of the app, ready to run. complaints: where what the console complains about is put."""
+    """A new page of the app, ready to run. complaints: receives the errors of the console."""
     page = browser.new_page(viewport={"width": width, "height": 900})
-    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda entry: complaints.append(entry.text) if entry.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(server.url + query)
     expect(page.locator("#run")).to_be_enabled(timeout=30 * SECONDS)
@@ -52,7 +52,7 @@ def open_tab(page: Page, name: str) -> None:
 
 
 def drawn(page: Page, figure: str) -> int:
-    """How many shapes plotly drew in a figure, once it drew any."""
+    """The number of shapes that plotly drew in a figure, once it drew any."""
     shapes = page.locator(f"#{figure} .cartesianlayer").locator("image, .trace path, .trace .point")
     expect(shapes.first).to_be_attached(timeout=20 * SECONDS)
     return shapes.count()

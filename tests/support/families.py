@@ -1,4 +1,4 @@
-"""Tiny random models of every family that Barber promises, built from transformers configs."""
+"""Tiny random models of every supported family, built from transformers configs."""
 
 from __future__ import annotations
 
@@ -60,6 +60,6 @@ def build(family: str, dtype: torch.dtype = torch.float32):
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def held(view: DecoderView) -> dict[tuple[int, str], torch.Tensor]:
+def copy_weights(view: DecoderView) -> dict[tuple[int, str], torch.Tensor]:
     """Copies of all prunable weights as they are now: (layer, name) -> (out, in)."""
     return {(layer.index, weight.name): weight.view.clone() for layer in view.layers for weight in layer.weights}

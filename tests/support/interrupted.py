@@ -1,4 +1,4 @@
-"""Recorded runs that were cut off after some of their events, and what must be left of them."""
+"""Recorded runs that were interrupted after some of their events, and what must remain of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TOKENS = str(GOLDEN / "calibration_tokens.npy")
 
 
 def new_folder() -> Path:
-    """A folder that is there until the tests end."""
+    """A folder that exists until the tests end."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
     return folder
@@ -49,7 +49,7 @@ def new_folder() -> Path:
 
 @cache
 def job() -> JobSpec:
-    """SparseGPT with its values kept, so that there are weights to be stored at both stages."""
+    """SparseGPT with retained updates, so that weights are stored at both stages."""
     folder = new_folder()
     llama(num_hidden_layers=LAYERS, vocab_size=512).save_pretrained(folder)
     config = PruneConfig(
@@ -59,7 +59,7 @@ def job() -> JobSpec:
 
 
 @cache
-def story(order: str) -> list[Event]:
+def run_events(order: str) -> list[Event]:
     """The events of a real run with their tensors, in an order, and what may be measured at each stage."""
     spec = job() if order != "no rebuild" else replace(job(), prune=replace(job().prune, barber=False))
     events = [event for event in run_job(spec) if type(event).__name__ not in ("JobPlanned", "Notice", "Progress")]
@@ -68,24 +68,24 @@ def story(order: str) -> list[Event]:
     layers = one_pass(layers) if order == "one-pass" else layers
     stages = [Stage.INITIAL, Stage.REBUILT][: sum(isinstance(event, StageReached) for event in events)]
     split = len(layers) if order == "one-pass" else LAYERS
-    told = [*measured(Stage.DENSE), started, Progress("initial mask", 1, 2), *layers[:split]]
-    told += [StageReached(stages[0]), *measured(stages[0]), *layers[split:]]
+    events_in_order = [*measured(Stage.DENSE), started, Progress("initial mask", 1, 2), *layers[:split]]
+    events_in_order += [StageReached(stages[0]), *measured(stages[0]), *layers[split:]]
     for stage in stages[1:]:
-        told += [StageReached(stage), *measured(stage)]
-    return [*told, events[-1]]
+        events_in_order += [StageReached(stage), *measured(stage)]
+    return [*events_in_order, events[-1]]
 
 
 def one_pass(layers: list[Event]) -> list[Event]:
     """The same masks, each sub-block rebuilt as soon as it is initialised."""
-    told = []
+    ordered = []
     for rebuilt in (event for event in layers if isinstance(event, SubBlockRebuilt)):
         first = next(e for e in layers if isinstance(e, LayerInitialised) and e.layer == rebuilt.layer)
         parts = {
             part: {name: value for name, value in getattr(first, part).items() if name in rebuilt.modules}
             for part in ("modules", "masks", "weights")
         }
-        told += [replace(first, **parts), rebuilt]
-    return told
+        ordered += [replace(first, **parts), rebuilt]
+    return ordered
 
 
 def measured(stage: str) -> list[Event]:
@@ -99,12 +99,12 @@ def measured(stage: str) -> list[Event]:
 
 
 def written(order: str) -> list[Event]:
-    """The events that a directory holds."""
-    return [e for e in story(order) if not isinstance(e, Progress) and getattr(e, "done", True)]
+    """The events that a run directory contains."""
+    return [e for e in run_events(order) if not isinstance(e, Progress) and getattr(e, "done", True)]
 
 
 def started(order: str) -> RunStarted:
-    return next(event for event in story(order) if isinstance(event, RunStarted))
+    return next(event for event in run_events(order) if isinstance(event, RunStarted))
 
 
 def stream(events):
@@ -114,12 +114,12 @@ def stream(events):
 @cache
 def whole_run(order: str) -> Path:
     path = create(new_folder(), job())
-    list(record(path, stream(story(order))))
+    list(record(path, stream(run_events(order))))
     return path
 
 
 def interrupted(order: str, path: Path, count: int) -> Path:
-    """A run that died after so many events."""
+    """A run that was killed after so many events."""
     create(path, job())
     list(record(path, stream(written(order)[:count])))
     return path
@@ -143,7 +143,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 
 def content(path: Path) -> dict[str, object]:
-    """All that a run directory holds, but for the checksums."""
+    """The content of all files of a run directory except for the checksums."""
     found = {}
     for file in sorted(path.rglob("*.*")):
         if file.suffix == ".safetensors":
@@ -155,7 +155,7 @@ def content(path: Path) -> dict[str, object]:
 
 
 def check(order: str, path: Path) -> Finished:
-    """Reopen a directory; what is called finished is as in the whole run, and nothing else is there."""
+    """Reopen a directory; its finished part equals the complete run, and nothing else remains."""
     finished = reopen(path, started(order))
     kept = finished.before + finished.events
     assert kept == written(order)[: len(kept)]
@@ -180,8 +180,8 @@ def check(order: str, path: Path) -> Finished:
     return finished
 
 
-def go_on(order: str, path: Path, finished: Finished) -> None:
-    """Let the rest of the run happen, after which the directory is as if nothing had been."""
+def resume_and_finish(order: str, path: Path, finished: Finished) -> None:
+    """Record the rest of the run; the directory then equals that of the complete run."""
     kept = finished.before + finished.events
     rest = written(order)[len(kept) :]
     again = list(record(path, stream([*kept, Progress("rebuild", 1, 2), *rest]), skip=finished.event_count))

@@ -22,7 +22,7 @@ STAGE_OF = {LayerInitialised: Stage.INITIAL, SubBlockRebuilt: Stage.REBUILT}
 Masks = dict[tuple, Tensor]  # (layer, name, stage) -> mask
 
 
-def save_world(folder: Path, model, rows: int = 64, seqlen: int = 24) -> Path:
+def save_inputs(folder: Path, model, rows: int = 64, seqlen: int = 24) -> Path:
     """A model folder, calibration.npy and evaluation.npy of (rows, seqlen) random tokens."""
     model.save_pretrained(folder / "model")
     size = model.config.vocab_size
@@ -32,13 +32,13 @@ def save_world(folder: Path, model, rows: int = 64, seqlen: int = 24) -> Path:
     return folder
 
 
-def job(world: Path, pattern: str = "50%", samples: int = 8, seqlen: int = 24, **settings) -> JobSpec:
-    """A job on a world; settings of the PruneConfig."""
+def job(workspace: Path, pattern: str = "50%", samples: int = 8, seqlen: int = 24, **settings) -> JobSpec:
+    """A job on the inputs in a folder. settings: of the PruneConfig."""
     return JobSpec(
-        model=str(world / "model"),
+        model=str(workspace / "model"),
         prune=PruneConfig(Sparsity.parse(pattern), **settings),
-        calibration=str(world / "calibration.npy"),
-        evaluation=(str(world / "evaluation.npy"),),
+        calibration=str(workspace / "calibration.npy"),
+        evaluation=(str(workspace / "evaluation.npy"),),
         nsamples=samples,
         seqlen=seqlen,
         eval_windows=8,
@@ -46,11 +46,11 @@ def job(world: Path, pattern: str = "50%", samples: int = 8, seqlen: int = 24, *
     )
 
 
-def flags(world: Path, *more: str, samples: int = 8, seqlen: int = 24) -> list[str]:
+def flags(workspace: Path, *more: str, samples: int = 8, seqlen: int = 24) -> list[str]:
     """The command line of such a job."""
     return [
-        "--model", str(world / "model"), "--calibration", str(world / "calibration.npy"),
-        "--eval_data", str(world / "evaluation.npy"), "--eval_windows", "8", "--device", "cpu",
+        "--model", str(workspace / "model"), "--calibration", str(workspace / "calibration.npy"),
+        "--eval_data", str(workspace / "evaluation.npy"), "--eval_windows", "8", "--device", "cpu",
         "--nsamples", str(samples), "--seqlen", str(seqlen), *more,
     ]  # fmt: skip
 
@@ -65,26 +65,26 @@ def start(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen:
 
 
 def run(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    """main.py from beginning to end."""
+    """Run main.py to its end."""
     process = start(*arguments, before=before)
     out, err = process.communicate(timeout=200)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def masks_told(events: list) -> Masks:
-    """The masks that events bring."""
-    told = [event for event in events if type(event) in STAGE_OF]
-    return {(e.layer, name, STAGE_OF[type(e)]): mask for e in told for name, mask in e.masks.items()}
+def masks_in_events(events: list) -> Masks:
+    """The masks in events, by (layer, name, stage)."""
+    found = [event for event in events if type(event) in STAGE_OF]
+    return {(e.layer, name, STAGE_OF[type(e)]): mask for e in found for name, mask in e.masks.items()}
 
 
-def values_told(events: list) -> dict[tuple, Tensor]:
-    """The updated weights that events bring, by the same keys."""
-    told = [event for event in events if type(event) in STAGE_OF]
-    return {(e.layer, name, STAGE_OF[type(e)]): value for e in told for name, value in e.weights.items()}
+def values_in_events(events: list) -> dict[tuple, Tensor]:
+    """The updated weights in events, by the same keys."""
+    found = [event for event in events if type(event) in STAGE_OF]
+    return {(e.layer, name, STAGE_OF[type(e)]): value for e in found for name, value in e.weights.items()}
 
 
 def recorded(path: Path, part: str = "masks") -> Masks:
-    """The masks (or the "weights") that lie in a run directory."""
+    """The masks (or the "weights") in a run directory."""
     directory = RunDirectory(path)
     return {
         (layer, name, stage): tensor

@@ -1,4 +1,4 @@
-"""Streamed models in tests: load one, compare it with the full one, change its files."""
+"""Layerwise loading in tests: load a model, compare it with the resident one, change its files."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def rewrite(folder: Path, change) -> None:
-    """Put a changed dictionary of tensors into the one safetensors file of a folder."""
+    """Apply `change` to the dictionary of tensors in a folder's safetensors file."""
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
 def check(folder: Path, **options) -> None:
-    """A streamed model is the full one: everything closed is on meta, everything open is equal."""
+    """A layerwise model equals the resident one: closed layers are on the meta device, open ones are equal."""
     full = load(str(folder), device="cpu", **options)
     streamed = stream(folder, **options)
     model, view, dense = streamed.loaded.model, streamed.view, DecoderView(full.model)
     layers = [dict(layer.module.named_parameters()) for layer in view.layers]
-    held = {id(tensor): tensor.nbytes for tensor in named(model).values() if not tensor.is_meta}
-    assert streamed.other_bytes == sum(held.values())
+    resident = {id(tensor): tensor.nbytes for tensor in named(model).values() if not tensor.is_meta}
+    assert streamed.other_bytes == sum(resident.values())
     assert all(parameter.is_meta for layer in layers for parameter in layer.values())
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -63,7 +63,7 @@ def check(folder: Path, **options) -> None:
         assert not any(weights[name].data_ptr() == read[name].data_ptr() for name in read)
         assert streamed.layer_bytes(index) == sum(p.nbytes for p in layer.module.parameters())
     assert_same(named(model), named(full.model))
-    assert len(list(model.parameters())) == len(list(full.model.parameters()))  # what was tied is tied
+    assert len(list(model.parameters())) == len(list(full.model.parameters()))  # tied weights are tied
     assert model.generation_config.to_dict() == full.model.generation_config.to_dict()
     with torch.no_grad():
         assert torch.equal(model(TOKENS).logits, full.model(TOKENS).logits)

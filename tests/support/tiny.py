@@ -1,4 +1,4 @@
-"""A tiny tokenizer and model, built here, for tests that need text."""
+"""A tiny tokenizer and model, for tests that need text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "big", "red", "dog
 
 
 def story(seed: int, words: int = 30) -> str:
-    """A text of words that `tokenizer` knows."""
+    """A text of words in the vocabulary of `tokenizer`."""
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
@@ -37,7 +37,7 @@ def tokenizer(extra: str = "") -> PreTrainedTokenizerFast:
 
 
 def llama(seed: int = 0, **options) -> LlamaForCausalLM:
-    """A random Llama of one layer that fits `tokenizer`, with logits spread enough to have preferences."""
+    """A random Llama of one layer with the vocabulary of `tokenizer`, whose logits differ clearly."""
     torch.manual_seed(seed)
     values = {
         "vocab_size": len(tokenizer()),

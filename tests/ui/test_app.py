@@ -32,7 +32,7 @@ def client(server) -> Client:
 
 @pytest.fixture(scope="module")
 def outputs(client) -> list[dict]:
-    """Everything that one run on the bundled model streams."""
+    """All outputs of one run on the bundled model."""
     job = client.submit(**ASKED, api_name="/run")
     job.result(timeout=120)
     return job.outputs()
@@ -92,7 +92,7 @@ def test_a_run_measures_all_three_stages_and_keeps_its_directory(outputs, server
         ({"max_memory": "1KiB"}, "storyteller needs about"),
     ],
 )
-def test_a_mistake_is_answered_with_one_sentence(client, wrong, sentence):
+def test_a_user_error_is_one_sentence(client, wrong, sentence):
     with pytest.raises(AppError) as caught:
         client.predict(**ASKED | wrong, api_name="/run")
     assert sentence in str(caught.value)
@@ -100,7 +100,7 @@ def test_a_mistake_is_answered_with_one_sentence(client, wrong, sentence):
     assert str(caught.value).endswith(".")
 
 
-def test_every_setting_of_the_rebuild_goes_through(client, server):
+def test_every_setting_of_the_rebuild_reaches_the_run(client, server):
     asked = {"threshold": "auto", "rounds": 2, "target": "dense-stream", "reconstruct": True, "metric": "D"}
     summary = client.predict(**ASKED | asked, api_name="/run")
     assert asked.items() <= summary["config"].items()
@@ -112,7 +112,7 @@ def test_every_setting_of_the_rebuild_goes_through(client, server):
     assert summary["swaps"] > 0
 
 
-def test_a_run_in_one_pass_has_all_that_another_has(client, server, outputs):
+def test_a_run_in_one_pass_has_the_same_kinds_of_output(client, server, outputs):
     job = client.submit(**ASKED | {"order": "one-pass"}, api_name="/run")
     job.result(timeout=120)
     *progress, summary = job.outputs()
@@ -129,7 +129,7 @@ def test_a_run_in_one_pass_has_all_that_another_has(client, server, outputs):
         assert sum(int(mask.sum()) for la in run.layers() for mask in run.masks(la, stage).values()) == summary["zeros"]
 
 
-def test_a_streamed_run_ends_as_another_does(client, outputs):
+def test_a_layerwise_run_has_the_same_results(client, outputs):
     summary = client.predict(**ASKED | {"stream": True, "max_memory": "1GiB"}, api_name="/run")
     assert summary["flips"] == outputs[-1]["flips"]
     values, wanted = ([row["perplexity"] for row in each["perplexity"]] for each in (summary, outputs[-1]))

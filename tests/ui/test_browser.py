@@ -1,4 +1,4 @@
-"""The page in a real browser: what a visitor does, from the first look to the five views."""
+"""The page in a real browser: the form, a run and its five views."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def complaints() -> list[str]:
-    """What the browser's console complained about."""
+    """The errors of the browser's console."""
     return []
 
 
 @pytest.fixture(scope="module")
 def finished(browser, server, complaints) -> Iterator[Page]:
-    """A page on which one run on the bundled model has come to its end."""
+    """A page with one finished run on the bundled model."""
     page = visit(browser, server, SHORT, complaints)
     page.locator("#run").click()
     expect(page.locator("#status [role=progressbar]")).to_be_visible(timeout=30 * SECONDS)
@@ -81,7 +81,7 @@ def test_a_link_fills_the_form_and_what_has_no_effect_is_hidden(browser, server,
 
 @pytest.mark.parametrize("typed", ["0", "4", "0.45"])
 def test_a_typed_pattern_stays_as_typed(browser, server, complaints, typed):
-    """Enter after letters that a choice holds, as 0 is in 50%, does not take that choice."""
+    """Enter does not select a choice that merely contains the typed text, as 50% contains 0."""
     page = visit(browser, server, SHORT, complaints)
     pattern = page.locator("#sparsity input")
     pattern.click()
@@ -118,7 +118,7 @@ def test_an_option_is_shown_with_the_method_that_has_it(browser, server, complai
     page.close()
 
 
-def test_the_end_of_a_run_tells_what_came_of_it(finished):
+def test_a_finished_run_shows_its_results(finished):
     status = finished.locator("#status")
     expect(status).to_contain_text("of the gap recovered")
     expect(status).to_contain_text("weights pruned (59.5\N{NO-BREAK SPACE}%)")
@@ -150,12 +150,12 @@ def test_the_saliency_follows_the_dropdowns(finished):
     expect(legend.first).not_to_have_text(before[0], timeout=10 * SECONDS)
 
 
-def test_no_click_through_a_list_hides_a_part_of_a_figure(finished):
-    """The list of a dropdown lies over the legend below it, and closes before the mouse button is up."""
+def test_no_click_on_a_list_reaches_the_legend_below(finished):
+    """The list of a dropdown covers the legend below it, and closes before the mouse button is released."""
     open_tab(finished, "Saliency")
     box = finished.locator("#saliency-histogram .legendtext").first.bounding_box()
     finished.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    finished.wait_for_timeout(1 * SECONDS)  # plotly waits for a second click
+    finished.wait_for_timeout(1 * SECONDS)  # plotly waits for a double click
     expect(finished.locator("#saliency-histogram .legend .traces").first).to_have_css("opacity", "1")
 
 
@@ -184,7 +184,7 @@ def test_the_perplexities_stand_in_figure_and_table(finished):
     expect(table.locator("caption")).to_contain_text("tokens in windows of 64")
 
 
-def test_three_models_write_side_by_side(finished):
+def test_three_models_generate_side_by_side(finished):
     open_tab(finished, "Text")
     columns = finished.locator(".bb-text")
     expect(columns).to_have_count(3)
@@ -233,7 +233,7 @@ def test_the_next_text_may_follow_a_stopped_one_at_once(finished):
     expect(finished.locator("#text-dense")).to_contain_text("The end of")
 
 
-def test_a_mistake_is_said_on_the_page(browser, server, complaints):
+def test_a_user_error_is_shown_on_the_page(browser, server, complaints):
     page = visit(browser, server, SHORT + "&sparsity=150%25", complaints)
     page.locator("#run").click()
     expect(page.locator("#status [role=alert]")).to_contain_text("Sparsity ratio 1.5 is not allowed")
@@ -242,7 +242,7 @@ def test_a_mistake_is_said_on_the_page(browser, server, complaints):
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-def test_nothing_sticks_out_of_the_page(browser, server, finished, complaints, width):
+def test_nothing_overflows_the_page(browser, server, finished, complaints, width):
     finished.set_viewport_size({"width": width, "height": 844})
     for name in ("Mask flips", "Saliency", "Choices", "Perplexity", "Text"):
         open_tab(finished, name)

@@ -1,4 +1,4 @@
-"""Runs of other kinds in a real browser: in one pass, streamed, stopped, one after the other, only re-fitted."""
+"""Other kinds of runs in a real browser: in one pass, layerwise, stopped, consecutive, refit only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ui.live import IN_ONE_PASS
 
 pytestmark = pytest.mark.browser
 
-BEGUN = LONG.replace("512", "128")  # long enough to be stopped, its first block not long in coming
+BEGUN = LONG.replace("512", "128")  # long enough to be stopped, with an early first block
 FIGURES = {
     "Mask flips": "flip-heatmap",
     "Saliency": "saliency-histogram",
@@ -37,7 +37,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def complaints() -> list[str]:
-    """What the browser's console complained about."""
+    """The errors of the browser's console."""
     return []
 
 
@@ -65,7 +65,7 @@ def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, serve
 
 
 def test_the_next_run_may_follow_a_stopped_one_at_once(browser, server, complaints):
-    """While the one before is still on its way out."""
+    """While the stopped one is still ending."""
     page = visit(browser, server, BEGUN, complaints)
     page.locator("#run").click()
     for _ in range(3):
@@ -126,7 +126,7 @@ def test_a_run_in_one_pass_that_is_stopped_shows_what_it_has(browser, server, co
     page.close()
 
 
-def test_the_views_stay_with_the_last_run_while_the_next_goes_on(browser, server, complaints):
+def test_the_views_show_the_last_run_until_the_next_ends(browser, server, complaints):
     page = visit(browser, server, SHORT, complaints)
     run(page)
     open_tab(page, "Saliency")
@@ -147,7 +147,7 @@ def test_the_views_stay_with_the_last_run_while_the_next_goes_on(browser, server
     page.close()
 
 
-def test_who_waits_is_told_the_place_and_can_leave(browser, server, complaints):
+def test_a_waiting_visitor_sees_the_position_and_can_leave(browser, server, complaints):
     first = visit(browser, server, LONG, complaints)
     first.locator("#run").click()
     expect(first.locator("#status .bb-phases")).to_be_visible(timeout=60 * SECONDS)
@@ -162,7 +162,7 @@ def test_who_waits_is_told_the_place_and_can_leave(browser, server, complaints):
         page.close()
 
 
-def test_a_streamed_run_says_why_it_has_no_texts(browser, server, complaints):
+def test_a_layerwise_run_shows_why_it_has_no_texts(browser, server, complaints):
     page = visit(browser, server, SHORT + "&stream=true", complaints)
     run(page)
     expect(page.locator("#status")).to_contain_text("No texts are generated")

@@ -1,4 +1,4 @@
-"""What a visitor writes, in a real browser: shown as text, never as markup."""
+"""Text of visitors in a real browser is shown as text, never as markup."""
 
 from __future__ import annotations
 

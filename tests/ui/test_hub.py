@@ -1,4 +1,4 @@
-"""The hub that owns the model, and the worker that runs its jobs."""
+"""The hub of the app, which owns the model, and the worker that runs its jobs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from ui.worker import Worker
 
 
 def small(**changes: object) -> JobSpec:
-    """A job of a second or two, with one prompt."""
+    """A job of about two seconds, with one prompt."""
     spec = settings.to_spec(settings.DEFAULTS | SMALL | {"threshold": 0.2, "granularity": "block"} | changes)
     return replace(spec, prompts=spec.prompts[:1])
 
 
-def test_run_ids_cannot_be_guessed_nor_lead_elsewhere(tmp_path):
+def test_run_ids_cannot_be_guessed_and_stay_in_their_folder(tmp_path):
     hub = Hub(tmp_path / "runs")
     ids = {hub.new_run() for _ in range(100)}
     assert len(ids) == 100
@@ -45,7 +45,7 @@ def test_run_ids_cannot_be_guessed_nor_lead_elsewhere(tmp_path):
             hub.path(name)
 
 
-def test_the_hub_lends_the_model_dense_again(tmp_path):
+def test_the_hub_returns_a_dense_model(tmp_path):
     hub = Hub(tmp_path)
     spec = small(sparsity="2:4")
     first, second = hub.new_run(), hub.new_run()
@@ -67,16 +67,16 @@ def test_the_hub_lends_the_model_dense_again(tmp_path):
 
 def test_a_streamed_job_gets_no_model(tmp_path):
     hub = Hub(tmp_path)
-    masks, held = {}, {}
+    masks, loaded = {}, {}
     for stream in (False, True):
         name = hub.new_run()
         events = list(hub.run(name, small(stream=stream)))
         assert [e.streamed for e in events if isinstance(e, Estimated)] == [stream]
         assert any(isinstance(e, TextGenerated) for e in events) != stream
         assert any("No texts are generated" in e.message for e in events if isinstance(e, Notice)) == stream
-        held[stream] = hub._loaded and hub._loaded.name
+        loaded[stream] = hub._loaded and hub._loaded.name
         masks[stream] = RunDirectory(hub.path(name)).masks(0, Stage.REBUILT)
-    assert held == {False: "storyteller", True: None}
+    assert loaded == {False: "storyteller", True: None}
     assert all(masks[True][key].equal(mask) for key, mask in masks[False].items())
 
 
@@ -90,7 +90,7 @@ def test_a_memory_limit_decides_whether_a_job_gets_a_model(tmp_path):
     assert streamed == {"3MB": True, "2GiB": False}
 
 
-def test_those_who_wait_are_told_their_place_and_served_in_order(tmp_path):
+def test_waiting_jobs_report_their_position_and_run_in_order(tmp_path):
     hub = Hub(tmp_path)
     first, second, third = (hub.run(hub.new_run(), small()) for _ in range(3))
     assert next(first).phase == "load"
@@ -106,7 +106,7 @@ def test_those_who_wait_are_told_their_place_and_served_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("end", [LayerInitialised, SubBlockRebuilt])
-def test_a_run_in_one_pass_can_be_looked_at_half_way(tmp_path, end):
+def test_an_unfinished_run_in_one_pass_can_be_viewed(tmp_path, end):
     hub = Hub(tmp_path)
     name = hub.new_run()
     events = hub.run(name, small(order="one-pass"))
@@ -155,7 +155,7 @@ def test_a_stopped_worker_closes_its_stream_on_its_own_thread():
     assert closed == ["barber-worker"]
 
 
-def test_a_worker_hands_on_what_its_stream_raises():
+def test_a_worker_raises_the_errors_of_its_stream():
     def stream():
         yield Progress("work", 1, 2)
         raise UserError("Nothing to prune.")

@@ -1,4 +1,4 @@
-"""What the form, the API and a link say, as a job."""
+"""The job from the form, the API and a link."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ui import form, settings
 from ui.catalogue import CATALOGUE
 
 
-def test_the_defaults_are_a_job_and_survive_a_link():
+def test_the_defaults_are_a_job_and_a_link_keeps_them():
     spec = settings.to_spec(settings.DEFAULTS)
     assert isinstance(spec.prune, PruneConfig)
     link = {name: "" if value is None else str(value) for name, value in settings.DEFAULTS.items()}
@@ -58,7 +58,7 @@ def test_a_memory_limit_is_a_size(given, limit):
 
 
 @pytest.mark.parametrize("given", ["much", "12", "0GB", "0.0 MB", "-3GB", "1.2.3GB", "GB"])
-def test_what_is_no_size_is_refused(given):
+def test_other_texts_are_refused_as_a_memory_limit(given):
     with pytest.raises(UserError, match="is not a size: give one like 12GiB"):
         settings.to_spec(settings.DEFAULTS | {"max_memory": given})
 
@@ -95,7 +95,7 @@ def test_what_has_no_effect_reaches_no_run():
     assert settings.to_spec(settings.DEFAULTS | {"refiner": "dsnot", "target": "dense-stream"}).prune.target == "block"
 
 
-def test_every_setting_of_the_form_has_its_place_and_title():
+def test_every_setting_of_the_form_has_a_group_and_a_title():
     placed = [one for group in Group for row in form.rows(group) for one in row]
     assert sorted(one.public for one in placed) == sorted(SHOWN)
     assert all(one.title for one in placed)

@@ -1,4 +1,4 @@
-"""What the page says of a run, without a browser."""
+"""The texts of the page on a run, without a browser."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ from ui.saliency_tab import measure, not_drawn
         ({"threshold": "auto"}, "stopped before the rebuild"),
     ],
 )
-def test_a_run_without_choices_says_why(changes, words):
+def test_a_run_without_choices_shows_the_reason(changes, words):
     config = PruneConfig(Sparsity.parse("50%"), **changes)
     started = RunStarted("tiny", config.to_dict(), {}, [], "cpu", "float32")
     assert words in why_empty([started])
     assert "Press <b>Run</b>" in why_empty([])
 
 
-def test_the_saliency_view_says_what_was_measured():
-    def said(**changes: object) -> str:
+def test_the_saliency_view_names_the_metric():
+    def message(**changes: object) -> str:
         config = PruneConfig(Sparsity.parse("50%"), **changes)
         return measure([RunStarted("tiny", config.to_dict(), {}, [], "cpu", "float32")])
 
-    assert "weight times gradient" in said()
-    assert "inputs" in said(refiner="dsnot")
-    assert "no rebuild" in said(barber=False, reconstruct=True)
+    assert "weight times gradient" in message()
+    assert "inputs" in message(refiner="dsnot")
+    assert "no rebuild" in message(barber=False, reconstruct=True)
 
 
-def test_weights_that_the_histogram_leaves_out_are_told():
+def test_weights_outside_the_histogram_are_counted():
     assert not_drawn({}) == ""
     assert "1,234 weights have" in not_drawn({"": 1234})
     assert "1 cut weight has" in not_drawn({"cut": 1})
     assert "2 kept, 30 pruned and 4 cut weights have" in not_drawn({"kept": 2, "pruned": 30, "cut": 4})
 
 
-def test_a_prompt_from_elsewhere_is_remarked_on_once():
+def test_an_unknown_prompt_has_one_remark():
     run = text_tab._Run("storyteller", True, list(Stage))
     texts = dict.fromkeys(map(str, Stage), " Some years ago. The end.")
     columns = "".join(text_tab._columns(run, "Call me Ishmael.", texts))
     assert columns.count(stories.UNKNOWN_PROMPT) == 1
 
 
-def test_a_run_without_texts_says_why():
+def test_a_run_without_texts_shows_the_reason():
     started = RunStarted("tiny", PruneConfig(Sparsity.parse("50%")).to_dict(), {}, [], "cpu", "float32")
     assert "Press <b>Run</b>" in text_tab.why_empty([])
     assert "was stopped before" in text_tab.why_empty([started])
     assert "read layer by layer" in text_tab.why_empty([started, LayerInitialised(0, {}, 0.1)])
 
 
-def test_who_waits_to_write_is_told_for_what():
+def test_a_waiting_generation_shows_its_reason():
     run = text_tab._Run("storyteller", True, [Stage.DENSE, Stage.INITIAL])
     columns = text_tab._columns(run, "Once", {}, "Waiting: 1 job before yours.")
     assert ["1 job before yours" in column for column in columns] == [True, True, False]
@@ -85,7 +85,7 @@ def test_the_steps_follow_the_order_of_the_run():
         assert progress(one_pass, phase) == list(zip(IN_ONE_PASS, states, strict=True))
 
 
-def test_the_estimate_is_told_while_the_run_goes_on():
+def test_the_estimate_is_shown_during_the_run():
     live = Live()
     assert "Expected" not in live.status()
     live.update(Estimated("cpu", 0, 2**29, 0, 12.3, False, "host"))
@@ -93,7 +93,7 @@ def test_the_estimate_is_told_while_the_run_goes_on():
     assert "Expected on cpu: about 12 s of pruning, 0.50 GiB" in live.status()
 
 
-def test_progress_is_told_in_words():
+def test_progress_is_described():
     assert [duration(seconds) for seconds in (None, 8.4, 200, 4900)] == ["", "8 s", "3 min", "82 min"]
     live = Live()
     live.update(Progress("load", 0, 1, "<b>x</b>"))

@@ -1,4 +1,4 @@
-"""An app that others can reach: what visitors may ask for, who is answered, and whether one of them can harm others."""
+"""A public app: allowed settings and hosts, and protection of visitors from each other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    """A server that the whole network can reach, and that its owner calls barber.example."""
+    """A server that listens on all interfaces, with the allowed host name barber.example."""
     with serving(tmp_path_factory.mktemp("app"), "--host", "0.0.0.0", "--allow-host", "barber.example") as running:
         yield running
 
@@ -50,14 +50,14 @@ def refusal(client: Client, **wrong: object) -> str:
 
 
 @pytest.mark.parametrize("setting", ["model", "calibration", "evaluation"])
-def test_a_refusal_does_not_tell_what_exists(client, setting, tmp_path):
+def test_a_refusal_does_not_reveal_which_files_exist(client, setting, tmp_path):
     (tmp_path / "there.txt").write_text("secret")
-    told = [
+    messages = [
         refusal(client, **{setting: str(path)}).replace(repr(str(path)), "")
         for path in (tmp_path / "there.txt", tmp_path / "gone.txt", tmp_path, Path("/"), Path("~root/x"))
     ]
-    assert len(set(told)) == 1
-    assert "cannot be used here" in told[0]
+    assert len(set(messages)) == 1
+    assert "cannot be used here" in messages[0]
 
 
 @pytest.mark.parametrize("folder", ["barber/kernels", "assets/storyteller"])
@@ -87,7 +87,7 @@ def test_the_owner_may_allow_paths(tmp_path):
         ("0.0.0.0", {"allow_paths": True}, True),
     ],
 )
-def test_who_can_reach_the_app_decides_about_paths(monkeypatch, tmp_path, host, more, paths):
+def test_only_local_apps_allow_paths_by_default(monkeypatch, tmp_path, host, more, paths):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(visitors.ALLOW_PATHS, "0")
     flags = {"host": host, "allow_host": [], "allow_paths": False, "minutes": None}
@@ -129,7 +129,7 @@ def test_no_file_and_no_endless_request_is_taken(server):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"nsamples": 10**8}, "Samples"),
         ({"eval_windows": 10**6}, "Evaluation windows"),
@@ -140,8 +140,8 @@ def test_no_file_and_no_endless_request_is_taken(server):
         ({"calibration": "\ud800"}, "calibration"),
     ],
 )
-def test_what_nobody_needs_is_refused_at_once(wrong, said):
-    with pytest.raises(UserError, match=said):
+def test_excessive_requests_are_refused_at_once(wrong, message):
+    with pytest.raises(UserError, match=message):
         settings.to_spec(settings.DEFAULTS | wrong)
 
 
@@ -150,10 +150,10 @@ def test_a_prompt_is_refused_by_its_length_before_it_is_read():
         visitors.check_prompt("a" * (visitors.MOST_IN_PROMPT + 1))
     loaded = load()
     with pytest.raises(UserError, match="1000000 characters"):
-        check_prompt(loaded.model, None, "a" * 1_000_000)  # there is no tokenizer that could read it
+        check_prompt(loaded.model, None, "a" * 1_000_000)  # without a tokenizer
 
 
-def test_a_run_ends_after_its_turn_only_where_others_wait(tmp_path):
+def test_the_time_limit_of_a_run_applies_only_if_others_wait(tmp_path):
     hub = Hub(tmp_path, turn=0.0)
     list(hub.run(hub.new_run(), small()))
     first, second = (hub.run(hub.new_run(), small()) for _ in range(2))
@@ -165,8 +165,8 @@ def test_a_run_ends_after_its_turn_only_where_others_wait(tmp_path):
     assert list(second)[-1].to_dict()
 
 
-def test_a_hostile_visitor_blocks_nobody_and_changes_no_figure(server):
-    """benchmarks/visitors.py does it with twenty."""
+def test_a_hostile_visitor_neither_blocks_nor_changes_other_runs(server):
+    """benchmarks/visitors.py does this with twenty visitors."""
     seeds = range(4)
     alone = {seed: visit(server, seed)[0] for seed in seeds}
     with Hostile(server) as hostile:
@@ -178,7 +178,7 @@ def test_a_hostile_visitor_blocks_nobody_and_changes_no_figure(server):
 
 
 def test_a_stopped_server_leaves_no_temporary_folder(tmp_path):
-    """Where nobody says where runs are kept, they go with the process, also on SIGTERM."""
+    """Without a given folder, runs are deleted when the process ends, also on SIGTERM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
