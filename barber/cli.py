@@ -121,7 +121,7 @@ def _run(given: dict, ranks: Ranks) -> None:
     from barber.events import Estimated, Notice, Saved
     from barber.jobs.job import run_job
     from barber.jobs.outputs import check_outputs
-    from barber.jobs.report import Report, told, write_results
+    from barber.jobs.report import Report, format_estimate, write_results
     from barber.models.saving import folder_digests, remove_model
     from barber.progress import Eta
     from barber.runs.saved_model import noted_files
@@ -142,7 +142,7 @@ def _run(given: dict, ranks: Ranks) -> None:
                 eta.update(event)
                 summary.add(event)
                 if isinstance(event, Notice | Estimated) and ranks.writes:
-                    bar.write(event.message if isinstance(event, Notice) else told(event), file=sys.stderr)
+                    bar.write(event.message if isinstance(event, Notice) else format_estimate(event), file=sys.stderr)
                 if given.get("delete") and isinstance(event, Saved) and event.what == "model":
                     written = noted_files(spec.run_dir, spec.save_model) if spec.run_dir else folder_digests(event.path)
                 _show(bar, eta, event)

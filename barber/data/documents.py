@@ -36,7 +36,7 @@ def read_documents(path: Path, field: str) -> tuple[list[str], int]:
     except UnicodeDecodeError:
         raise UserError(f"Data file {path.name} cannot be read as UTF-8 text: save it in UTF-8.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise UserError(f"Data file {path.name} is not a whole gzip file: compress it again.") from None
+        raise UserError(f"Data file {path.name} is not a complete gzip file: compress it again.") from None
     except OSError as error:
         raise UserError(f"Data file {path.name} cannot be read ({error.strerror}): give another file.") from None
     return texts, skipped
@@ -59,11 +59,13 @@ def _text(row: object, field: str, where: str) -> str:
     if row is None:
         return ""
     if not isinstance(row, str):
-        raise UserError(f'{where} is not of the form {{"{field}": "..."}}: mend it or leave it out.')
+        raise UserError(f'{where} is not of the form {{"{field}": "..."}}: correct it or leave it out.')
     if "\0" in row:
-        raise UserError(f"{where} holds NUL characters, which no text has: give a text file, or mend it.")
+        raise UserError(f"{where} holds NUL characters, which no text has: give a text file, or remove them.")
     if not _is_unicode(row):
-        raise UserError(f"{where} holds half of a surrogate pair, which UTF-8 cannot write: mend it or leave it out.")
+        raise UserError(
+            f"{where} holds half of a surrogate pair, which UTF-8 cannot write: correct it or leave it out."
+        )
     return row
 
 
@@ -109,9 +111,9 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise UserError(f"{where} is nested too deeply to be read: mend it or leave it out.") from None
+        raise UserError(f"{where} is nested too deeply to be read: correct it or leave it out.") from None
     except ValueError:
-        raise UserError(f"{where} is not whole JSON: mend it or leave it out.") from None
+        raise UserError(f"{where} is not complete JSON: correct it or leave it out.") from None
 
 
 def _csv(path: Path, field: str) -> Rows:
@@ -123,7 +125,7 @@ def _csv(path: Path, field: str) -> Rows:
                 yield f"Row {number}", {name: value for name, value in row.items() if name is not None}
         except csv.Error:
             raise UserError(
-                f"Line {table.line_num} of {path.name} is not a .csv row: mend its quotes or leave it out."
+                f"Line {table.line_num} of {path.name} is not a .csv row: correct its quotes or leave it out."
             ) from None
 
 
@@ -141,7 +143,7 @@ def _parquet(path: Path, field: str) -> Rows:
             for number, value in enumerate(values, start=1):
                 yield f"Row {number}", value.as_py()
     except (pyarrow.ArrowException, OSError):
-        raise UserError(f"Data file {path.name} is not a whole .parquet file: write it again.") from None
+        raise UserError(f"Data file {path.name} is not a complete .parquet file: write it again.") from None
 
 
 READERS: dict[str, Callable[[Path, str], Rows]] = {

@@ -20,13 +20,13 @@ from barber.registry import DATA_SOURCES, Split
 
 
 def hub_texts(spec: str, split: Split, cache_dir: str | None = None):
-    """The texts of a split, a sequence of str. UserError when they cannot be had."""
+    """The texts of a split, a sequence of str. UserError if they cannot be loaded."""
     import datasets
 
     data = DATA_SOURCES[spec].hub
     options = dict(data.options)
     if split.files:
-        # A part of the data set is wanted, so its own count of all parts must not be checked.
+        # Only a part of the data set is loaded, so its count of all parts must not be checked.
         options |= {"data_files": {split.name: split.files}, "verification_mode": "no_checks"}
     try:
         with quick_offline():
@@ -41,7 +41,7 @@ def hub_texts(spec: str, split: Split, cache_dir: str | None = None):
 
 
 def _reason(error: Exception) -> str:
-    """Why a data set of the hub could not be had and what to do, whatever the client raised."""
+    """Why a data set of the hub could not be loaded and what to do, for any error of the client."""
     from datasets.exceptions import DatasetNotFoundError
 
     if "gated" in str(error).lower():

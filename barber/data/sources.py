@@ -77,7 +77,7 @@ def file_tokens(path: Path, tokenizer, part: Part, text_field: str) -> Generator
     documents, skipped = read_documents(path, text_field)
     if not documents:
         raise UserError(f"Data file {path.name} holds no text: give a file with text in it.")
-    if skipped and part is not Part.SECOND:  # told when the first half was read
+    if skipped and part is not Part.SECOND:  # reported when the first half was read
         yield Notice(f"{skipped} of {skipped + len(documents)} rows of {path.name} hold no text and were skipped.")
     if len(documents) == 1:
         return part.of(torch.tensor(tokenise(tokenizer, documents[0]), dtype=torch.int64))
@@ -95,7 +95,7 @@ def story_rows(
 ) -> Generator[Progress, None, torch.Tensor]:
     """The bundled stories of a split in windows, (rows, seqlen) int64, each BOS story EOS BOS story ...
 
-    Every window begins with a story, so that nothing in it is told without its beginning; the last story is cut.
+    Every window begins with a story, so that no window has a story without its beginning; the last story is cut.
     first: the token that each window begins with, where the tokenizer does not put it there itself.
     """
     from barber.storyteller import all_tales
@@ -108,8 +108,8 @@ def story_rows(
             yield Progress("data", index, rows, STORYTELLER)
         row: list[int] = []
         while len(row) < seqlen:
-            told = tokenise(tokenizer, next(stories).text) + end
-            row += told if row or first in (None, told[0]) else [first, *told]
+            ids = tokenise(tokenizer, next(stories).text) + end
+            row += ids if row or first in (None, ids[0]) else [first, *ids]
         full[index] = torch.tensor(row[:seqlen])
     return full
 

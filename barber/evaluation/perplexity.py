@@ -47,7 +47,7 @@ def perplexity(model, data: EvaluationSet, stage: str) -> Iterator[Event]:
 def perplexity_by_layer(
     context: PruningContext, data: EvaluationSet, stage: str, state: Callable[[int], State] | None
 ) -> Iterator[Event]:
-    """As `perplexity`, of a model whose layers are borrowed one at a time.
+    """As `perplexity`, of a model whose layers are loaded one at a time.
 
     state: layer -> its masks and values at the stage; None for dense weights.
     """
@@ -130,8 +130,8 @@ def _cause(losses: list[float], dtype: torch.dtype) -> str:
     """Why a perplexity is not finite, and what to do where something can be done."""
     broken = sum(not math.isfinite(loss) for loss in losses)
     if not broken:
-        return f"a mean loss of {statistics.fmean(losses):.0f} nats is beyond what exp can tell"
-    found = f"what the model puts out is not finite in {broken} of {len(losses)} windows"
+        return f"a mean loss of {statistics.fmean(losses):.0f} nats overflows exp"
+    found = f"the model's output is not finite in {broken} of {len(losses)} windows"
     return f"{found}, float16 overflows; give --dtype bfloat16 or float32" if dtype == torch.float16 else found
 
 

@@ -111,26 +111,26 @@ class Unreachable(UserError):
 
 
 def _load(name: str) -> list:
-    """lm-eval's task and group objects of a name, with their data. UserError, one sentence, why they cannot be had."""
+    """lm-eval's task and group objects of a name, with their data. UserError, one sentence, if they cannot be loaded."""
     try:
         with quick_offline(), _silence():
             loaded = _task_manager(with_all=not _stands_alone(name)).load([_file(name)])
     except ConnectionError:
         raise Unreachable(
-            f"The data of task {name} cannot be had because the hub cannot be reached: connect to the network."
+            f"The data of task {name} cannot be loaded because the hub cannot be reached: connect to the network."
         ) from None
     except yaml.YAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise UserError(f"Task {name} cannot be loaded because it is not YAML{line}: mend it.") from None
+        raise UserError(f"Task {name} cannot be loaded because it is not YAML{line}: correct it.") from None
     except FileNotFoundError as error:
         gone = error.filename or first_line(error)
         raise UserError(
-            f"Task {name} cannot be loaded because a file that it names is missing ({gone}): mend it."
+            f"Task {name} cannot be loaded because a file that it names is missing ({gone}): correct it."
         ) from None
     except Exception as error:  # a task runs its authors' code and its data comes from anywhere: all of it can fail
         raise UserError(
             f"Task {name} cannot be loaded because lm-eval refuses it ({type(error).__name__}: {first_line(error)}): "
-            "mend it, or leave it out."
+            "correct it, or leave it out."
         ) from None
     if any(getattr(task, "UNSAFE_CODE", False) for task in loaded["tasks"].values()):
         raise UserError(f"Task {name} runs code that the model writes, which is not safe: use lm-eval itself for it.")

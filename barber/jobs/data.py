@@ -1,4 +1,4 @@
-"""The data of a job: how long its sequences are, where they come from, whether they fit the model."""
+"""The data of a job: how long its sequences are, where they come from, whether the model accepts them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_SEQLEN = 2048  # as published, where the model has that many positions
 
 
 def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice | None]:
-    """The sequence length to use, and a notice where the default had to bend; UserError for one beyond the model's."""
+    """The sequence length to use, and a notice where the model is shorter than the default; UserError for one beyond the model's."""
     if seqlen is not None and seqlen > loaded.max_seqlen:
         raise UserError(
             f"Sequence length {seqlen} is beyond the {loaded.max_seqlen} positions of {loaded.name}: make it shorter."
@@ -35,10 +35,10 @@ def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice 
 def load_data(
     spec: JobSpec, loaded: LoadedModel, seqlen: int
 ) -> Generator[Event, None, tuple[CalibrationSet | None, list[EvaluationSet]]]:
-    """The calibration set, if the job needs one, and the evaluation sets, all of tokens that the model knows.
+    """The calibration set, if the job needs one, and the evaluation sets, all with token ids of the model's vocabulary.
 
-    Progress and Notice on the way. Evaluation data that nobody asked for and that cannot be had is
-    named and left out, unless measuring it is all that there is to do.
+    Progress and Notice on the way. A Notice names evaluation data that
+    is a default and cannot be loaded, unless the job does nothing else.
     """
     first = first_token(loaded.tokenizer, spec.window_start)
     reading = Reading(loaded.tokenizer, seqlen, first, spec.text_field, spec.datasets_cache_dir)
@@ -60,13 +60,13 @@ def load_data(
             evaluations[source] = data
     if spec.prune is None and spec.evaluation and not evaluations:
         raise UserError(
-            f"None of {', '.join(spec.evaluation)} can be had, and nothing else was asked: give --eval_data."
+            f"None of {', '.join(spec.evaluation)} can be loaded, and the job does nothing else: give --eval_data."
         )
     return calibration, _distinct(evaluations)
 
 
 def _distinct(evaluations: dict[str, EvaluationSet]) -> list[EvaluationSet]:
-    """Data sets with names of their own: files of one name are told apart by their whole path."""
+    """Data sets with distinct names: files with equal names are named by their path."""
     names = [data.dataset for data in evaluations.values()]
     return [
         replace(data, dataset=f"{spec}: {data.dataset}") if names.count(data.dataset) > 1 else data
@@ -81,6 +81,6 @@ def check_vocabulary(loaded: LoadedModel, sets: Iterable[tuple[str, torch.Tensor
     for source, tokens in sets:
         if tokens.numel() and int(tokens.max()) >= size:
             raise UserError(
-                f"{source} holds token id {int(tokens.max())}, but {loaded.name} knows {size} tokens: give ids "
+                f"{source} holds token id {int(tokens.max())}, but {loaded.name} has {size} tokens: give ids "
                 "made with this model's tokenizer."
             )

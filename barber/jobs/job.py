@@ -57,7 +57,7 @@ def run_job(
 
 
 def _run(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitStack, resumed: bool) -> Iterator[Event]:
-    """Everything up to the first forward pass, which is checked and told first, and then the work."""
+    """Everything up to the first forward pass, with its checks and notices, and then the work."""
     if not ranks.writes:  # the first rank evaluates and writes for all
         spec = replace(spec, prompts=(), zeroshot_tasks=(), save_model=None, save_data=None)
     _check_before_loading(spec, ranks, resumed)
@@ -120,7 +120,9 @@ def _check_before_loading(spec: JobSpec, ranks: Ranks, resumed: bool) -> None:
     for count in spec.prune.split_sizes(spec.nsamples) if spec.prune and spec.prune.needs_calibration else ():
         ranks.check_share(count)
     if spec.run_dir and spec.prune is None:
-        raise UserError("--run_dir records a pruning run, but no pruning was asked: add it, or leave --run_dir out.")
+        raise UserError(
+            "--run_dir records a pruning run, but the job does not prune: add a pruning flag, or leave --run_dir out."
+        )
     if spec.zeroshot_tasks:
         zero_shot.check_tasks(spec.zeroshot_tasks)
 

@@ -36,7 +36,7 @@ class Measurement:
         spec: the job.
         setup: its model.
         evaluations: the data sets of its perplexities.
-        done: events of the same job, begun before: what they tell is not measured again.
+        done: earlier events of the same job, whose measurements are not repeated.
     """
 
     spec: JobSpec
@@ -45,7 +45,7 @@ class Measurement:
     done: Sequence[Event] = ()
 
     def measure(self, stage: Stage) -> Iterator[Event]:
-        """Perplexities, texts and zero-shot tasks of the model as it is at a stage, as far as they are missing."""
+        """Perplexities, texts and zero-shot tasks of the model as it is at a stage, unless `done` has them."""
         known = [event for event in self.done if getattr(event, "stage", None) == stage]
         yield from self._perplexities(stage, {e.dataset for e in known if isinstance(e, PerplexityMeasured)})
         yield from self._texts(stage, {e.prompt for e in known if isinstance(e, TextGenerated)})
