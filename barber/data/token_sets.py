@@ -125,7 +125,7 @@ def draw_calibration(
     """`samples` sequences, drawn by `seed`: Progress and Notice on the way, the set in the end.
 
     A stream is cut at random places; the rows of a 2-D .npy file are taken in order. evaluation: the specs that the run
-    is measured on; a local file that is among them gives only its first half. UserError for every error that the user can correct.
+    is measured on; a local file that is among them gives only its first half. Raises UserError.
     """
     seqlen, first = reading.seqlen, reading.first
     _check_at_least(samples, 1, "Number of calibration samples")
@@ -159,7 +159,7 @@ def cut_evaluation(
     """Windows from the start of the data, without overlap: Progress and Notice on the way, the set in the end.
 
     A last, shorter rest is left out. windows: at most this many. calibration: the spec that the run is calibrated on; a
-    local file that is the same gives only its second half. UserError for every error that the user can correct.
+    local file that is the same gives only its second half. Raises UserError.
     """
     seqlen, first = reading.seqlen, reading.first
     _check_at_least(seqlen, 2, "Sequence length")

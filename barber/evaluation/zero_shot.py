@@ -111,7 +111,7 @@ class Unreachable(UserError):
 
 
 def _load(name: str) -> list:
-    """lm-eval's task and group objects of a name, with their data. UserError, one sentence, if they cannot be loaded."""
+    """lm-eval's task and group objects of a name, with their data. Raises UserError if they cannot be loaded."""
     try:
         with quick_offline(), _silence():
             loaded = _task_manager(with_all=not _stands_alone(name)).load([_file(name)])

@@ -19,7 +19,10 @@ DEFAULT_SEQLEN = 2048  # as published, where the model has that many positions
 
 
 def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice | None]:
-    """The sequence length to use, and a notice where the model is shorter than the default; UserError for one beyond the model's."""
+    """The sequence length, and a notice if the model has fewer positions than the default.
+
+    Raises UserError for a length beyond the model's positions.
+    """
     if seqlen is not None and seqlen > loaded.max_seqlen:
         raise UserError(
             f"Sequence length {seqlen} is beyond the {loaded.max_seqlen} positions of {loaded.name}: make it shorter."

@@ -90,7 +90,7 @@ def check_model_room(loaded: LoadedModel, path: Path | None) -> None:
 
 
 def save_calibration(calibration: CalibrationSet, path: Path) -> None:
-    """Write the tokens (samples, seqlen) as .npy, which `--dataset` accepts as calibration data.
+    """Write the tokens (samples, seqlen) as .npy, which a later job can read as calibration data.
 
     Another file is never overwritten: it may be all that is left of the tokens of an earlier run.
     """

@@ -39,7 +39,8 @@ def format_estimate(event: Estimated) -> str:
     sizes = {"on the device": event.device_bytes, "in the host's memory": event.host_bytes, "on disk": event.disk_bytes}
     places = [f"{max(size / 2**30, 0.01):.2f} GiB {where}" for where, size in sizes.items() if size]
     how = ", the model layer by layer" if event.streamed else ""
-    return f"Expected on {event.device}: about {format_duration(max(event.seconds, 1))} of pruning, {', '.join(places)}{how}."
+    time = format_duration(max(event.seconds, 1))
+    return f"Expected on {event.device}: about {time} of pruning, {', '.join(places)}{how}."
 
 
 def format_duration(seconds: float) -> str:

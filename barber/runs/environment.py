@@ -1,4 +1,4 @@
-"""The environment of a run: versions, device, and hashes of its inputs, so that a run resumes with equal inputs only."""
+"""The environment of a run: versions, device, and hashes of its inputs, so that a run resumes only with equal ones."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def hash_model(provider: LayerProvider, view: DecoderView) -> tuple[str, dict[st
     """A hash of all prunable weights, and hashes of all other parameters and buffers: those outside the layers by
     name, those of a layer together under "layers.0".
 
-    Hashes the sums of the tensors' bits over rows and over columns, which are exact on every device and fast to compute.
+    Hashes the sums of the tensors' bits over rows and columns, which are exact on every device and fast to compute.
     """
     weights, others = hashlib.blake2b(digest_size=16), {}
     inside: set[str] = set()

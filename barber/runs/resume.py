@@ -74,7 +74,7 @@ def read_job(path: Path) -> JobSpec:
 
 
 def job_difference(path: Path, spec: JobSpec) -> list[str]:
-    """The settings in which a job differs from the recorded one, like "nsamples: 64 there, 128 here"; run_dir does not count."""
+    """How a job differs from the recorded one, like "nsamples: 64 there, 128 here"; ignores run_dir."""
     there, here = (replace(job, run_dir=path).absolute().to_dict() for job in (read_job(path), spec))
     return difference(there, here)
 

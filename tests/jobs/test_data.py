@@ -90,7 +90,7 @@ def test_data_that_was_asked_for_or_is_all_there_is_to_do_must_be_there(world, t
     assert main(dense) == 2
     assert "Data set wikitext2" in capsys.readouterr().err
     assert main([*dense, "--save_ppl", str(tmp_path / "p")]) == 2
-    assert "None of wikitext2, ptb, c4 can be had" in capsys.readouterr().err
+    assert "None of wikitext2, ptb, c4 can be loaded" in capsys.readouterr().err
     assert main([*dense, "--window_start", "bos", "--eval_data", "none", "--model", str(world / "bare")]) == 2
     assert "needs a tokenizer" in capsys.readouterr().err
 
