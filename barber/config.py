@@ -17,7 +17,7 @@ from barber.registry import BARBER, INITIAL_MASKS, METRICS, REFINERS, InitialMas
 class Granularity(Choice):
     """Within which groups of weights pruned and kept ones may be swapped."""
 
-    BLOCK = "block", "the whole block"  # all matrices of the sub-block
+    BLOCK = "block", "the whole sub-block"  # all matrices of the sub-block
     LAYER = "layer", "one matrix"
     OUTPUT = "output1", "one output row"  # of a matrix
     INPUT = "input1", "one input column"  # of a matrix
@@ -26,15 +26,18 @@ class Granularity(Choice):
 class Target(Choice):
     """What a sub-block's output is compared with."""
 
-    BLOCK = "block", "itself, unpruned"  # its own output with dense weights on the sparse stream, as published
-    DENSE_STREAM = "dense-stream", "the unpruned model"  # what the dense model really had there
+    BLOCK = "block", "its own dense output"  # its own output with dense weights on the sparse stream, as published
+    DENSE_STREAM = "dense-stream", "the dense model's output"  # at the same place, on the dense stream
 
 
 class Order(Choice):
     """When a sub-block gets its initial mask."""
 
     PAPER = "paper", "the whole model first"  # before any is rebuilt, as published
-    ONE_PASS = "one-pass", "each block before its rebuild"  # on the stream that the final sub-blocks before it produce
+    ONE_PASS = (
+        "one-pass",
+        "each sub-block before its rebuild",
+    )  # on the stream that the final sub-blocks before it produce
 
 
 class Allocation(Choice):
@@ -171,8 +174,8 @@ class PruneConfig:
     )
     barber: bool = setting(
         True,
-        help="let each sub-block swap pruned weights that matter for kept ones that do not (the rebuild)",
-        title="Rebuild the mask block by block",
+        help="swap pruned and kept weights of each sub-block by their saliency (the rebuild)",
+        title="Rebuild the mask of each sub-block",
         noun="Rebuild",
         flag="prune_barber",
         public="rebuild",
@@ -180,11 +183,11 @@ class PruneConfig:
     )
     threshold: float | str = setting(
         0.01,
-        help="share of the pairs that is swapped, of those whose pruned weight matters more than its kept one",
+        help="share of the gaining pairs that is swapped: those whose pruned weight has the larger saliency",
         title="Threshold",
         least=0,
         most=1,
-        words={AUTO: "chosen by held-out error"},
+        words={AUTO: "chosen by validation error"},
         example="0.1",
         group=Group.FIRST,
         needs=(REBUILT, own("threshold", "refiner", REFINERS)),
@@ -193,7 +196,7 @@ class PruneConfig:
         Allocation.UNIFORM,
         help="how pruned weights are shared out over the layers, where sensitive ones may keep more; the count of the "
         "whole model stays the same",
-        title="Share pruned",
+        title="Sparsity of the layers",
         group=Group.METHOD,
         needs=(NO_MASKS,),
     )
@@ -215,7 +218,7 @@ class PruneConfig:
     )
     metric: str = setting(
         "WD",
-        help="how much a weight matters in the rebuild (its saliency)",
+        help="saliency of a weight in the rebuild",
         title="Saliency",
         flag="prune_metric",
         choices=titles(METRICS.values()),
@@ -238,7 +241,7 @@ class PruneConfig:
         Target.BLOCK,
         help="what a sub-block's output is compared with: its own with dense weights on what the pruned model sends "
         "it, or what the dense model has there",
-        title="Compare each block with",
+        title="Compare each sub-block with",
         group=Group.METHOD,
         needs=(REFINED, COMPARED),
     )
@@ -246,14 +249,14 @@ class PruneConfig:
         Order.PAPER,
         help="when a sub-block gets its initial mask: before any is rebuilt, as published, or when its turn comes, on "
         "what the finished ones before it send",
-        title="Initialise",
+        title="Initial masks",
         group=Group.METHOD,
         needs=(REFINED, NO_MASKS),
     )
     reconstruct: bool = setting(
         False,
         help="train the kept weights of each sub-block once its mask is final; zeros stay zero",
-        title="Re-fit the kept weights",
+        title="Refit the kept weights",
         group=Group.METHOD,
     )
     retain_reconstruction: bool = setting(
@@ -277,7 +280,7 @@ class PruneConfig:
         if self.barber and REFINERS[self.refiner].by_row and self.target is not Target.BLOCK and not self.reconstruct:
             raise UserError(
                 f"Refiner {self.refiner} compares each weight with its own dense output: target {self.target} is for "
-                "the refiner barber and for re-fitting."
+                "the refiner barber and for a refit."
             )
         if self.order is Order.ONE_PASS and (self.method == MASKS or not self.refined):
             raise UserError(
@@ -305,7 +308,7 @@ class PruneConfig:
             settings += [f"up to {self.most_rounds} rounds"] if self.most_rounds > 1 else []
             parts.append(f"rebuilt by {', '.join(settings) if self.refiner == BARBER else self.refiner}")
         if self.reconstruct:
-            parts.append("kept weights re-fitted")
+            parts.append("kept weights refitted")
         if self.refined and self.target is not Target.BLOCK:
             parts.append(f"target {self.target}")
         if self.order is Order.ONE_PASS:
@@ -314,7 +317,7 @@ class PruneConfig:
 
     @property
     def auto(self) -> bool:
-        """Whether held-out error chooses the swaps."""
+        """Whether the validation error chooses the swaps."""
         return self.barber and self.refiner == BARBER and self.threshold == AUTO
 
     @property

@@ -1,8 +1,8 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can correct."""
 
 
 class UserError(Exception):
-    """A mistake or a missing thing that the user can mend.
+    """A mistake or a missing thing that the user can correct.
 
     The message is one sentence: what was given, what is allowed, what to do. Front ends show it as it is,
     without a traceback; every other exception is a defect of this project and keeps its traceback.

@@ -54,7 +54,7 @@ class JobSpec:
 
     Attributes:
         prune: the pruning, or None to evaluate the dense model only.
-        evaluation_required: whether evaluation data that cannot be had ends the job; else it is named and left out.
+        evaluation_required: whether evaluation data that cannot be loaded ends the job; else it is named and left out.
     """
 
     model: str = setting(

@@ -18,7 +18,7 @@ from barber.registry import BARBER, INITIAL_MASKS
 
 KEPT = 4  # activations of all sequences that wait at once: hidden states, a sub-block's inputs, targets and outputs
 WORK = 4  # fp32 copies of a sub-block's weights at work: squared gradients or saliency, sorted values, masks
-REFIT = 5  # more of them for a re-fit: weights, two moments, gradients of the step and of the batch
+REFIT = 5  # more of them for a refit: weights, two moments, gradients of the step and of the batch
 GRAMS = 3  # matrices (in, in) in fp32 that "auto" holds at a time
 BACKWARD = 1.31  # of a forward pass: gradients of all weights, and of the inputs of all linears but the first
 PROBE = 1024  # rows and columns of the matrix product that is timed
