@@ -37,7 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in said or "cannot allocate memory" in said
 
 
-def return_matrices() -> None:
+def return_freed_memory() -> None:
     """Let freed matrices go back to the system at once, from now on in this process.
 
     glibc maps blocks from 128 KiB on by themselves, which it can give back, but raises that threshold with each one
