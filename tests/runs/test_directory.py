@@ -172,7 +172,7 @@ def test_overflowing_activations_are_an_error(folder, method):
 def test_one_weight_in_two_layers_is_refused():
     model = llama(num_hidden_layers=2)
     model.model.layers[1].mlp = model.model.layers[0].mlp
-    with pytest.raises(UserError, match="are one weight"):
+    with pytest.raises(UserError, match="share one tensor"):
         DecoderView(model)
 
 
