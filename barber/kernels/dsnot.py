@@ -26,8 +26,8 @@ def dsnot(mask: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, squares:
     weight: (out, in), dense. mean, variance, squares: (in,) fp32, mean, variance and sum of squares of each input over
     the calibration tokens. The error of a row is the sum of w * mean(x) over its pruned weights. Each cycle grows the
     pruned weight that reduces this error most relative to the input's variance (eq. 5 of arXiv 2310.08915). It then
-    cuts the kept weight of the smallest Wanda score among those that also reduce it (eq. 6; for n:m among all of the
-    group, as in the published code). A row stops when its error is small or would change sign.
+    cuts the kept weight of the smallest Wanda score among those that also reduce it (eq. 6; for n:m among
+    all of the group, as in the published code). A row stops when its error is small or would change sign.
     """
     mask, weight = mask.clone(), weight.float()
     share = weight * mean

@@ -85,7 +85,7 @@ class Pairing:
             grow, cut = mask, ~mask
             zeros = int(mask.count_nonzero())
             if len(mask) == 1 and zeros:
-                # Only pruned weights above and kept weights below the zeros-th smallest saliency can gain. It is
+                # Only pruned weights above and kept weights below the zeros-th smallest saliency can gain. It lies
                 # between low and high; bfloat16 finds these with less memory.
                 bits = saliency.to(torch.bfloat16).view(torch.int16)  # integers in the same order
                 middle = smallest_bound(bits, zeros, spare=True)

@@ -78,7 +78,10 @@ def test_a_run_measures_all_three_stages_and_keeps_its_directory(outputs, server
         ({"sparsity": "5:4"}, "Pattern 5:4 is not possible"),
         ({"threshold": 2}, "Threshold 2 is not allowed"),
         ({"threshold": "much"}, "Threshold 'much' is not a number"),
-        ({"threshold": "auto", "nsamples": 2}, "Threshold auto holds every 4th calibration sequence out, but got 2"),
+        (
+            {"threshold": "auto", "nsamples": 2},
+            "Threshold auto uses every 4th calibration sequence",
+        ),
         ({"rounds": -1}, "Rounds -1 is not allowed"),
         ({"refiner": "comb"}, "Refiner 'comb' is unknown"),
         ({"allocation": "owl", "sparsity": "2:4"}, "Allocation owl gives each layer a ratio of its own"),
