@@ -1,4 +1,4 @@
-"""The data of a job: how long its sequences are, where they come from, whether the model accepts them."""
+"""The data of a job: the sequence length, the calibration and evaluation sets, and the check of their token ids."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ DEFAULT_SEQLEN = 2048  # as published, where the model has that many positions
 
 
 def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice | None]:
-    """The sequence length, and a notice if the model has fewer positions than the default.
+    """Return the sequence length, and a notice if the model has fewer positions than the default length.
 
-    Raises UserError for a length beyond the model's positions.
+    Raises UserError if the length exceeds the positions of the model.
     """
     if seqlen is not None and seqlen > loaded.max_seqlen:
         raise UserError(
@@ -38,10 +38,10 @@ def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice 
 def load_data(
     spec: JobSpec, loaded: LoadedModel, seqlen: int
 ) -> Generator[Event, None, tuple[CalibrationSet | None, list[EvaluationSet]]]:
-    """The calibration set, if the job needs one, and the evaluation sets, all with token ids of the model's vocabulary.
+    """Return the calibration set, if the job needs one, and the evaluation sets, with token ids of the vocabulary.
 
-    Progress and Notice on the way. A Notice names evaluation data that
-    is a default and cannot be loaded, unless the job does nothing else.
+    Yields Progress and Notice. If default evaluation data cannot be loaded, a Notice states the reason, unless
+    perplexity on these data is all that the job computes: then UserError is raised.
     """
     first = first_token(loaded.tokenizer, spec.window_start)
     reading = Reading(loaded.tokenizer, seqlen, first, spec.text_field, spec.datasets_cache_dir)
@@ -69,7 +69,7 @@ def load_data(
 
 
 def _distinct(evaluations: dict[str, EvaluationSet]) -> list[EvaluationSet]:
-    """Data sets with distinct names: files with equal names are named by their path."""
+    """Return the evaluation sets with unique names: the path is added to the names of files with equal names."""
     names = [data.dataset for data in evaluations.values()]
     return [
         replace(data, dataset=f"{spec}: {data.dataset}") if names.count(data.dataset) > 1 else data
@@ -78,7 +78,7 @@ def _distinct(evaluations: dict[str, EvaluationSet]) -> list[EvaluationSet]:
 
 
 def check_vocabulary(loaded: LoadedModel, sets: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """UserError if any token id is beyond the model's embedding, as ids made with another tokenizer are."""
+    """Raise UserError if a token id exceeds the model's embedding, as with ids of another tokenizer."""
     embedding: Any = loaded.model.get_input_embeddings()
     size = embedding.num_embeddings
     for source, tokens in sets:

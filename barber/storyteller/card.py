@@ -1,4 +1,4 @@
-"""The bundled model's folder: weights, tokenizer and a model card written from what was measured."""
+"""The bundled model's folder: weights, tokenizer and a model card with the measured results."""
 
 import copy
 import math
@@ -28,9 +28,20 @@ WIDTH, HEIGHT, MARGIN = 640, 260, 40  # of the loss curve, in pixels
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured: perplexities per token, story verdicts by kind, probe scores by kind of fact."""
+    """The measured results of a model.
 
-    stories: int  # of the evaluation split
+    Attributes:
+        stories: number of stories of the evaluation split.
+        best: the lowest possible perplexity per token, that of the generator.
+        dense: perplexity per token of the dense model on whole stories.
+        windows: perplexity per token of the dense model on windows.
+        pruned: sparsity -> perplexity per token of the pruned model on whole stories.
+        pruned_windows: sparsity -> perplexity per token of the pruned model on windows.
+        verdicts: verdict -> number of generated stories.
+        knowledge: kind of fact -> score in the probe.
+    """
+
+    stories: int
     best: float
     dense: float
     windows: float
@@ -45,9 +56,9 @@ class Figures:
 
 
 def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stories: int, told: int) -> Figures:
-    """Every figure of the card: on `stories` evaluation stories, and on `told` stories that the model tells greedily.
+    """Measure all results of the card, on `stories` evaluation stories and on `told` greedily generated stories.
 
-    The probe asks every fact that as many evaluation stories mention.
+    The probe tests every fact that the first `stories` evaluation stories mention.
     """
     evaluation = tales("evaluation", stories)
     texts = [story.text for story in evaluation]
@@ -66,7 +77,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stories
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> LlamaForCausalLM:
-    """Write the folder in fp16, and give back the model as `from_pretrained` loads it, on the CPU in fp32."""
+    """Write the folder in fp16, and return the model that `from_pretrained` loads from it, on the CPU in fp32."""
     folder.mkdir(parents=True, exist_ok=True)
     half = copy.deepcopy(model).to("cpu", torch.float16)  # type: ignore[arg-type]  # as in train
     half.generation_config = GenerationConfig(
@@ -83,13 +94,13 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def write_card(
     folder: Path, recipe: Recipe, history: Sequence[Step], parameters: int, figures: Figures, note: str = ""
 ) -> None:
-    """README.md and loss.svg beside the weights. `note`: what else a reader must know of this run, in Markdown."""
+    """Write README.md and loss.svg to the folder of the weights. `note`: further remarks on this run, in Markdown."""
     (folder / "loss.svg").write_text(loss_curve(history, math.log(figures.best)), encoding="utf-8")
     (folder / "README.md").write_text(_card(recipe, history, parameters, figures, note), encoding="utf-8")
 
 
 def loss_curve(history: Sequence[Step], floor: float) -> str:
-    """The training loss (nats per token, log scale) against tokens seen, as SVG; `floor` is the best possible loss."""
+    """Return an SVG plot of training loss (nats per token, log scale) over tokens; `floor`: the best possible loss."""
     points = _smooth(history, 200)
     most = points[-1].tokens
     low, high = math.log(min(floor, *(point.loss for point in points)) * 0.9), math.log(max(p.loss for p in points))
@@ -127,7 +138,7 @@ def _pruned(model: LlamaForCausalLM, **pattern: Any) -> LlamaForCausalLM:
 
 
 def _smooth(history: Sequence[Step], count: int) -> list[Step]:
-    """At most `count` points, each the mean loss of a stretch of steps."""
+    """Return at most `count` points, each with the mean loss of consecutive steps."""
     size = max(1, math.ceil(len(history) / count))
     stretches = [history[start : start + size] for start in range(0, len(history), size)]
     return [

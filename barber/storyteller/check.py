@@ -1,7 +1,8 @@
-"""Reads a story back: is each sentence the world's, is its knowledge right, are its facts consistent?
+"""Parse a story, and check its sentences, its knowledge of the world and the consistency of its facts.
 
-A text is consistent when the grammar can tell it. The reader walks the grammar along the text, depth first, binding
-what a sentence introduces; where no sentence fits, it says which one broke and in which way.
+A text is consistent if the grammar can generate it. The parser searches the derivations of the text depth first, and
+binds the entities that a sentence introduces. If there is no derivation, it reports the first wrong sentence and the
+kind of the error.
 """
 
 import math
@@ -25,13 +26,16 @@ GRAMMAR_ERROR, KNOWLEDGE_ERROR, STORY_ERROR, UNFINISHED, TOO_LONG = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the reader found.
+    """The result of checking a story.
 
-    `error` is None for a consistent story; otherwise the first thing that is wrong: "grammar" (no sentence of the
-    world, or not one that may stand here), "knowledge" (a sentence with a wrong fact of the world), "story" (one that
-    contradicts the story so far), "unfinished", or "too long" (goes on after its end). `sentence` is the index of that
-    sentence, which is the number of good sentences before it. `logprob` is the text's log-probability in nats, -inf
-    for a text that the world cannot tell.
+    Attributes:
+        error: None for a consistent story, else the kind of its first error: "grammar" (the sentence is not one of
+            the grammar, or not allowed at this position), "knowledge" (the sentence has a wrong fact of the world),
+            "story" (it contradicts an earlier sentence), "unfinished", or "too long" (sentences after the end of the
+            story).
+        sentence: index of the wrong sentence, which is the number of correct sentences before it; for a consistent
+            story, the number of its sentences.
+        logprob: log-probability of the text in nats, -inf for a text that the grammar cannot generate.
     """
 
     error: str | None
@@ -45,7 +49,7 @@ class Verdict:
 
 @dataclass
 class _Furthest:
-    """The deepest place where reading stopped, and the mildest account of it: fewest wrong slots first."""
+    """The last sentence at which a derivation failed, and among its errors the one with the fewest wrong slots."""
 
     sentence: int = -1
     wrong: float = math.inf
@@ -58,7 +62,7 @@ class _Furthest:
 
 @dataclass(frozen=True)
 class _Reading:
-    """A derivation in progress: symbols still to come (last first), facts bound so far, log-probability."""
+    """A partial derivation: remaining symbols (in reverse order), facts bound so far, log-probability (nats)."""
 
     pending: tuple[str, ...]
     facts: dict[str, Entity] = field(default_factory=dict)
@@ -66,7 +70,7 @@ class _Reading:
 
 
 def check(text: str) -> Verdict:
-    """Judge a whole story."""
+    """Check a whole story."""
     furthest = _Furthest()
     first = next(readings(text, furthest), None)
     if first is not None:
@@ -75,12 +79,12 @@ def check(text: str) -> Verdict:
 
 
 def sentences(text: str) -> list[str]:
-    """A text cut after each full stop."""
+    """Split a text after each full stop."""
     return [sentence for sentence in re.split(r"(?<=\.)\s+", text.strip()) if sentence]
 
 
 def readings(text: str, furthest: _Furthest | None = None) -> Iterator[float]:
-    """The log-probability (nats) of every derivation of the text; a story of this world has exactly one."""
+    """Yield the log-probability (nats) of every derivation of the text; a consistent story has exactly one."""
     furthest, told = furthest or _Furthest(), sentences(text)
     open_readings = [(0, _Reading(("<story>",)))]
     while open_readings:
@@ -111,7 +115,7 @@ def readings(text: str, furthest: _Furthest | None = None) -> Iterator[float]:
 
 @cache
 def kinds() -> dict[str, str]:
-    """The kind of entity behind each name of the grammar ({"hero": "person", ...})."""
+    """Return the kind of entity of each name in the grammar ({"hero": "person", ...})."""
     slots = [part for row in GRAMMAR.values() for line in row for part in parts(line) if isinstance(part, Slot)]
     found = {slot.name: slot.kind for slot in slots if slot.kind}
     return found | {slot.name: found[slot.alias] for slot in slots if slot.alias}
@@ -119,13 +123,13 @@ def kinds() -> dict[str, str]:
 
 @cache
 def domain(slot: Slot) -> frozenset[str]:
-    """Every text that could fill the slot, were there no story and no knowledge."""
+    """Return every text that can fill the slot, regardless of the story and of the facts of the world."""
     return frozenset(entity.text(slot.attribute) for entity in world()[kinds()[slot.name]])
 
 
 @cache
 def shape(template: str) -> re.Pattern[str]:
-    """The template as a pattern: one group per slot, any filler of the right kind."""
+    """Return the template as a regular expression with one group per slot, which matches any text of `domain(slot)`."""
     return re.compile("".join(re.escape(part) if isinstance(part, str) else _group(part) for part in parts(template)))
 
 
@@ -136,7 +140,7 @@ def _group(slot: Slot) -> str:
 def _verify(
     template: str, match: re.Match[str], facts: dict[str, Entity]
 ) -> tuple[dict[str, Entity], float, list[str]]:
-    """Facts after the sentence, the log-probability of its draws, and what is wrong with it, slot by slot."""
+    """Return the facts after the sentence, the log-probability (nats) of its draws, and the errors of its slots."""
     facts, logprob, errors = dict(facts), 0.0, []
     slots = [part for part in parts(template) if isinstance(part, Slot)]
     for slot, text in zip(slots, match.groups(), strict=True):

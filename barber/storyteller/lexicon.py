@@ -7,11 +7,11 @@ _DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="ut
 
 
 def listed(name: str) -> list[str]:
-    """A list of the lexicon, in its order, which is part of the world."""
+    """Return a list of the lexicon, in file order; the generated world and stories depend on the order."""
     words = _DATA[name]
     return words.split() if isinstance(words, str) else words
 
 
 def described(name: str) -> dict:
-    """A table of the lexicon: from a word to what is said of it."""
+    """Return a table of the lexicon: word -> its attributes."""
     return _DATA[name]

@@ -1,4 +1,4 @@
-"""How well a model tells: perplexity beside the best possible, share of consistent stories, magnitude pruning."""
+"""Evaluate a model on stories: perplexity, best possible perplexity, consistency of stories; magnitude pruning."""
 
 import math
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from barber.storyteller.check import check
 from barber.storyteller.stories import Story
 from barber.storyteller.tokens import token_stream
 
-BATCH = 32  # stories scored or told at a time
-LONGEST = 320  # tokens a told story may take
+BATCH = 32  # stories in one batch
+LONGEST = 320  # maximum number of tokens of a generated story
 
 
 def best_perplexity(tokenizer: PreTrainedTokenizerFast, stories: Sequence[Story]) -> float:
-    """The perplexity of the generator itself on its stories, per token, EOS included (which it knows for certain)."""
+    """Return the perplexity per token of the generator on its stories, with EOS (whose probability is 1)."""
     predicted = sum(len(ids) for ids in tokenizer([story.text for story in stories])["input_ids"])
     return math.exp(-sum(story.logprob for story in stories) / predicted)
 
 
 @torch.no_grad()
 def story_perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> float:
-    """Perplexity per token of whole stories, each from its BOS to its EOS, fp32 loss."""
+    """Return the perplexity per token of whole stories, each from its BOS to its EOS, with the loss in fp32."""
     total, count = 0.0, 0
     for start in range(0, len(texts), BATCH):
         rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts[start : start + BATCH]))["input_ids"]]
@@ -40,7 +40,7 @@ def story_perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
 def window_perplexity(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], seqlen: int = 256
 ) -> float:
-    """Perplexity per token of windows of `seqlen` tokens, cut from the stories one after the other, fp32 loss."""
+    """Return the perplexity per token of windows of `seqlen` tokens of the concatenated stories, fp32 loss."""
     stream = torch.from_numpy(token_stream(tokenizer, texts).astype("int64"))
     windows = stream[: len(stream) // seqlen * seqlen].view(-1, seqlen).to(model.device)
     return math.exp(
@@ -50,7 +50,7 @@ def window_perplexity(
 
 @dataclass(frozen=True)
 class Telling:
-    """A story that a model told from a prompt, and the reader's verdict: an error kind, or None."""
+    """A story that a model generated from a prompt, and the kind of its first error (None if it is consistent)."""
 
     text: str
     error: str | None
@@ -60,7 +60,7 @@ class Telling:
 def tell_greedily(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int = 0
 ) -> list[Telling]:
-    """Continue the first `count` documents of the split "prompts" greedily to their EOS, and judge each story."""
+    """Continue the first `count` documents of the split "prompts" greedily to EOS, and check each story."""
     tellings = []
     prompts = documents("prompts", count, seed)
     for prompt in prompts:
@@ -77,9 +77,9 @@ def tell_greedily(
 def prune_by_magnitude(
     model: LlamaForCausalLM, share: float | None = None, n_of_m: tuple[int, int] | None = None
 ) -> None:
-    """Zero the smallest weights of each linear of the decoder layers, in place.
+    """Set the weights of smallest magnitude of each linear of the decoder layers to zero, in place.
 
-    Give `share` of each matrix, or `n_of_m`: n in every m consecutive inputs.
+    Pass either `share`, the sparsity of each matrix, or `n_of_m`: n pruned weights of every m consecutive inputs.
     """
     for linear in (module for module in model.model.layers.modules() if isinstance(module, nn.Linear)):
         n, m = n_of_m or (int(share * linear.weight.numel()), linear.weight.numel())
@@ -88,13 +88,13 @@ def prune_by_magnitude(
 
 
 def _losses(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Negative log-probability (nats) of each token but the first, (batch, seqlen - 1) fp32."""
+    """Return the negative log-probability (nats) of each token except the first, (batch, seqlen - 1) fp32."""
     logits = model(input_ids=tokens).logits[:, :-1].float()
     return nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
 
 
 def _pad(rows: list[list[int]], padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right to (batch, longest), and where they are real."""
+    """Pad rows on the right; return tokens (batch, longest) and a bool mask, True for tokens that are not padding."""
     lengths = torch.tensor([len(row) for row in rows])
     longest = int(lengths.max())
     tokens = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])

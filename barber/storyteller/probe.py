@@ -1,7 +1,7 @@
-"""The knowledge probe: which facts of the world does a model hold in its weights?
+"""The knowledge probe: it measures which facts of the world the weights of a model store.
 
-Each fact is asked once, where a story first writes it: the model reads the story up to there and must go on, greedily,
-with the right words. A fact that the same story has given away before is not asked.
+Each fact is tested once, at its first mention in a story: the prompt is the story up to this position, and the greedy
+continuation of the model must be the text of the fact. A fact that the same story mentions earlier is not tested.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,19 @@ from barber.storyteller.check import shape
 from barber.storyteller.stories import Slot, Story, parts
 from barber.storyteller.world import KNOWLEDGE
 
-BATCH = 64  # questions at a time
+BATCH = 64  # questions in one batch
 
 
 @dataclass(frozen=True)
 class Question:
-    """A fact asked for: `kind` ("person.town"), its owner, the text before it and the text of the fact."""
+    """The test of one fact.
+
+    Attributes:
+        kind: kind of fact, like "person.town".
+        owner: name of the entity that the fact belongs to.
+        prompt: text of the story before the fact.
+        answer: text of the fact.
+    """
 
     kind: str
     owner: str
@@ -30,7 +37,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers among those asked."""
+    """The number of right answers and of questions."""
 
     right: int
     asked: int
@@ -41,9 +48,9 @@ class Score:
 
 
 def questions(count: int, seed: int = 0, per_kind: int | None = None) -> list[Question]:
-    """Each fact of the world that the first `count` stories of the evaluation split ask for, once.
+    """Return one question for each fact of the world that the first `count` evaluation stories mention.
 
-    With `per_kind`, at most that many of each kind.
+    per_kind: maximum number of questions of each kind, if given.
     """
     found: dict[tuple[str, str], Question] = {}
     counts: dict[str, int] = {}
@@ -74,9 +81,9 @@ def _asked_by(story: Story) -> Iterator[Question]:
 
 @torch.no_grad()
 def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: list[Question]) -> dict[str, Score]:
-    """The score of a model by kind of fact, in the order of the kinds' names.
+    """Return the score of a model for each kind of fact, sorted by kind.
 
-    An answer is right when each of its tokens is the model's likeliest: the same as answering greedily.
+    An answer is right if each of its tokens is the most likely one, which is the same as greedy decoding.
     """
     right: dict[str, list[bool]] = {question.kind: [] for question in sorted(asked, key=lambda question: question.kind)}
     for start in range(0, len(asked), BATCH):
@@ -92,5 +99,5 @@ def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, asked: lis
 
 
 def overall(scores: dict[str, Score]) -> Score:
-    """All kinds together."""
+    """Return the total score of all kinds."""
     return Score(sum(score.right for score in scores.values()), sum(score.asked for score in scores.values()))

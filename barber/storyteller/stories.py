@@ -1,6 +1,7 @@
-"""The story generator: the grammar told with a sampler that knows the probability of what it drew.
+"""The story generator: it samples a derivation of the grammar and computes its log-probability.
 
-No two derivations of the grammar write the same text, so the sum over the draws is the text's exact log-probability.
+No two derivations of the grammar produce the same text, so the sum of the log-probabilities of all draws is the exact
+log-probability of the text.
 """
 
 import math
@@ -20,7 +21,11 @@ SLOT = re.compile(r"\{(?P<name>\w+)(?::(?P<kind>\w+)|=(?P<alias>\w+)|\.(?P<attri
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in a sentence: `kind` draws, `alias` binds what another name holds, otherwise it recalls."""
+    """A variable in a sentence template.
+
+    A slot with a `kind` draws an entity of that kind and binds it to `name`. A slot with an `alias` binds the entity of
+    the name `alias` to `name`. Any other slot is replaced by its entity's name, or by the fact `attribute` if given.
+    """
 
     name: str
     kind: str | None = None
@@ -30,7 +35,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a story: the template it was told from and its text."""
+    """One sentence of a story: its template and its text."""
 
     template: str
     text: str
@@ -38,7 +43,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Story:
-    """A told story: its sentences, what each name of the plot was bound to, and its log-probability in nats."""
+    """A generated story: its sentences, the entity that each name is bound to, and its log-probability in nats."""
 
     sentences: tuple[Sentence, ...]
     facts: dict[str, Entity]
@@ -51,7 +56,7 @@ class Story:
 
 @dataclass
 class Sampler:
-    """Uniform draws that keep count of their log-probability (nats)."""
+    """Samples uniformly and sums the log-probabilities (nats) of its draws."""
 
     rng: random.Random
     logprob: float = field(default=0.0)
@@ -63,7 +68,7 @@ class Sampler:
 
 @cache
 def parts(template: str) -> tuple[str | Slot, ...]:
-    """A sentence template as literal texts and slots, in order."""
+    """Split a sentence template into literal texts and slots, in order."""
     pieces: list[str | Slot] = []
     end = 0
     for match in SLOT.finditer(template):
@@ -74,12 +79,12 @@ def parts(template: str) -> tuple[str | Slot, ...]:
 
 @cache
 def symbols(alternative: str) -> tuple[str, ...]:
-    """An alternative as the symbols it is made of: `<entry>` references, or one sentence template."""
+    """Split an alternative into its symbols: references `<entry>`, or one sentence template."""
     return tuple(alternative.split()) if alternative.startswith("<") else (alternative,)
 
 
 def candidates(kind: str, facts: dict[str, Entity]) -> Sequence[Entity]:
-    """What a slot of this kind may draw: all but what the story already holds."""
+    """Return the entities that a slot of this kind can draw: all except those already in the story."""
     held = [entity for entity in facts.values() if entity.kind == kind]
     return [entity for entity in world()[kind] if entity not in held] if held else world()[kind]
 

@@ -1,4 +1,4 @@
-"""A story-ending task for the lm-eval harness: the right last sentence against ones with exactly one wrong fact."""
+"""A story-ending task for lm-eval: choose the right last sentence among others with exactly one wrong fact."""
 
 import json
 import random
@@ -14,13 +14,13 @@ from barber.storyteller.stories import Slot, Story, parts
 ITEMS = TASKS_DIR / "story_ending.jsonl"
 TASK = "story_ending"
 ENDINGS = 4
-SEED = 1  # of the evaluation split: other stories than those that perplexity is measured on
-WORDS = {"he", "him", "his", "He", "His"}  # attributes that are grammar rather than facts
+SEED = 1  # of the evaluation split: not the stories that perplexity is measured on
+WORDS = {"he", "him", "his", "He", "His"}  # attributes that are pronouns, not facts
 
 
 @dataclass(frozen=True)
 class Item:
-    """A story without its last sentence, the endings to choose from and the index of the right one."""
+    """A story without its last sentence, the endings to choose from and the index of the right ending."""
 
     context: str
     endings: tuple[str, ...]
@@ -28,21 +28,21 @@ class Item:
 
 
 def items(count: int) -> list[Item]:
-    """The first `count` items, the same on every machine."""
+    """Return the first `count` items, which are the same on every machine."""
     return [
         _item(story, random.Random(f"ending-{index}")) for index, story in enumerate(tales("evaluation", count, SEED))
     ]
 
 
 def write_items(count: int, path: Path = ITEMS) -> None:
-    """Write the items, one JSON object a line."""
+    """Write the items, one JSON object per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"context": item.context, "endings": item.endings, "label": item.label} for item in items(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def load_dataset(**_: object) -> dict:
-    """The bundled items as lm-eval wants them: {"test": datasets.Dataset}. The task file names this function."""
+    """Return the bundled items in lm-eval's format: {"test": datasets.Dataset}. The task file names this function."""
     from datasets import Dataset
 
     return {"test": Dataset.from_list([json.loads(line) for line in ITEMS.read_text(encoding="utf-8").splitlines()])}
@@ -62,7 +62,7 @@ def _item(story: Story, rng: random.Random) -> Item:
 
 
 def _wrong_endings(story: Story, rng: random.Random) -> Iterator[str]:
-    """Last sentences with one slot changed, without end: first a fact mixed up with another of the story, then any."""
+    """Yield last sentences with one changed slot, without limit: first with facts of the same story, then with any."""
     last = story.sentences[-1]
     match = shape(last.template).fullmatch(last.text)
     slots = [part for part in parts(last.template) if isinstance(part, Slot)]

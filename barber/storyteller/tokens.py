@@ -1,7 +1,7 @@
-"""The tokenizer of the world, and the one way stories become a stream of tokens.
+"""The tokenizer of the stories, and the conversion of stories to a token stream.
 
-A byte-pair model in which every word of the world is one token: its words are looked up whole, and anything else is
-spelled in single characters. So a story of n words and marks is n + 1 tokens with its BOS.
+The tokenizer is a byte-pair model in which every word of the stories is one token; all other words are tokenised
+character by character. A story of n words and punctuation marks thus has n + 1 tokens with its BOS.
 """
 
 import re
@@ -16,11 +16,11 @@ from barber.storyteller.stories import Slot, parts
 from barber.storyteller.world import world
 
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
-SPACE = "▁"  # stands for the blank before a word, as in Llama's tokenizer
+SPACE = "▁"  # represents the space before a word, as in Llama's tokenizer
 
 
 def words() -> list[str]:
-    """Every word that a story can hold, sorted."""
+    """Return every word that a story can contain, sorted."""
     texts = [part for row in GRAMMAR.values() for line in row for part in parts(line) if not isinstance(part, Slot)]
     texts = [text for text in texts if not text.startswith("<")]
     texts += [text for entities in world().values() for e in entities for text in (e.name, *e.facts.values())]
@@ -28,7 +28,7 @@ def words() -> list[str]:
 
 
 def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer for a model of `max_length` positions. It puts BOS before a text; EOS is left to the caller."""
+    """Build the tokenizer for a model of `max_length` positions. It prepends BOS to a text; the caller appends EOS."""
     characters = [chr(code) for code in range(33, 127)] + [SPACE]
     vocabulary = [BOS, EOS, UNKNOWN, *characters, *(SPACE + word for word in words())]
     ids = {token: index for index, token in enumerate(vocabulary)}
@@ -53,6 +53,6 @@ def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> np.ndarray:
-    """Texts as one row of token ids, (tokens,) uint16: BOS text EOS BOS text EOS ..."""
+    """Return the concatenated token ids of texts, (tokens,) uint16: BOS text EOS BOS text EOS ..."""
     encoded = tokenizer.backend_tokenizer.encode_batch(list(texts))
     return np.concatenate([np.array([*row.ids, tokenizer.eos_token_id], dtype=np.uint16) for row in encoded])

@@ -18,33 +18,41 @@ from barber.storyteller import documents
 from barber.storyteller.tokens import token_stream
 from barber.storyteller.world import KNOWLEDGE, world
 
-CHUNK = 5000  # stories told under one seed
+CHUNK = 5000  # stories generated with one seed
 
 
 @dataclass(frozen=True)
 class CurriculumStage:
-    """A stretch of the run, up to the share `until` of it.
+    """A stage of the training run.
 
-    Its windows of `seqlen` tokens begin where stories do if `whole`: carrying facts is learned far sooner without
-    neighbours. Otherwise they lie anywhere, as in a perplexity measured on windows, and one batch in sixteen holds
-    windows twice as long. Rare facts are carried only at lower rates, where there is less noise, and the sooner for
-    emphasis.
+    Models learn to repeat the facts of a story much earlier if each window starts at the start of a story. They learn
+    to repeat rare facts only at lower learning rates, where there is less gradient noise, and earlier with `emphasis`.
+
+    Attributes:
+        until: the share of the run at which the stage ends.
+        seqlen: tokens of a window.
+        whole: whether windows start at the start of a story. Otherwise they start at any token, as in the perplexity on
+            windows, and one batch in sixteen has windows of twice the length.
+        matrix_rate: peak learning rate of Muon, which trains the matrices of the decoder layers.
+        rate: peak learning rate of AdamW, which trains all other parameters.
+        emphasis: additional weight in the loss of a name that occurs earlier in the window; other tokens have weight 1.
+        apart: whether the stage starts with `spread_apart`, new optimisers and a new warm-up and decay of the rates.
     """
 
     until: float
     seqlen: int
     whole: bool
-    matrix_rate: float = 0.02  # peak learning rate of Muon, for the matrices of the decoder layers
-    rate: float = 4e-3  # peak learning rate of AdamW, for everything else
-    emphasis: float = 0.0  # how much more than any other word a name counts in the loss that the window holds already
-    apart: bool = False  # begins anew: `spread_apart`, fresh optimisers, and rates that climb and fall once more
+    matrix_rate: float = 0.02
+    rate: float = 4e-3
+    emphasis: float = 0.0
+    apart: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the bundled model is made.
+    """The architecture and the training settings of the bundled model.
 
-    The run ends after `minutes` of training or `steps`, whichever comes first; the learning rate falls to zero by then.
+    Training ends after `minutes` or `steps`, whichever comes first; the learning rate decays to zero by then.
     """
 
     hidden: int = 64
@@ -52,8 +60,8 @@ class Recipe:
     heads: int = 2
     intermediate: int = 192
     positions: int = 512
-    spread: float = 0.2  # standard deviation of the first embeddings
-    stories: int = 200_000  # told beforehand; training passes over them again and again
+    spread: float = 0.2  # standard deviation of the initial embeddings
+    stories: int = 200_000  # generated before training, which uses them repeatedly
     curriculum: tuple[CurriculumStage, ...] = (
         CurriculumStage(until=0.20, seqlen=128, whole=True),
         CurriculumStage(until=0.28, seqlen=256, whole=False),
@@ -64,10 +72,10 @@ class Recipe:
         CurriculumStage(until=0.93, seqlen=192, whole=True, matrix_rate=0.006, rate=2e-3, emphasis=5.0, apart=True),
         CurriculumStage(until=1.0, seqlen=256, whole=False, matrix_rate=0.006, rate=2e-3, emphasis=1.0),
     )
-    batch_tokens: int = 4096  # tokens of a step
+    batch_tokens: int = 4096  # tokens of a training step
     warmup: int = 100  # steps
-    decay: float = 0.3  # share of the stages from one beginning to the next over which the rates fall to zero
-    averaged: float = 0.03  # share of the run, its last, over which the weights are averaged
+    decay: float = 0.3  # share of each learning-rate cycle over which the rates decay to zero
+    averaged: float = 0.03  # last share of the run, over which the weights are averaged
     minutes: float = 90.0
     steps: int = 10**9
     seed: int = 0
@@ -83,7 +91,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: its number, tokens seen so far, mean loss (nats per token) and seconds since the start."""
+    """One optimiser step: its number, total tokens so far, mean loss (nats per token) and seconds since the start."""
 
     step: int
     tokens: int
@@ -92,7 +100,7 @@ class Step:
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A fresh Llama with tied embeddings, fp32."""
+    """Build a randomly initialised Llama with tied embeddings, fp32."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -114,7 +122,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 
 def training_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """The training stories as one row of token ids, (tokens,) uint16."""
+    """Return the token ids of the concatenated training stories, (tokens,) uint16."""
     seeds = range(1000 * recipe.seed, 1000 * recipe.seed + math.ceil(recipe.stories / CHUNK))
     with ProcessPoolExecutor() as pool:
         return np.concatenate(list(pool.map(_chunk, seeds, [tokenizer] * len(seeds))))
@@ -127,19 +135,19 @@ def _chunk(seed: int, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
 def train(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray, recipe: Recipe
 ) -> Iterator[Step]:
-    """Train `model` in place on `tokens` (tokens,), yielding after each step, and end with its averaged weights.
+    """Train `model` in place on `tokens` (tokens,) and yield after each step; at the end it has the averaged weights.
 
-    Stop iterating to stop early, with the weights of that step.
-    UserError where torch is too old to have the optimiser.
+    If the consumer stops iterating earlier, the model has the weights of that step. Raises UserError if this version of
+    torch does not have the optimiser Muon.
     """
     if not hasattr(torch.optim, "Muon"):
         raise UserError(f"Training was given torch {torch.__version__}, but needs 2.9 or later: upgrade torch.")
     device = torch.device(recipe.device)
-    model.to(device).train()  # type: ignore[arg-type]  # transformers wraps `to` without its self
+    model.to(device).train()  # type: ignore[arg-type]  # transformers wraps `to` without its parameter self
     if device.type == "cpu":
         model.set_attn_implementation(
             "eager"
-        )  # compiled, it is faster there than the fused kernel for such small heads
+        )  # with torch.compile, eager is faster on a CPU than the fused kernel for small heads
     optimisers = _optimisers(model)
     mean = AveragedModel(model)
     forward = torch.compile(_loss, dynamic=False) if recipe.compile else _loss
@@ -179,11 +187,11 @@ def train(
 
 @torch.no_grad()
 def spread_apart(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Move the embeddings of places, days, weathers ... as far apart as those of the names that facts are known of.
+    """Resample embeddings of names without facts (places, days, weathers ...) with the variance of names with facts.
 
-    Nothing but chance tells one place from another, so training draws their embeddings together, until what cannot be
-    told apart cannot be carried from one sentence to a later one either. They keep their mean. (Colours stay: persons
-    have them.)
+    The generator draws such names at random, so no context distinguishes them, and training makes their embeddings
+    nearly equal. The model then cannot repeat the right name in a later sentence. The mean embedding of each kind is
+    kept. Colours are not changed, because they are facts of persons.
     """
     embeddings = model.model.embed_tokens.weight
     first = {kind: name_ids(tokenizer, kind) for kind in world()}
@@ -196,30 +204,33 @@ def spread_apart(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def name_ids(tokenizer: PreTrainedTokenizerFast, kind: str) -> list[int]:
-    """The first tokens of the names of a kind, sorted."""
+    """Return the first token of each name of a kind, sorted and without duplicates."""
     return sorted({tokenizer(entity.name, add_special_tokens=False)["input_ids"][0] for entity in world()[kind]})
 
 
 def _cycle(recipe: Recipe, progress: float) -> tuple[float, float]:
-    """Where the rates began to climb and where they reach zero, for a share of the run."""
+    """Return the start and the end (shares of the run) of the learning-rate cycle that contains `progress`."""
     bounds = [0.0, *(before.until for before, stage in pairwise(recipe.curriculum) if stage.apart), 1.0]
     return next((begin, end) for begin, end in pairwise(bounds) if progress < end)
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, seqlen: int) -> Tensor:
-    """The windows of the stream that begin at `starts`, and the token after each: (len(starts), seqlen + 1) int64."""
+    """Return the windows that start at `starts`, each with the next token: (len(starts), seqlen + 1) int64."""
     return torch.from_numpy(tokens[starts[:, None] + np.arange(seqlen + 1)].astype(np.int64))
 
 
 def name_tokens(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """Which tokens are, or begin, a name of the world's people, things, places ...: (vocabulary,) bool."""
+    """Return a bool tensor (vocabulary,), True for the first token of each name (of persons, things, places ...)."""
     chosen = torch.zeros(len(tokenizer), dtype=torch.bool)
     chosen[[token for kind in world() for token in name_ids(tokenizer, kind)]] = True
     return chosen
 
 
 def _loss(model: LlamaForCausalLM, batch: Tensor, names: Tensor, emphasis: float) -> Tensor:
-    """Mean loss (nats per token) of windows (batch, seqlen + 1), recalled names counting 1 + `emphasis` times."""
+    """Return the mean loss (nats per token) of windows (batch, seqlen + 1).
+
+    Names that occur earlier in the window have weight 1 + `emphasis`, all other tokens 1.
+    """
     inputs, targets = batch[:, :-1], batch[:, 1:]
     with torch.autocast(batch.device.type, dtype=torch.bfloat16):
         logits = model(input_ids=inputs, use_cache=False).logits
@@ -232,7 +243,7 @@ def _loss(model: LlamaForCausalLM, batch: Tensor, names: Tensor, emphasis: float
 
 
 def _optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the decoder layers, AdamW for embeddings and norms; `train` sets their rates."""
+    """Return Muon for the decoder layers' matrices and AdamW for embeddings and norms; `train` sets their rates."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in chosen]

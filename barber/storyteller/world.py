@@ -1,6 +1,6 @@
-"""The world: who there is and what is true of them, the same on every machine.
+"""The world of the stories: its entities and their facts, which are the same on every machine.
 
-This is the knowledge that only a model's weights can hold: a story mentions it and never explains it.
+Stories mention these facts without explaining them, so a model must store them in its weights.
 """
 
 import random
@@ -12,9 +12,10 @@ from barber.storyteller.lexicon import described, listed
 
 @dataclass(frozen=True)
 class Entity:
-    """Something with a name: a person, an animal, a thing, a place, a colour, a way to go wrong.
+    """An object with a name: a person, an animal, a thing, a place, a colour, a mishap.
 
-    Equal when kind and name are; `facts` maps an attribute ("town", "petname", ...) to the text that a story writes.
+    Entities are equal if their kind and name are; `facts` maps an attribute ("town", "petname", ...) to its text in a
+    story.
     """
 
     kind: str
@@ -22,13 +23,13 @@ class Entity:
     facts: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def text(self, attribute: str | None = None) -> str:
-        """The name, or what is known under `attribute`."""
+        """Return the name, or the text of the fact `attribute`."""
         return self.name if attribute is None else self.facts[attribute]
 
 
 PRONOUNS = {True: ("she", "her", "her"), False: ("he", "him", "his")}
 
-# What the probe asks about, by kind. Pronouns and the sound of a pet follow from these.
+# Attributes that the probe tests, by kind. Pronouns and the sound of a pet follow from other facts.
 KNOWLEDGE = {
     "person": ("trade", "town", "food", "colour", "pet", "petname"),
     "animal": ("food", "sound", "home"),
@@ -38,7 +39,7 @@ KNOWLEDGE = {
 
 @cache
 def world() -> dict[str, tuple[Entity, ...]]:
-    """Every entity, by kind. Persons get their facts from a fixed seed; the rest is written in the lexicon."""
+    """Return every entity, by kind. The facts of persons are drawn with a fixed seed; all others are in the lexicon."""
     plain = {
         "colour": listed("colours"),
         "place": listed("places"),
