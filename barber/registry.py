@@ -131,8 +131,8 @@ class WindowStart(Choice):
     Some models (Gemma) predict badly without that token; the papers cut their windows without it.
     """
 
-    AUTO = "auto", "what the tokenizer puts before a text"
-    NONE = "none", "whatever stands there"
+    AUTO = "auto", "as the tokenizer does"
+    NONE = "none", "no beginning-of-text token"
     BOS = "bos", "the beginning-of-text token"
 
 

@@ -68,7 +68,7 @@ class TestAdapters:
 class TestFolders:
     def test_without_config(self, way, folder):
         (folder / "config.json").unlink()
-        refused(way, folder, r"holds no config\.json: give the folder that save_pretrained wrote")
+        refused(way, folder, r"has no config\.json: give the folder that save_pretrained wrote")
 
     def test_of_the_hubs_cache(self, way, folder, tmp_path):
         cached = tmp_path / "models--some--model"
@@ -99,7 +99,7 @@ class TestFolders:
             ({"hidden_size": 33}, r"does not fit its architecture \(The hidden size \(33\) is not a multiple"),
             ({"num_hidden_layers": "two"}, r"does not fit its architecture \(Field 'num_hidden_layers' expected int"),
             ({"hidden_act": "nonesuch"}, "says 'nonesuch', which this version of transformers does not know"),
-            ({"num_attention_heads": -4}, "says num_attention_heads -4, which no language model has"),
+            ({"num_attention_heads": -4}, "has num_attention_heads -4, which no language model has"),
             ({"model_type": "nonesuch"}, "this version of transformers does not know: upgrade transformers"),
         ],
     )
@@ -107,7 +107,7 @@ class TestFolders:
         configure(folder, **values)
         refused(way, folder, said)
 
-    @pytest.mark.parametrize(("text", "said"), [("{}", "does not say its model_type"), ("{", "damaged JSON file")])
+    @pytest.mark.parametrize(("text", "said"), [("{}", "has no model_type"), ("{", "damaged JSON file")])
     def test_configs_that_are_damaged(self, way, text, said, folder):
         (folder / "config.json").write_text(text, "utf-8")
         refused(way, folder, said)
