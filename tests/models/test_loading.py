@@ -91,14 +91,14 @@ class TestFolders:
     @pytest.mark.parametrize("key", ["max_position_embeddings", "num_hidden_layers", "vocab_size"])
     def test_sizes_of_zero(self, way, key, folder):
         configure(folder, **{key: 0})
-        refused(way, folder, rf"says {key} 0, which no language model has")
+        refused(way, folder, rf"has {key} 0, which no language model has")
 
     @pytest.mark.parametrize(
         ("values", "said"),
         [
             ({"hidden_size": 33}, r"does not fit its architecture \(The hidden size \(33\) is not a multiple"),
             ({"num_hidden_layers": "two"}, r"does not fit its architecture \(Field 'num_hidden_layers' expected int"),
-            ({"hidden_act": "nonesuch"}, "says 'nonesuch', which this version of transformers does not know"),
+            ({"hidden_act": "nonesuch"}, "has 'nonesuch', which this version of transformers does not know"),
             ({"num_attention_heads": -4}, "has num_attention_heads -4, which no language model has"),
             ({"model_type": "nonesuch"}, "this version of transformers does not know: upgrade transformers"),
         ],
