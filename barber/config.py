@@ -24,7 +24,7 @@ class Granularity(Choice):
 
 
 class Target(Choice):
-    """What a sub-block's output is compared with."""
+    """Target of the rebuild: what a sub-block's output is compared with."""
 
     BLOCK = "block", "its own dense output"  # its own output with dense weights on the sparse stream, as published
     DENSE_STREAM = "dense-stream", "the dense model's output"  # the dense stream: its output in the dense model
@@ -109,7 +109,7 @@ COMPARED = Need(
     "is a setting of the refiner barber and of --reconstruct, since {refiner} compares each weight with its own dense "
     "output: leave it out",
 )
-NOT_AUTO = Need(("threshold",), lambda threshold: threshold != AUTO, "is what --threshold auto chooses: leave it out")
+NOT_AUTO = Need(("threshold",), lambda threshold: threshold != AUTO, "is chosen by --threshold auto: leave it out")
 NO_MASKS = Need(("method",), lambda method: method != MASKS, "has no effect with given initial masks: leave it out")
 
 
@@ -159,7 +159,7 @@ class PruneConfig:
     )
     method: str = setting(
         "magnitude",
-        help="what makes the initial mask",
+        help="the method of the initial mask",
         title="Initial mask",
         flag="prune_method",
         explicit=True,
@@ -286,7 +286,7 @@ class PruneConfig:
         if self.allocation is not Allocation.UNIFORM:
             if self.sparsity.m:
                 raise UserError(
-                    f"Allocation {self.allocation} gives each layer a ratio of its own, which {self.sparsity} does not "
+                    f"Allocation {self.allocation} gives each layer its own ratio, which {self.sparsity} does not "
                     "allow: use an unstructured ratio or allocation uniform."
                 )
             if self.method == MASKS:

@@ -17,7 +17,7 @@ from barber.config import Sparsity
 from barber.errors import UserError
 from barber.kernels.masks import prune_smallest
 
-DAMPING = 0.01  # share of the mean diagonal, as published
+ALPS_DAMPING = 0.01  # share of the mean diagonal, as published
 
 FIRST_PENALTY = 0.1  # as published, for a gram matrix of unit diagonal
 
@@ -51,7 +51,7 @@ class ScaledGram:
         largest = gram.diagonal().amax()
         gram = gram.float() / torch.where(largest > 0, largest, 1)
         dead = gram.diagonal() == 0
-        scale = (gram.diagonal() + DAMPING * gram.diagonal().mean()).sqrt()
+        scale = (gram.diagonal() + ALPS_DAMPING * gram.diagonal().mean()).sqrt()
         scale.masked_fill_(scale == 0, 1)  # where all inputs are dead
         gram = gram.div_(scale[:, None]).div_(scale)
         gram.diagonal().fill_(1)

@@ -30,7 +30,9 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
             if not failed:
                 return inverse
         damping = 10 * damping
-    raise UserError(f"The Hessian of {name} cannot be inverted: its inputs hardly vary, so give more calibration data.")
+    raise UserError(
+        f"The Hessian of {name} cannot be inverted: its inputs vary too little: give more calibration data."
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The structure of a decoder model, found from the model itself: layers, sub-blocks and prunable weights."""
+"""The structure of a decoder model, found by inspection of the model: layers, sub-blocks and prunable weights."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def _find_layers(model: PreTrainedModel) -> nn.ModuleList:
     depth = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     if depth is not None and (not isinstance(depth, int) or depth < 1):
         raise UserError(
-            f"The configuration of {type(model).__name__} says num_hidden_layers {depth!r}, so there is nothing to "
+            f"The configuration of {type(model).__name__} has num_hidden_layers {depth!r}, so there is nothing to "
             "prune: give a model with at least one layer."
         )
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
@@ -277,7 +277,7 @@ class DecoderView:
     def _check(self) -> None:
         if not self.coverage.prunable:
             raise UserError(
-                f"The layers of {type(self.model).__name__} hold no linear layer that can be pruned "
+                f"The layers of {type(self.model).__name__} have no linear layer that can be pruned "
                 f"({', '.join(list(self.coverage.dense)[:NAMED]) or 'no matrix at all'}): fused mixture-of-experts "
                 "weights and convolutions are not supported, give a model with linear layers."
             )

@@ -126,12 +126,12 @@ class _Chain:
 
         def call(*args, **kwargs):
             if layer.index != self.reached:
-                raise self._refusal(f"layer {layer.index} is called where layer {self.reached} is due")
+                raise self._refusal(f"layer {layer.index} is called instead of layer {self.reached}")
             real = Call(args, kwargs)
             if not real.has_hidden:
                 raise self._refusal(f"layer {layer.index} is called without a hidden state")
             if self.before is not None and not _equal(real.hidden, self.before):
-                raise self._refusal(f"what layer {layer.index - 1} puts out is changed before layer {layer.index}")
+                raise self._refusal(f"the output of layer {layer.index - 1} is changed before layer {layer.index}")
             if real.hidden.shape[:2] != self.shape:
                 found = f"{tuple(real.hidden.shape)} for {tuple(self.shape)} tokens"
                 raise self._refusal(f"the hidden state of layer {layer.index} is {found}")
@@ -149,7 +149,7 @@ class _Chain:
                     lone = self.calls[layer.index].with_hidden(hidden)
                     alone, failed = _attempt(self.view.model, lambda: replay(layer.module, lone))
                 if failed or not _alike(alone, self.before):
-                    raise self._refusal(f"layer {layer.index} gives something else by itself than inside the model")
+                    raise self._refusal(f"layer {layer.index} returns another output alone than inside the model")
             self.provider.close(layer.index)
             self.reached += 1
             return output

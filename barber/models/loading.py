@@ -99,7 +99,7 @@ def find_source(
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
 ) -> Source:
-    """Check what can be checked without reading weights. Arguments and errors as in `load`."""
+    """Find a model and check it without reading weights. Arguments and errors as in `load`."""
     place = torch.device(pick_device(device))
     path = str(MODEL_DIR) if name == STORYTELLER else name
     options = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
@@ -264,7 +264,7 @@ def _check_folder(folder: Path) -> None:
         cached = sorted(folder.glob(f"snapshots/*/{CONFIG_NAME}"))
         hint = f"give {cached[-1].parent}" if cached else "give the folder that save_pretrained wrote"
         what = ", but looks like a folder of the hub's cache" if cached else ""
-        raise UserError(f"Folder {str(folder)!r} holds no {CONFIG_NAME}{what}: {hint}.")
+        raise UserError(f"Folder {str(folder)!r} has no {CONFIG_NAME}{what}: {hint}.")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(_no_safetensors(str(folder)))
@@ -296,14 +296,14 @@ def _check_config(source: str, config: PreTrainedConfig, trust_remote_code: bool
         value = getattr(text, key, None)
         if value == 0 or (isinstance(value, int) and value < 0 and key != "max_position_embeddings"):  # XLNet has -1
             raise UserError(
-                f"The {CONFIG_NAME} of {source!r} says {key} {value!r}, which no language model has: correct it to "
+                f"The {CONFIG_NAME} of {source!r} has {key} {value!r}, which no language model has: correct it to "
                 "what the model was trained with."
             )
 
 
 def _remote_code(name: str) -> str:
     return (
-        f"Model {name!r} brings its own Python code, which is refused: choose a model that transformers supports "
+        f"Model {name!r} needs its own Python code, which is not allowed: choose a model that transformers supports "
         "itself, or pass --trust_remote_code if you have read that code and trust it."
     )
 
@@ -315,10 +315,10 @@ def _explain(name: str, error: Exception) -> str:
     if "Unrecognized configuration class" in text:
         return f"Model {name!r} is not a decoder-only language model: give one that AutoModelForCausalLM can load."
     if "Should have a `model_type` key" in text or "is not a supported model" in text:
-        return f"The {CONFIG_NAME} of {name!r} does not say its model_type: give the one that came with the model."
+        return f"The {CONFIG_NAME} of {name!r} has no model_type: give the one that came with the model."
     if "valid JSON file" in text or isinstance(error, UnicodeDecodeError | JSONDecodeError | RecursionError):
         return f"Model {name!r} has a damaged JSON file ({first_line(error)}): download it again."
-    if isinstance(error, SafetensorError) or "cut off" in text or "as its header says" in text:
+    if isinstance(error, SafetensorError) or "cut off" in text or "does not match its header" in text:
         return f"The weights of {name!r} are damaged ({first_line(error)}): download or copy them again."
     lacking = "no file named" in text or "not appear to have a file named" in text
     if "couldn't connect" in text or (lacking and hub.constants.HF_HUB_OFFLINE and not Path(name).is_dir()):
@@ -332,10 +332,10 @@ def _explain(name: str, error: Exception) -> str:
         return f"Model {name!r} lacks a file that belongs to it ({first_line(error)}): download or copy it whole."
     if isinstance(error, KeyError):
         return (
-            f"The {CONFIG_NAME} of {name!r} says {error}, which this version of transformers does not know: correct it."
+            f"The {CONFIG_NAME} of {name!r} has {error}, which this version of transformers does not know: correct it."
         )
     if "automatic conversion" in text:
-        return f"The tensors of {name!r} cannot be put together to the weights of its architecture: give an intact one."
+        return f"The tensors of {name!r} cannot be converted to the weights of its architecture: give an intact one."
     if isinstance(error, StrictDataclassError):
         reason = str(error).strip().splitlines()[-1].strip().partition(": ")[2].rstrip(".")
         return f"The {CONFIG_NAME} of {name!r} does not fit its architecture ({reason}): give the one of these weights."

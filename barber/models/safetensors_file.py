@@ -59,6 +59,6 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         start, end = entry["data_offsets"]
         tensor = StoredTensor(path, begin + start, str_to_torch_dtype[entry["dtype"]], tuple(entry["shape"]))
         if start < 0 or end - start != tensor.nbytes or begin + end > size:
-            raise ValueError(f"{name} does not lie in {path.name} as its header says")
+            raise ValueError(f"{name} in {path.name} does not match its header")
         found[name] = tensor
     return found

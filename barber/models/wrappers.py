@@ -30,24 +30,24 @@ def check_plain(model: nn.Module) -> None:
             )
         if prune.is_pruned(module) and any(True for _ in module.named_buffers(recurse=False)):
             raise UserError(
-                f"{kind} is pruned by torch.nn.utils.prune ({where or kind} makes its weight anew at each call): make "
+                f"{kind} is pruned by torch.nn.utils.prune ({where or kind} computes its weight at each call): make "
                 "that permanent first, by torch.nn.utils.prune.remove(module, name) for every module."
             )
         if parametrize.is_parametrized(module):
             raise UserError(
-                f"{kind} has parametrized weights ({where} makes its weight anew at each call): make that permanent "
+                f"{kind} has parametrized weights ({where} computes its weight at each call): make that permanent "
                 "first, by torch.nn.utils.parametrize.remove_parametrizations(module, name)."
             )
     if not isinstance(model, PreTrainedModel):
         inner = " the one that it wraps (model.module)" if isinstance(getattr(model, "module", None), nn.Module) else ""
         raise UserError(
-            f"{kind} is not a model of transformers, whose config says how many layers there are: give"
+            f"{kind} is not a model of transformers, with the number of layers in its config: give"
             f"{inner or ' one that AutoModelForCausalLM loads'}."
         )
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     if len(places) > 1:
         raise UserError(
-            f"{kind} is spread over several places ({', '.join(sorted(places))}) by its device_map: load it without "
+            f"{kind} is on several devices ({', '.join(sorted(places))}) by its device_map: load it without "
             "one, or let the job read it layer by layer (--stream)."
         )
 

@@ -48,8 +48,8 @@ def prune(
         context = PruningContext.of(model)
         inspection = inspect(context.view, context.provider)
         check_request(context.view, config, initial)
-        said = [inspection.describe(config.sparsity.ratio), context.view.coverage.describe()]
-        notices = [Notice(sentence) for sentence in said if sentence]
+        sentences = [inspection.describe(config.sparsity.ratio), context.view.coverage.describe()]
+        notices = [Notice(sentence) for sentence in sentences if sentence]
     if config.needs_calibration and calibration is None:
         raise UserError(
             f"Method {config.method} with rebuild={config.refined} and allocation {config.allocation} needs "

@@ -201,7 +201,7 @@ MISTAKES = {
     ),
     "chosen by auto": (
         [*PRUNE, "--prune_barber", "--threshold", "auto", "--prune_granularity", "layer"],
-        "what --threshold auto chooses",
+        "is chosen by --threshold auto",
     ),
     "target of nothing": ([*PRUNE, "--target", "block"], "of the rebuild and of --reconstruct"),
     "order of nothing": ([*PRUNE, "--order", "paper"], "of the rebuild and of --reconstruct"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from barber.config import Sparsity
 from barber.errors import UserError
 from barber.kernels import sparsegpt as gpt
-from barber.kernels.alps import DAMPING, ScaledGram, alps, refit_on_support
+from barber.kernels.alps import ALPS_DAMPING, ScaledGram, alps, refit_on_support
 from barber.kernels.masks import check_pattern, initial_mask
 from barber.kernels.scores import magnitude, wanda
 from barber.registry import INITIAL_MASKS
@@ -31,7 +31,7 @@ def layer(seed: int, rows: int, width: int, tokens: int, dead: bool = False):
 def damped_errors(weight: torch.Tensor, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Of each row, in double precision, with the damping that ALPS works with; dead inputs count for nothing."""
     gram = x.double().T @ x.double()
-    gram += DAMPING * gram.diagonal().mean() * torch.eye(len(gram))
+    gram += ALPS_DAMPING * gram.diagonal().mean() * torch.eye(len(gram))
     missing = (weight - values).double() * (x != 0).any(0)
     return ((missing @ gram) * missing).sum(1)
 
@@ -59,7 +59,7 @@ def test_alps_is_exact_and_never_worse_than_where_it_began(data, sparsity):
     else:
         assert int(mask.sum()) == (sparsity.count(mask.numel()) if zeros is None else zeros)
     gram = (x.T @ x).double()
-    scale = (gram.diagonal() + DAMPING * gram.diagonal().mean()).sqrt() * (x != 0).any(0)
+    scale = (gram.diagonal() + ALPS_DAMPING * gram.diagonal().mean()).sqrt() * (x != 0).any(0)
     size, within = weight.abs() * scale, "matrix"
     first = initial_mask(size, sparsity, within)
     if zeros is not None:
@@ -113,7 +113,7 @@ def test_the_refit_comes_to_the_least_error_of_its_mask(share):
     weight, x = layer(7, 12, 40, 300)
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < share
     gram = x.double().T @ x.double()
-    gram += DAMPING * gram.diagonal().mean() * torch.eye(40)
+    gram += ALPS_DAMPING * gram.diagonal().mean() * torch.eye(40)
     best = torch.zeros_like(weight, dtype=torch.float64)
     for row, kept in enumerate(~mask):
         best[row, kept] = torch.linalg.solve(gram[kept][:, kept], gram[kept] @ weight[row].double())

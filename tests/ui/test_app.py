@@ -84,7 +84,7 @@ def test_a_run_measures_all_three_stages_and_keeps_its_directory(outputs, server
         ),
         ({"rounds": -1}, "Rounds -1 is not allowed"),
         ({"refiner": "comb"}, "Refiner 'comb' is unknown"),
-        ({"allocation": "owl", "sparsity": "2:4"}, "Allocation owl gives each layer a ratio of its own"),
+        ({"allocation": "owl", "sparsity": "2:4"}, "Allocation owl gives each layer its own ratio"),
         ({"method": "scissors"}, "Method 'scissors' is unknown"),
         ({"nsamples": 0}, "Samples 0 is not allowed"),
         ({"model": "no/such/model/here"}, "no/such/model/here"),
