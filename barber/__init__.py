@@ -1,6 +1,6 @@
-"""Barber: one-shot pruning masks, rebuilt where the sub-block's error says so (LLM-Barber, arXiv 2408.10631).
+"""Barber: one-shot pruning masks of language models, rebuilt by sub-block error (LLM-Barber, arXiv 2408.10631).
 
-The names below are the public ones. Each is imported when it is first used: `import barber` does not import torch.
+The names below are public. Each is imported on first use: `import barber` does not import torch.
 """
 
 from __future__ import annotations

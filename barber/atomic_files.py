@@ -1,6 +1,6 @@
-"""Write files so that a reader sees the old content or the new one, also after a kill or a power loss.
+"""Write files atomically: a reader sees the old or the new content, also after a kill or a power loss.
 
-All files get the mode that the umask gives, whatever a library writes them with.
+All files get the mode of the umask, independent of the library that writes them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ hasher = partial(hashlib.blake2b, digest_size=16)
 
 
 def digest(path: Path) -> str:
-    """The digest of a file's content, "" if there is no such file."""
+    """The digest of a file's content; "" if the file does not exist."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -31,7 +31,7 @@ def digest(path: Path) -> str:
 
 
 def draft_of(path: Path) -> Path:
-    """Where a file is written before it takes its place."""
+    """Path of the draft of a file, which is written first and then renamed."""
     return path.with_name(path.name + ".part")
 
 
@@ -46,21 +46,21 @@ def json_bytes(data: Any) -> bytes:
 
 
 def commit_draft(path: Path) -> None:
-    """Put the draft of a file in its place: whoever reads sees the old file or the new one, also after a power loss."""
+    """Rename the draft of a file to the file: a reader sees the old or the new one, also after a power loss."""
     sync_file(draft_of(path))
     os.replace(draft_of(path), path)
     sync_folder(path.parent)
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file is on the disk."""
+    """Flush a file to the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder last, where the platform can."""
-    with contextlib.suppress(OSError):  # Windows opens no folders, and some file systems sync none
+    """Flush the names in a folder to the disk, on platforms that can."""
+    with contextlib.suppress(OSError):  # Windows cannot open folders, and some file systems cannot sync them
         folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -69,26 +69,26 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(file: Path) -> None:
-    """Make the folder of a file unless it is there; its own folder must be."""
+    """Create the folder of a file unless it exists; the parent folder must exist."""
     if not file.parent.exists():
         file.parent.mkdir()
         sync_folder(file.parent.parent)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    """Write a JSON file atomically."""
     draft_json(path, data)
     commit_draft(path)
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Write lines as `write_json` does."""
+    """Write lines to a file atomically."""
     draft_of(path).write_bytes(b"".join(lines))
     commit_draft(path)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file into a folder of the user's: as `write_json` does, by a draft whose name nothing else there has."""
+    """Write a file into a folder of the user atomically; the draft gets an unused name."""
     draft = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with draft.open("xb") as file:
@@ -102,7 +102,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def probe(folder: Path) -> int:
-    """Write and remove a small file in a folder; the mode that files get there. Raises OSError, as on a full disk."""
+    """Write and remove a small file in a folder, and return its mode. Raises OSError, for example on a full disk."""
     file = folder / f".{secrets.token_hex(8)}.probe"
     try:
         with file.open("xb") as written:
@@ -115,7 +115,7 @@ def probe(folder: Path) -> int:
 
 
 def append(path: Path, line: bytes) -> None:
-    """Add a line to a file and wait until it is on the disk."""
+    """Append a line to a file and flush it to the disk."""
     with path.open("ab") as file:
         file.write(line)
         file.flush()
@@ -123,7 +123,7 @@ def append(path: Path, line: bytes) -> None:
 
 
 def check_room(path: Path, needed: int) -> None:
-    """UserError unless the disk that `path` is or will be on has room for `needed` bytes."""
+    """UserError unless the disk of `path`, which need not exist, has `needed` bytes free."""
     place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -134,7 +134,7 @@ def check_room(path: Path, needed: int) -> None:
 
 
 def reason_and_remedy(error: Exception) -> str:
-    """Why something could not be written and what to do, to end a sentence with: "(reason): remedy"."""
+    """ "(reason): remedy" for a failed write, to end a sentence with."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     remedy = "make room there" if full else "see that the folder is there and may be written"
     return f"({getattr(error, 'strerror', None) or first_line(error)}): {remedy}"

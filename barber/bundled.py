@@ -1,10 +1,10 @@
-"""What ships with Barber: where the bundled model and its zero-shot task lie, in a checkout or an installed package."""
+"""Paths of the bundled model and its zero-shot task, in a checkout or an installed package."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-STORYTELLER = "storyteller"  # the bundled model, and the data set of its stories
+STORYTELLER = "storyteller"  # name of the bundled model and of its data set of stories
 _PACKAGE = Path(__file__).resolve().parent
 ASSETS = next(folder for folder in (_PACKAGE / "assets", _PACKAGE.parent / "assets") if (folder / STORYTELLER).is_dir())
 MODEL_DIR = ASSETS / STORYTELLER

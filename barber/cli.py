@@ -26,17 +26,17 @@ OUTPUTS = ("save_model", "run_dir", "save_data", *RESULTS)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a flag in one sentence, as every other mistake."""
+    """An argument parser that reports errors in one sentence, like all UserErrors."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see --help.\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Flags that are absent stay out of the namespace, so that defaults can depend on what was given."""
+    """The parser. Absent flags are left out of the namespace, so that defaults can depend on other flags."""
     parser = _Parser(
         description="Prune a language model in one shot and rebuild its mask (LLM-Barber). Without --model, the "
-        "bundled model runs with settings worth seeing.",
+        "bundled model runs with example settings.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _parsed(flag: Setting) -> dict[str, Any]:
-    """How argparse is to read a flag; bounds and the rest are read by the configuration itself."""
+    """Arguments of `add_argument` for a flag; the configuration checks bounds and the rest."""
     if flag.kind is bool:
         return {"action": "store_true"}
     if flag.closed:
@@ -57,14 +57,14 @@ def _parsed(flag: Setting) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code: 0, 2 for a user's error, 130 for an interrupt."""
+    """Run the command line. Returns the exit code: 0, 2 for a user error, 130 for an interrupt."""
     logging.captureWarnings(True)
     who = ""
     try:
         check_arguments(sys.argv[1:] if argv is None else argv)
         given = vars(build_parser().parse_args(argv))
         _check_values(given)
-        # Torch and transformers take seconds to import: --help and a mistyped flag need not wait for them.
+        # Imported late, since torch and transformers take seconds, which --help and flag errors do not need.
         from barber.pruning.distributed import join, leave
 
         ranks = join()
@@ -78,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         raise
-    except OSError as error:  # a name that is too long, a folder that may not be entered, a full disk
+    except OSError as error:  # a name that is too long, a folder without permission, a full disk
         place = f"{error.filename!r} cannot be used" if error.filename else "The system refused"
-        sys.stderr.write(f"{who}error: {place} ({error.strerror or first_line(error)}): give another place.\n")
+        sys.stderr.write(f"{who}error: {place} ({error.strerror or first_line(error)}): give another path.\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; the model on disk is as it was.\n")
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_values(given: dict) -> None:
-    """UserError for what argparse lets through: "--flag=--" as an empty list, and numbers that no library takes."""
+    """UserError for values that argparse accepts: "--flag=--" as an empty list, and numbers beyond 64 bits."""
     for flag, value in given.items():
         if isinstance(value, list):
             raise UserError(f"--{flag} has no value: give one, see --help.")
@@ -98,7 +98,7 @@ def _check_values(given: dict) -> None:
 
 
 def _job(given: dict) -> tuple[JobSpec, bool]:
-    """The job, and whether it goes on with one that was begun before."""
+    """The job, and whether it resumes an earlier one."""
     from barber.jobs.options import job_from, with_flags
     from barber.runs.resume import job_difference, read_job
 
@@ -107,10 +107,13 @@ def _job(given: dict) -> tuple[JobSpec, bool]:
         return job_from(given).absolute(), False
     job = read_job(folder)
     if given.get("delete") and not job.save_model:
-        raise UserError(f"--delete removes what --save_model writes, which the run in {folder} does not: leave it out.")
+        raise UserError(
+            f"--delete removes the model of --save_model, but the run in {folder} saves none: leave it out."
+        )
     if found := job_difference(folder, with_flags(job, given)):
         raise UserError(
-            f"The run in {folder} was begun otherwise ({'; '.join(found)}): leave these flags out, --resume knows them."
+            f"The run in {folder} has other settings ({'; '.join(found)}): leave these flags out, since --resume reads "
+            "them from the run."
         )
     return job, True
 
@@ -121,7 +124,7 @@ def _run(given: dict, ranks: Ranks) -> None:
     from barber.events import Estimated, Notice, Saved
     from barber.jobs.job import run_job
     from barber.jobs.outputs import check_outputs
-    from barber.jobs.report import Report, told, write_results
+    from barber.jobs.report import Report, format_estimate, write_results
     from barber.models.saving import folder_digests, remove_model
     from barber.progress import Eta
     from barber.runs.saved_model import noted_files
@@ -129,7 +132,7 @@ def _run(given: dict, ranks: Ranks) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     spec, resumed = _job(given)
-    if ranks.writes:  # those of a run that goes on, the job checks itself
+    if ranks.writes:  # for a resumed run, the job checks them
         check_outputs({flag: given.get(flag) for flag in (RESULTS if resumed else OUTPUTS)})
     summary, eta, written = Report(spec), Eta(), {}
     try:
@@ -142,12 +145,12 @@ def _run(given: dict, ranks: Ranks) -> None:
                 eta.update(event)
                 summary.add(event)
                 if isinstance(event, Notice | Estimated) and ranks.writes:
-                    bar.write(event.message if isinstance(event, Notice) else told(event), file=sys.stderr)
+                    bar.write(event.message if isinstance(event, Notice) else format_estimate(event), file=sys.stderr)
                 if given.get("delete") and isinstance(event, Saved) and event.what == "model":
                     written = noted_files(spec.run_dir, spec.save_model) if spec.run_dir else folder_digests(event.path)
                 _show(bar, eta, event)
     except Exception:
-        if ranks.writes and summary.has_results:  # what was measured is not lost with what failed
+        if ranks.writes and summary.has_results:  # keeps results that were measured before the failure
             sys.stdout.write(summary.text())
         raise
     if not ranks.writes:
@@ -155,7 +158,7 @@ def _run(given: dict, ranks: Ranks) -> None:
     try:
         sys.stdout.write(summary.text())
         sys.stdout.flush()
-    finally:  # a terminal that takes no more loses no results
+    finally:  # a closed terminal must not lose results
         write_results(summary, given.get("save_ppl"), given.get("save_zeroshot"))
     if given.get("delete") and summary.model_path:
         remove_model(summary.model_path, written)
@@ -171,7 +174,7 @@ def _bar(shown: bool):
 
 
 def _show(bar, eta, event) -> None:
-    """Phase, place and time left on stderr."""
+    """Show phase, position and time left on stderr."""
     from barber.events import Progress
 
     if isinstance(event, Progress):

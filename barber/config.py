@@ -1,4 +1,4 @@
-"""What a pruning run is asked to do: frozen dataclasses, validated where they are built."""
+"""The settings of a pruning run: frozen dataclasses, validated at construction."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from barber.registry import BARBER, INITIAL_MASKS, METRICS, REFINERS, InitialMas
 
 
 class Granularity(Choice):
-    """Within which groups of weights pruned and kept ones may be swapped."""
+    """Groups of weights within which pruned and kept weights are swapped."""
 
-    BLOCK = "block", "the whole block"  # all matrices of the sub-block
+    BLOCK = "block", "the whole sub-block"  # all matrices of the sub-block
     LAYER = "layer", "one matrix"
     OUTPUT = "output1", "one output row"  # of a matrix
     INPUT = "input1", "one input column"  # of a matrix
 
 
 class Target(Choice):
-    """What a sub-block's output is compared with."""
+    """Target of the rebuild: what a sub-block's output is compared with."""
 
-    BLOCK = "block", "itself, unpruned"  # its own output with dense weights on the sparse stream, as published
-    DENSE_STREAM = "dense-stream", "the unpruned model"  # what the dense model really had there
+    BLOCK = "block", "its own dense output"  # its own output with dense weights on the sparse stream, as published
+    DENSE_STREAM = "dense-stream", "the dense model's output"  # the dense stream: its output in the dense model
 
 
 class Order(Choice):
     """When a sub-block gets its initial mask."""
 
     PAPER = "paper", "the whole model first"  # before any is rebuilt, as published
-    ONE_PASS = "one-pass", "each block before its rebuild"  # on the stream that the final sub-blocks before it produce
+    ONE_PASS = "one-pass", "each sub-block before its rebuild"  # on the sparse stream of the final sub-blocks before it
 
 
 class Allocation(Choice):
-    """How the pruned weights are shared out over the layers; the count of the whole model stays the same."""
+    """Distribution of the pruned weights over the layers; the count of the whole model stays the same."""
 
     UNIFORM = "uniform", "the same in every layer"
     OWL = "owl", "by outliers (OWL)"  # layers with more outliers of Wanda's score keep more (OWL, arXiv 2310.05175)
-    SALIENCY = "saliency", "by saliency"  # the same rule, on the saliency of the rebuild
+    SALIENCY = "saliency", "by saliency"  # the same rule with the saliency of the rebuild
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How many weights are pruned: a ratio of each group, or n zeros in every m consecutive inputs.
+    """The sparsity of a run: a ratio of each group, or n zeros in every m consecutive inputs.
 
-    ratio: share of the weights that is pruned, in (0, 1); n / m for an n:m pattern.
-    n, m: 0 and 0 for unstructured sparsity.
+    Attributes:
+        ratio: share of pruned weights, in (0, 1); n / m for an n:m pattern.
+        n, m: the pattern; 0 and 0 for unstructured sparsity.
     """
 
     ratio: float
@@ -84,7 +85,7 @@ class Sparsity:
             ) from None
 
     def count(self, size: int) -> int:
-        """The exact number of weights pruned in a group of `size`: floor(ratio * size), the ratio as written."""
+        """Number of pruned weights in a group of `size`: floor(ratio * size), exact for the decimal ratio."""
         return size * self.n // self.m if self.m else math.floor(Fraction(str(self.ratio)) * size)
 
     def __str__(self) -> str:
@@ -93,10 +94,10 @@ class Sparsity:
 
 MASKS = "masks"  # the method of a run that takes its initial masks from an earlier one
 AUTO = "auto"
-AUTO_ROUNDS = 4  # most of what there is to gain; later rounds cost as much and change little
-VALIDATION_EVERY = 4  # one calibration sequence in so many measures what the others propose
+AUTO_ROUNDS = 4  # later rounds cost as much and lower the error little
+VALIDATION_EVERY = 4  # every fourth calibration sequence is for validation
 
-REBUILT = Need(("barber",), bool, "is a setting of the rebuild, which was not asked: add --prune_barber")
+REBUILT = Need(("barber",), bool, "is a setting of the rebuild, which is off: add --prune_barber")
 REFINED = Need(
     ("barber", "reconstruct"),
     lambda barber, reconstruct: barber or reconstruct,
@@ -108,16 +109,14 @@ COMPARED = Need(
     "is a setting of the refiner barber and of --reconstruct, since {refiner} compares each weight with its own dense "
     "output: leave it out",
 )
-NOT_AUTO = Need(("threshold",), lambda threshold: threshold != AUTO, "is what --threshold auto chooses: leave it out")
-NO_MASKS = Need(
-    ("method",), lambda method: method != MASKS, "is a setting of making initial masks, which are given: leave it out"
-)
+NOT_AUTO = Need(("threshold",), lambda threshold: threshold != AUTO, "is chosen by --threshold auto: leave it out")
+NO_MASKS = Need(("method",), lambda method: method != MASKS, "has no effect with given initial masks: leave it out")
 
 
 def own(setting: str, key: str, entries: dict[str, InitialMask] | dict[str, Refiner], *others: str) -> Need:
-    """What a setting needs that only some initial masks (key "method") or refiners (key "refiner") have.
+    """The need of a setting of only some initial masks (key "method") or refiners (key "refiner").
 
-    others: further values of the key with which it has an effect.
+    others: further values of the key for which the setting has an effect.
     """
     owners = [name for name, entry in entries.items() if setting in entry.settings]
     return Need(
@@ -129,9 +128,9 @@ def own(setting: str, key: str, entries: dict[str, InitialMask] | dict[str, Refi
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """One pruning run. Each field is a setting, which says of itself what it does, what is allowed and when it applies.
+    """The settings of one pruning run; each field declares its help text, allowed values and needs.
 
-    A value that has no effect is allowed: a run file holds all of them.
+    Values without effect are allowed, since a run file has all settings.
     """
 
     sparsity: Sparsity = setting(
@@ -160,7 +159,7 @@ class PruneConfig:
     )
     method: str = setting(
         "magnitude",
-        help="what makes the initial mask",
+        help="the method of the initial mask",
         title="Initial mask",
         flag="prune_method",
         explicit=True,
@@ -171,8 +170,8 @@ class PruneConfig:
     )
     barber: bool = setting(
         True,
-        help="let each sub-block swap pruned weights that matter for kept ones that do not (the rebuild)",
-        title="Rebuild the mask block by block",
+        help="in each sub-block, swap pruned weights of large saliency and kept ones of small saliency (the rebuild)",
+        title="Rebuild the mask of each sub-block",
         noun="Rebuild",
         flag="prune_barber",
         public="rebuild",
@@ -180,26 +179,26 @@ class PruneConfig:
     )
     threshold: float | str = setting(
         0.01,
-        help="share of the pairs that is swapped, of those whose pruned weight matters more than its kept one",
+        help="share of the gaining pairs to swap, those whose pruned weight has larger saliency than the kept one",
         title="Threshold",
         least=0,
         most=1,
-        words={AUTO: "chosen by held-out error"},
+        words={AUTO: "chosen by validation error"},
         example="0.1",
         group=Group.FIRST,
         needs=(REBUILT, own("threshold", "refiner", REFINERS)),
     )
     allocation: Allocation = setting(
         Allocation.UNIFORM,
-        help="how pruned weights are shared out over the layers, where sensitive ones may keep more; the count of the "
-        "whole model stays the same",
-        title="Share pruned",
+        help="how pruned weights are distributed over the layers, where sensitive ones may keep more; the count of "
+        "the whole model stays the same",
+        title="Sparsity of the layers",
         group=Group.METHOD,
         needs=(NO_MASKS,),
     )
     refiner: str = setting(
         BARBER,
-        help="by which rule the rebuild swaps weights",
+        help="the method that rebuilds the mask",
         title="Rebuild by",
         choices=titles(REFINERS.values()),
         group=Group.METHOD,
@@ -207,7 +206,7 @@ class PruneConfig:
     )
     granularity: Granularity = setting(
         Granularity.OUTPUT,
-        help="within which weights pruned and kept ones are swapped",
+        help="groups of weights within which pruned and kept ones are swapped",
         title="Swaps happen within",
         flag="prune_granularity",
         group=Group.METHOD,
@@ -215,7 +214,7 @@ class PruneConfig:
     )
     metric: str = setting(
         "WD",
-        help="how much a weight matters in the rebuild (its saliency)",
+        help="the saliency of a weight in the rebuild",
         title="Saliency",
         flag="prune_metric",
         choices=titles(METRICS.values()),
@@ -224,7 +223,7 @@ class PruneConfig:
     )
     rounds: int | None = setting(
         None,
-        help="how often saliency is measured and weights are swapped at most; 1 with a fixed threshold and "
+        help="rounds of measuring saliency and swapping at most; 1 with a fixed threshold and "
         f"{AUTO_ROUNDS} with auto, unless given",
         title="Rounds at most",
         metavar="N",
@@ -236,24 +235,24 @@ class PruneConfig:
     )
     target: Target = setting(
         Target.BLOCK,
-        help="what a sub-block's output is compared with: its own with dense weights on what the pruned model sends "
-        "it, or what the dense model has there",
-        title="Compare each block with",
+        help="what a sub-block's output is compared with: that of its dense weights on the sparse stream, or its "
+        "output in the dense model",
+        title="Compare each sub-block with",
         group=Group.METHOD,
         needs=(REFINED, COMPARED),
     )
     order: Order = setting(
         Order.PAPER,
-        help="when a sub-block gets its initial mask: before any is rebuilt, as published, or when its turn comes, on "
-        "what the finished ones before it send",
-        title="Initialise",
+        help="when a sub-block gets its initial mask: before any rebuild, as published, or just before its own, "
+        "on the output of the final sub-blocks before it",
+        title="Initial masks",
         group=Group.METHOD,
         needs=(REFINED, NO_MASKS),
     )
     reconstruct: bool = setting(
         False,
         help="train the kept weights of each sub-block once its mask is final; zeros stay zero",
-        title="Re-fit the kept weights",
+        title="Refit the kept weights",
         group=Group.METHOD,
     )
     retain_reconstruction: bool = setting(
@@ -277,24 +276,24 @@ class PruneConfig:
         if self.barber and REFINERS[self.refiner].by_row and self.target is not Target.BLOCK and not self.reconstruct:
             raise UserError(
                 f"Refiner {self.refiner} compares each weight with its own dense output: target {self.target} is for "
-                "the refiner barber and for re-fitting."
+                "the refiner barber and for --reconstruct."
             )
         if self.order is Order.ONE_PASS and (self.method == MASKS or not self.refined):
             raise UserError(
                 f"Order {self.order} makes each initial mask just before its rebuild, but this run "
-                f"{'has masks already' if self.method == MASKS else 'rebuilds nothing'}: leave the order out."
+                f"{'has masks already' if self.method == MASKS else 'has no rebuild'}: leave the order out."
             )
         if self.allocation is not Allocation.UNIFORM:
             if self.sparsity.m:
                 raise UserError(
-                    f"Allocation {self.allocation} gives each layer a ratio of its own, which {self.sparsity} does not "
+                    f"Allocation {self.allocation} gives each layer its own ratio, which {self.sparsity} does not "
                     "allow: use an unstructured ratio or allocation uniform."
                 )
             if self.method == MASKS:
-                raise UserError("Masks of an earlier run have their ratios already: leave the allocation out.")
+                raise UserError("Masks of an earlier run determine the ratios: leave the allocation out.")
 
     def __str__(self) -> str:
-        """The run in a line: method, sparsity and what follows."""
+        """The run in one line: method, sparsity, rebuild and refit."""
         parts = [f"{self.method} {self.sparsity}"]
         if self.allocation is not Allocation.UNIFORM:
             parts.append(f"ratios by {self.allocation}")
@@ -305,7 +304,7 @@ class PruneConfig:
             settings += [f"up to {self.most_rounds} rounds"] if self.most_rounds > 1 else []
             parts.append(f"rebuilt by {', '.join(settings) if self.refiner == BARBER else self.refiner}")
         if self.reconstruct:
-            parts.append("kept weights re-fitted")
+            parts.append("kept weights refitted")
         if self.refined and self.target is not Target.BLOCK:
             parts.append(f"target {self.target}")
         if self.order is Order.ONE_PASS:
@@ -314,48 +313,48 @@ class PruneConfig:
 
     @property
     def auto(self) -> bool:
-        """Whether held-out error chooses the swaps."""
+        """Whether validation error chooses the swaps."""
         return self.barber and self.refiner == BARBER and self.threshold == AUTO
 
     @property
     def most_rounds(self) -> int:
-        """How many rounds there may be."""
+        """Number of rounds at most."""
         return self.rounds or (AUTO_ROUNDS if self.auto else 1)
 
     @property
     def refined(self) -> bool:
-        """Whether anything follows the initial mask."""
+        """Whether a rebuild or refit follows the initial mask."""
         return self.barber or self.reconstruct
 
     @property
     def uses_validation(self) -> bool:
-        """Whether some calibration sequences are held out for validation."""
+        """Whether some calibration sequences are for validation only."""
         return self.auto or self.reconstruct
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the run looks at calibration data at all."""
+        """Whether the run needs calibration data."""
         method = INITIAL_MASKS.get(self.method)
         measured = method is not None and method.calibrated
         return measured or self.refined or self.allocation is not Allocation.UNIFORM
 
     def split_sizes(self, sequences: int) -> tuple[int, int]:
-        """How many calibration sequences are for training and how many for validation; all are both without validation.
+        """Numbers of train and validation sequences; without validation, all are for both.
 
-        Raises UserError where none would be left to validate on.
+        Raises UserError if there are too few for validation.
         """
         if not self.uses_validation:
             return sequences, sequences
         if sequences < VALIDATION_EVERY:
             what = "Threshold auto" if self.auto else "Reconstruction"
             raise UserError(
-                f"{what} holds every {VALIDATION_EVERY}th calibration sequence out, but got {sequences}: give "
-                f"{VALIDATION_EVERY} or more."
+                f"{what} uses every {VALIDATION_EVERY}th calibration sequence for validation, but got {sequences}: "
+                f"give {VALIDATION_EVERY} or more."
             )
         return sequences - sequences // VALIDATION_EVERY, sequences // VALIDATION_EVERY
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict; `sparsity` as its short text, so that a person can read the file."""
+        """A JSON-able dict; `sparsity` is its short text, which is easy to read."""
         return asdict(self) | {"sparsity": str(self.sparsity)}
 
     @classmethod

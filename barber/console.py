@@ -15,19 +15,19 @@ from typing import NoReturn
 from barber.errors import UserError
 
 TERMINATED = 128 + signal.SIGTERM
-BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)  # as the shell shows a program that the closed pipe ended
+BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)  # exit code of a process that SIGPIPE ended
 
 
 def start(program: str) -> int:
-    """Import `program` ("module:function" without arguments) and call it as the whole work of this process.
+    """Import `program` ("module:function" without arguments) and call it as the main function of this process.
 
-    Returns its exit code; BROKEN_PIPE, silently, where the reader of stdout is gone, and 2 where stdout takes no more.
-    Until `interruptible`, an interrupt ends the process at once: nothing has begun that would have to be put back.
+    Returns its exit code; BROKEN_PIPE, silently, if the reader of stdout has ended, and 2 if stdout cannot be written.
+    Until `interruptible`, an interrupt ends the process at once, since there is nothing to clean up.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the shell says to ignore it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless the parent process ignores it
         signal.signal(signal.SIGINT, _end_at_once)
     _open_streams()
-    with redirect_stderr(_Aside(sys.stderr)):
+    with redirect_stderr(_LossyStderr(sys.stderr)):
         try:
             try:
                 return resolve_name(program)()
@@ -44,9 +44,9 @@ def start(program: str) -> int:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it the first interrupt raises KeyboardInterrupt, and SIGTERM SystemExit, so that clean-up runs.
+    """In this context, the first interrupt raises KeyboardInterrupt, and SIGTERM SystemExit, so that clean-up runs.
 
-    A second interrupt does not break the clean-up off; a third ends the process at once.
+    A second interrupt does not stop the clean-up; a third ends the process at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -64,23 +64,23 @@ def interruptible() -> Iterator[None]:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """UserError for an argument that is no text, which no file name, model or prompt of a run can be."""
+    """UserError for an argument that cannot be decoded as text."""
     for argument in arguments:
         try:
             argument.encode()
         except UnicodeEncodeError:
             raise UserError(
-                f"Argument {argument!r} is no text in this locale ({sys.getfilesystemencoding()}): give UTF-8, and "
-                "set PYTHONUTF8=1 where the locale is another."
+                f"Argument {argument!r} is not text in this locale ({sys.getfilesystemencoding()}): give UTF-8, and "
+                "set PYTHONUTF8=1 if the locale is not UTF-8."
             ) from None
 
 
 def path(text: str) -> Path:
-    """A path as it was typed; UserError where it begins with the home of a user who does not exist."""
+    """A path, with "~" expanded; UserError for the home folder of an unknown user."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise UserError(f"Path {text!r} begins with the home of an unknown user: give the whole path.") from None
+        raise UserError(f"Path {text!r} begins with the home folder of an unknown user: give the whole path.") from None
 
 
 class _Interrupts:
@@ -106,7 +106,7 @@ def _end_in_order(number: int, frame: object) -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Give closed standard streams a place to go, and let all text be written whatever the locale's encoding."""
+    """Open closed standard streams on the null device, and escape text that the locale cannot encode."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -119,12 +119,12 @@ def _open_streams() -> None:
 
 
 def _drop(number: int) -> None:
-    """Let what is written to a standard stream go nowhere, also what is in its buffer when the process ends."""
+    """Redirect a standard stream to the null device, including its buffer when the process ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
-class _Aside:
-    """stderr, which a run does not end for: once it takes no more, what is written to it goes nowhere."""
+class _LossyStderr:
+    """stderr that discards output once it cannot be written, so that the run continues."""
 
     def __init__(self, stream) -> None:
         self._stream = stream

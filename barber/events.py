@@ -1,8 +1,8 @@
-"""The events of a run: frozen, JSON-able, in the order in which things happen.
+"""The events of a run: frozen, JSON-able, in chronological order.
 
-A run is one stream of these; the command line, the app, the run directory and the tests all read the same stream.
-Tensors travel beside the JSON in fields marked as payload: they are copies for consumers, there while the run is live,
-and never written as JSON (the run directory stores them as safetensors).
+A run is one stream of events, which the command line, the app, the run directory and the tests read. Tensors are in
+fields marked as payload: they are copies for consumers, exist only during the run, and are not part of the JSON form
+(the run directory stores them as safetensors).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Stage(StrEnum):
-    """Which weights the model has: untouched, after the initial mask, after the rebuild."""
+    """Which weights the model has: dense, after the initial mask, after the rebuild."""
 
     DENSE = "dense"
     INITIAL = "initial"
@@ -25,29 +25,29 @@ class Stage(StrEnum):
 
 
 class Fate(StrEnum):
-    """What became of a weight between the initial and the rebuilt mask."""
+    """The state of a weight in the initial and the rebuilt mask."""
 
     KEPT = "kept"
     PRUNED = "pruned"
     GROWN = "grown"  # pruned by the initial mask, kept by the rebuilt one
-    CUT = "cut"  # the other way round
+    CUT = "cut"  # kept by the initial mask, pruned by the rebuilt one
 
 
 class SwapKind(StrEnum):
     """How a round changed a sub-block's mask."""
 
     BY_SALIENCY = "swap"  # a share of the gaining pairs, in some granularity
-    ONE_SWAP = "one-swap"  # exact swaps in every row
+    ONE_SWAP = "one-swap"  # exact one-swaps in every row
     NONE = ""
 
 
 def payload() -> Any:
-    """A field that holds tensors: left out of JSON, repr and comparison."""
+    """A field with tensors: left out of JSON, repr and comparison."""
     return field(default_factory=dict, repr=False, compare=False, metadata={"payload": True})
 
 
 def nested(build: Callable[[Any], Any], key: str = "") -> dict[str, Any]:
-    """Metadata of a field of records: `build` makes it from its JSON form, where `key` is its name if that differs."""
+    """Metadata of a field of records: `build` makes it from its JSON form; `key` is its name there if that differs."""
     return {"build": build, "key": key}
 
 
@@ -62,20 +62,20 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_field(declared: Field[Any], value: Any) -> Any:
-    """The JSON form of a record's field; a nested record that is not there is an empty dict."""
+    """The JSON form of a record's field; None for a nested record is an empty dict."""
     return {} if value is None and "build" in declared.metadata else _plain(value)
 
 
 @dataclass(frozen=True)
 class Record:
-    """Base of what events are made of; `to_dict` and `from_dict` are its JSON form."""
+    """Base of events and their nested records; `to_dict` and `from_dict` convert to and from JSON form."""
 
     def to_dict(self) -> dict[str, Any]:
         return cast("dict[str, Any]", _plain(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Raises TypeError, ValueError or KeyError where the data is not the JSON form of such a record."""
+        """Raises TypeError, ValueError or KeyError if the data is not the JSON form of such a record."""
         values = {}
         known = {f.metadata.get("key") or f.name: f for f in fields(cls)}
         for key, value in data.items():
@@ -117,7 +117,7 @@ class ModuleInfo(Record):
 
 @dataclass(frozen=True)
 class MaskCounts(Record):
-    """How many weights a matrix has, and how many its mask prunes."""
+    """Number of weights of a matrix, and number of zeros in its mask."""
 
     weights: int
     zeros: int
@@ -129,8 +129,8 @@ class Histogram(Record):
 
     Attributes:
         edges: of the bins, one more than there are bins, in log10 of saliency.
-        zeros: fate -> how many of its weights have saliency zero, which a logarithm cannot show. Runs recorded before
-            fates were told apart have their total, under the fate "".
+        zeros: fate -> number of its weights with saliency zero, which has no logarithm. Older runs have only the
+            total of all fates, under "".
         kept, pruned, grown, cut: weights of that fate in each bin.
     """
 
@@ -148,11 +148,11 @@ class Histogram(Record):
 
 @dataclass(frozen=True)
 class ModuleChange(Record):
-    """What the rebuild did to one weight matrix.
+    """The change of one weight matrix by the rebuild.
 
     Attributes:
-        weights, zeros: how many there are, and how many the rebuilt mask prunes.
-        grown, cut: pruned weights that came back, and kept ones that were pruned.
+        weights, zeros: number of weights, and of zeros in the rebuilt mask.
+        grown, cut: number of pruned weights that the rebuild keeps, and of kept ones that it prunes.
         saliency_before, saliency_after: sum of the saliency of the kept weights under the initial and the rebuilt mask.
         histogram: of the saliency.
     """
@@ -172,10 +172,10 @@ class Candidate(Record):
 
     Attributes:
         swap: how the mask was changed.
-        granularity: within which groups pairs were swapped; "" where that does not apply.
+        granularity: groups within which pairs were swapped; "" if that does not apply.
         fraction: share of the gaining pairs that was swapped.
         swaps: pairs that were swapped.
-        error: of the sub-block with it, over the validation sequences.
+        error: of the sub-block with this change, over the validation sequences.
     """
 
     swap: SwapKind = field(metadata=nested(SwapKind, key="move"))
@@ -191,7 +191,7 @@ class Round(Candidate):
 
     Attributes:
         error_before: over the validation sequences, before the round.
-        curve: all changes that were measured, the chosen one among them.
+        curve: all measured changes, including the chosen one.
     """
 
     error_before: float
@@ -200,12 +200,13 @@ class Round(Candidate):
 
 @dataclass(frozen=True)
 class Refit(Record):
-    """What refitting the kept weights of a sub-block reached.
+    """Result of refitting the kept weights of a sub-block.
 
     Attributes:
         error_before, error_after: of the sub-block over the validation sequences.
         steps: of the optimiser.
-        diverged: whether a pass over the data ended worse than the beginning, so that the best state was restored.
+        diverged: whether a pass over the data ended with a higher error than before the refit, so that the best state
+            was restored.
     """
 
     error_before: float
@@ -227,18 +228,18 @@ class Event(Record):
         return {"event": type(self).__name__} | super().to_dict()
 
     def bare(self) -> Event:
-        """The event without its tensors, to be kept for long."""
+        """The event without its tensors, to save memory."""
         return Event.read(self.to_dict())
 
     @staticmethod
     def read(data: dict[str, Any]) -> Event:
-        """An event from its JSON form. Raises TypeError, ValueError or KeyError where it is none."""
+        """An event from its JSON form. Raises TypeError, ValueError or KeyError if the data is not an event."""
         return Event.kinds[data["event"]].from_dict({key: value for key, value in data.items() if key != "event"})
 
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """One sentence that the user should see: a default that was bent, a setting without effect."""
+    """One sentence for the user, for example about a changed default or a setting without effect."""
 
     message: str
 
@@ -252,15 +253,15 @@ class JobPlanned(Event):
 
 @dataclass(frozen=True)
 class Estimated(Event):
-    """What the work is expected to take: see jobs.estimate.Needs.
+    """Estimated memory and time of a job, see jobs.estimate.Needs.
 
     Attributes:
         device: its name.
         device_bytes, host_bytes: memory on the accelerator and on the host.
         disk_bytes: for activations.
         seconds: of the pruning alone.
-        streamed: whether the model is read layer by layer.
-        activations: where they wait: "device", "host" or "disk".
+        streamed: whether the model is loaded layerwise.
+        activations: where they are stored: "device", "host" or "disk".
     """
 
     device: str
@@ -274,7 +275,7 @@ class Estimated(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """`done` of `total` steps of a phase; `where` says at what, like "layer 3 attention"."""
+    """`done` of `total` steps of a phase; `where` is the position, like "layer 3 attention"."""
 
     phase: str
     done: int
@@ -284,12 +285,12 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """The run as it will be done.
+    """The settings and the model of the run.
 
     Attributes:
         model: its name.
         config: PruneConfig.to_dict().
-        calibration: CalibrationSet.describe(); empty when none is needed.
+        calibration: CalibrationSet.describe(); empty without calibration.
         modules: the prunable weights, in the model's order.
         device: like "cuda:0".
         dtype: of the weights, like "bfloat16".
@@ -310,9 +311,9 @@ class LayerInitialised(Event):
     Attributes:
         layer: its number.
         modules: name -> counts.
-        seconds: that it took.
+        seconds: wall time.
         masks: name -> bool (out, in), True = pruned.
-        weights: name -> (out, in), only where the initialiser changed kept values (SparseGPT).
+        weights: name -> (out, in), only if the method updated kept values (SparseGPT).
     """
 
     layer: int
@@ -330,15 +331,15 @@ class SubBlockRebuilt(Event):
         layer, sub_block, kind: as in ModuleInfo.
         error_before, error_after: mean squared error of the sub-block's output on the sparse stream against its target
             (see config.Target), with the initial and the final weights, over all calibration sequences.
-        candidates: pairs that gain.
-        swaps: pairs that were swapped, in all rounds.
-        seconds: that it took.
+        candidates: number of gaining pairs.
+        swaps: number of swapped pairs, in all rounds.
+        seconds: wall time.
         peak_memory: bytes on the accelerator, or of the process on the CPU.
         modules: name -> what changed.
-        rounds: what each round chose; empty where nothing was measured on validation sequences.
-        refit: what refitting the kept weights reached; None without.
+        rounds: the chosen change of each round; empty if nothing was measured on validation sequences.
+        refit: result of the refit; None without one.
         masks: name -> bool (out, in), True = pruned.
-        weights: name -> (out, in), the final values, only where they are not the dense values under the mask.
+        weights: name -> (out, in), the final values, only if they differ from the masked dense values.
     """
 
     layer: int
@@ -359,7 +360,7 @@ class SubBlockRebuilt(Event):
 
 @dataclass(frozen=True)
 class StageReached(Event):
-    """Every layer of the model now has the weights of this stage: the moment to evaluate or save it."""
+    """Every layer of the model now has the weights of this stage, so it can be evaluated or saved."""
 
     stage: str
 
@@ -368,9 +369,8 @@ class StageReached(Event):
 class PerplexityMeasured(Event):
     """Token-level perplexity: exp of the mean fp32 cross-entropy over non-overlapping windows of `seqlen` tokens.
 
-    window_start: "bos" where every window begins with the beginning-of-text token, "none" where not; empty in runs that
-    were recorded before it was told. low, high: the 95 % interval from the spread of the windows' losses; None where it
-    is unknown.
+    window_start: "bos" if every window begins with the beginning-of-text token, "none" if not; empty in older runs.
+    low, high: 95 % confidence interval from the spread of the windows' losses; None if unknown.
     """
 
     stage: str
@@ -386,7 +386,7 @@ class PerplexityMeasured(Event):
 
 @dataclass(frozen=True)
 class TextGenerated(Event):
-    """A continuation of `prompt`; `text` is what came so far without the prompt, `done` marks the last event of it."""
+    """A continuation of `prompt`; `text` is the text so far without the prompt, `done` marks its last event."""
 
     stage: str
     prompt: str
@@ -407,7 +407,7 @@ class ZeroShotMeasured(Event):
 
 @dataclass(frozen=True)
 class ZeroShotSkipped(Event):
-    """A task whose data could not be had; the other tasks still run."""
+    """A task without available data; the other tasks still run."""
 
     task: str
     reason: str
@@ -415,7 +415,7 @@ class ZeroShotSkipped(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """Something was written for the user: what ("model", "calibration") and where."""
+    """An output was written: what ("model", "calibration") and its path."""
 
     what: str
     path: str
@@ -426,12 +426,12 @@ class RunFinished(Event):
     """The end of the pruning.
 
     Attributes:
-        weights: prunable weights of the model.
-        zeros: those that the masks prune.
-        swaps: pairs that were swapped, in all sub-blocks and rounds.
+        weights: number of prunable weights of the model.
+        zeros: number of weights that the masks prune.
+        swaps: number of swapped pairs, in all sub-blocks and rounds.
         seconds: wall time.
-        zero_valued: prunable weights that are zero, pruned or not; None where the run was resumed after the last of its
-            layers.
+        zero_valued: number of prunable weights that are zero, pruned or not; None if the run was resumed after its last
+            layer.
     """
 
     weights: int

@@ -1,7 +1,7 @@
-"""What a field of a configuration says of itself, and how its values are read and checked.
+"""Declarations of settings, and how values are read and checked.
 
-A setting is declared once, as the field of a dataclass (`PruneConfig`, `JobSpec`). The flag, the form's field, the
-parameter of the API, the reading of links and the README's table are made from that declaration.
+A setting is declared once, as the field of a dataclass (`PruneConfig`, `JobSpec`). The flag, the field of
+the form, the parameter of the API, the parser of links and the README's table are made from that declaration.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from barber.errors import UserError
 
-WRONG = reprlib.Repr()  # shows a value that is refused, however long it is
+WRONG = reprlib.Repr()  # shortens rejected values in messages
 WRONG.maxstring = 80
 YES, NO = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -34,7 +34,7 @@ class Choice(StrEnum):
 
 
 class Group(StrEnum):
-    """A section of the form, in order; all but the first are folded away, under their value as title."""
+    """A section of the form, in order; all but the first are collapsed, with their value as title."""
 
     FIRST = ""
     METHOD = "Method in detail"
@@ -44,13 +44,13 @@ class Group(StrEnum):
 
 @dataclass(frozen=True)
 class Need:
-    """What must be chosen for a setting to have an effect.
+    """A condition under which a setting has an effect.
 
     Attributes:
-        on: names of the settings that decide it.
+        on: names of the settings in the condition.
         holds: (their values, in this order) -> bool.
-        otherwise: what is wrong with "--flag" where it does not hold, without a full stop; it may name a value of `on`
-            in braces.
+        otherwise: the rest of a message that begins with "--flag", if the condition does not hold, without a full stop;
+            "{name}" stands for the value of a setting in `on`.
     """
 
     on: tuple[str, ...]
@@ -64,31 +64,31 @@ class Need:
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that is known of a setting.
+    """The declaration of a setting.
 
     Attributes:
         help: one sentence, without a full stop: `--help`, the form, the README.
-        local: the rest of that sentence for a setting that may name a file of this machine.
+        local: the rest of that sentence where files of this machine are allowed.
         title: in the form.
-        noun: in messages; the name in words unless given.
-        flag: on the command line, where it differs from the name; "" for none.
+        noun: name in messages; by default the field's name with spaces.
+        flag: on the command line, if it differs from the name; "" for none.
         metavar: of the flag.
-        flags: flags that make up the value together, instead of one.
+        flags: several flags that form the value, instead of one.
         explicit: whether the command line has no default for it.
-        public: in the form, in links and in the API, where it differs from the name.
-        choices: what it can be, value -> title; made from a `Choice` by itself.
-        open: whether other values than `choices` are allowed.
-        also: further values, which front ends do not offer.
-        words: what may stand in place of a number, word -> title.
+        public: name in the form, in links and in the API, if it differs.
+        choices: allowed values, value -> title; derived from the type if that is a `Choice`.
+        open: whether values outside `choices` are allowed.
+        also: further allowed values, which front ends do not list.
+        words: allowed words instead of a number, word -> title.
         least, most: bounds of a number.
-        convert: text -> value, for types of its own and for several values. Raises UserError.
-        separate: whether a text is several values with commas between; for a setting of many values.
-        example: a value that is allowed, for messages.
-        group: where it stands in the form; None for not at all, then links and the API do not have it either.
-        beside: the setting with which it shares a row of the form.
-        width: of its field in that row, relative to others.
-        placeholder: of an empty field: what happens then.
-        needs: what must be chosen for it to have an effect.
+        convert: text -> value, for other types and for several values. Raises UserError.
+        separate: whether a text is split at commas; for a setting with several values.
+        example: an allowed value, for messages.
+        group: section of the form; None to leave it out of the form, links and the API.
+        beside: the setting in the same row of the form.
+        width: width of its field in that row, relative to the others.
+        placeholder: text of an empty field: the effect of leaving it empty.
+        needs: conditions under which it has an effect.
         name, hint, default: of the field.
         kind: the type of one value.
         optional: whether None is allowed.
@@ -130,12 +130,12 @@ class Setting:
 
     @property
     def described(self) -> str:
-        """The help with all that a flag can be, without its choices."""
+        """The help of a flag with all that is allowed, without its choices."""
         return self.help + self.local + "".join(f"; or {word}: {title}" for word, title in self.words.items())
 
     @property
     def usual(self) -> str:
-        """The default of the flag as text; empty where there is none to be told."""
+        """The default of the flag as text; "" if there is none to show."""
         if self.explicit or self.default in (None, ()) or self.kind is bool:
             return ""
         return ",".join(self.default) if self.many else f"{self.default}"
@@ -147,12 +147,12 @@ class Setting:
 
     @property
     def closed(self) -> bool:
-        """Whether `choices` are all there is."""
+        """Whether only `choices` are allowed."""
         return bool(self.choices) and not self.open
 
     @property
     def allowed(self) -> str:
-        """What can be given, to be put after "give"."""
+        """The allowed values, for a message after "give"."""
         if self.closed:
             return f"one of {', '.join(self.choices)}"
         if self.kind in (int, float):
@@ -166,7 +166,7 @@ class Setting:
         return next((need for need in self.needs if not need.met(values)), None)
 
     def read(self, value: object) -> Any:
-        """A text, a number or a value of its own type as a value that is allowed. Raises UserError."""
+        """Convert a text, a number or a value of its type to an allowed value. Raises UserError."""
         if value is None or (isinstance(value, str) and not value.strip()):
             if self.optional:
                 return None
@@ -194,7 +194,7 @@ class Setting:
             return (value,)
         if values := tuple(part.strip() for part in value.split(",") if part.strip()):
             return values
-        raise UserError(f"{self.noun} {WRONG.repr(value)} names nothing: give one, or several with commas between.")
+        raise UserError(f"{self.noun} {WRONG.repr(value)} is empty: give one, or several separated by commas.")
 
     def _read_switch(self, value: object) -> bool:
         if isinstance(value, str) and value.lower() not in (*YES, *NO):
@@ -213,9 +213,9 @@ class Setting:
         return cast("int | float", self.kind(number))
 
 
-def setting(default: Any = MISSING, **said: Any) -> Any:
-    """A field of a dataclass that is a setting; said: the attributes of its Setting."""
-    return dataclasses.field(default=default, metadata={"setting": Setting(**said)})
+def setting(default: Any = MISSING, **attributes: Any) -> Any:
+    """A dataclass field that is a setting; attributes: of its Setting."""
+    return dataclasses.field(default=default, metadata={"setting": Setting(**attributes)})
 
 
 @cache
@@ -230,29 +230,29 @@ def settings_of(config: type) -> dict[str, Setting]:
 
 
 def read_all(config: object) -> None:
-    """Check the settings of a frozen dataclass, and give each the type that it declares. Raises UserError."""
+    """Check the settings of a frozen dataclass, and convert each to its declared type. Raises UserError."""
     kind: type = type(config)
     for name, declared in settings_of(kind).items():
         object.__setattr__(config, name, declared.read(getattr(config, name)))
 
 
 def titles(entries: Iterable[Any]) -> dict[str, str]:
-    """Choices made of entries of the registry."""
+    """Choices from entries of the registry."""
     return {entry.name: entry.title for entry in entries}
 
 
-def _complete(said: Setting, name: str, hint: Any, default: Any) -> Setting:
-    """The setting with what its field says of it: name, type and default."""
+def _complete(declared: Setting, name: str, hint: Any, default: Any) -> Setting:
+    """The setting with name, type and default of its field."""
     parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     first = next(part for part in parts if part is not NoneType)
     kind: type = str if get_origin(first) is tuple else first
-    choices = {member.value: member.label for member in kind} if issubclass(kind, Choice) else said.choices
+    choices = {member.value: member.label for member in kind} if issubclass(kind, Choice) else declared.choices
     return dataclasses.replace(
-        said,
+        declared,
         name=name,
-        noun=said.noun or name.replace("_", " ").capitalize(),
-        flag=name if said.flag is None else said.flag,
-        public=said.public or name,
+        noun=declared.noun or name.replace("_", " ").capitalize(),
+        flag=name if declared.flag is None else declared.flag,
+        public=declared.public or name,
         choices=choices,
         hint=hint,
         default=None if default is MISSING else default,

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached, and no waiting for it where it cannot."""
+"""Check whether the Hugging Face hub can be reached, and avoid retries if not."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 from huggingface_hub import constants, get_session
 
-REACH_SECONDS = 5  # a hub that does not answer within this is taken as out of reach
+REACH_SECONDS = 5  # without a response within this time, the hub counts as unreachable
 
-AGAIN_SECONDS = 60  # a hub that was out of reach is not asked again before
+AGAIN_SECONDS = 60  # time until the next request to an unreachable hub
 
-_failed: dict[str, float] = {}  # endpoint -> when it was out of reach
+_failed: dict[str, float] = {}  # endpoint -> time of the failed request
 
 
 def reachable() -> bool:
-    """Whether the hub answers at all: one short request, or what one within the last minute has shown."""
+    """Whether the hub responds to a short request; a failure counts for the next minute."""
     failed = _failed.get(constants.ENDPOINT)
     if failed is not None and time.monotonic() - failed < AGAIN_SECONDS:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
-    except Exception:  # no route, no name, a timeout: the client's own classes change between versions
+    except Exception:  # no route, no name or a timeout; the client's exception classes change between versions
         _failed[constants.ENDPOINT] = time.monotonic()
         return False
     return True
@@ -32,9 +32,9 @@ def reachable() -> bool:
 
 @contextmanager
 def quick_offline() -> Iterator[None]:
-    """Let the hub's client, and so transformers, and `datasets` go to their cache at once when the hub is out of reach.
+    """Make the hub's client, transformers and `datasets` use their cache at once if the hub cannot be reached.
 
-    Left to themselves they try every request again and again: three minutes for a model, half a minute for a data set.
+    Otherwise they retry every request: three minutes for a model, half a minute for a data set.
     """
     before = {place: place.HF_HUB_OFFLINE for place in _settings()}
     offline = any(before.values()) or not reachable()
@@ -43,10 +43,10 @@ def quick_offline() -> Iterator[None]:
             place.HF_HUB_OFFLINE = offline
         yield
     finally:
-        for place in _settings():  # `datasets` may have been imported inside, and has taken the client's setting then
+        for place in _settings():  # `datasets` may have been imported in the context, and copied the client's setting
             place.HF_HUB_OFFLINE = before.get(place, before[constants])
 
 
 def _settings() -> list[Any]:
-    """The modules that say whether the hub is to be asked."""
+    """The modules with the offline setting."""
     return [constants, sys.modules["datasets"].config] if "datasets" in sys.modules else [constants]

@@ -1,4 +1,4 @@
-"""A file that a user named: found, and known to be one that can be read to its end."""
+"""Check input files that a user names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from barber.errors import UserError
 
 
 def regular_file(given: str | Path, what: str, allowed: str) -> Path:
-    """The resolved path of a regular file that may be read; raises UserError for anything else.
+    """The resolved path of a readable regular file; raises UserError for anything else.
 
-    A fifo or a device is refused, too: reading it may wait forever or never end.
-
-    what: what the file is to the user, like "Data file". allowed: what to give instead, a clause.
+    A fifo or a device is rejected, since reading it may block or never end. what: description of the file, like "Data
+    file". allowed: what to give instead, a clause.
     """
     reason = None
     try:
@@ -30,15 +29,15 @@ def regular_file(given: str | Path, what: str, allowed: str) -> Path:
         reason = "does not exist"
     except OSError as error:
         reason = f"cannot be reached ({error.strerror})"
-    except RuntimeError:  # pathlib's own, of both
+    except RuntimeError:  # pathlib raises both
         reason = "names an unknown user" if str(given).startswith("~") else "is a loop of links"
     except ValueError:
-        reason = "is no path that a file can have"
+        reason = "is not a possible path of a file"
     if reason:
         raise UserError(f"{what} {shortened(str(given))!r} {reason}: {allowed}.")
     return path
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """A text that fits into a sentence, its middle left out where it is long."""
+    """A text for a message; the middle of a long one is left out."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"

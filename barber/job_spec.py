@@ -1,4 +1,4 @@
-"""What a whole job is asked to do."""
+"""The settings of a whole job."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from barber.errors import UserError
 from barber.fields import Group, Need, read_all, setting, settings_of, titles
 from barber.registry import DATA_SOURCES, WindowStart
 
-MOST_SEQUENCES = 2**16  # of one kind
-MOST_POSITIONS = 2**20  # of a sequence
+MOST_SEQUENCES = 2**16  # of one kind, at most
+MOST_POSITIONS = 2**20  # of a sequence, at most
 MOST_TOKENS = 2**28  # of the calibration, 2 GiB of token ids
 
 SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMG]i?B", re.IGNORECASE)
@@ -30,9 +30,9 @@ def _size(text: str) -> str:
 
 
 def data_specs(text: str) -> tuple[str, ...]:
-    """The data specs that commas part, none for "none"; a comma inside the path of a file that is there parts nothing.
+    """Split data specs at commas, none for "none"; not at commas in the path of an existing file.
 
-    Raises UserError where nothing is named.
+    Raises UserError if there are none.
     """
     if text.strip() == "none":
         return ()
@@ -45,16 +45,16 @@ def data_specs(text: str) -> tuple[str, ...]:
         del pieces[:whole]
     if specs := [spec for spec in specs if spec]:
         return tuple(specs)
-    raise UserError(f"Evaluation data {text!r} names nothing: give one, or several with commas between, or none.")
+    raise UserError(f"Evaluation data {text!r} is empty: give one, or several separated by commas, or none.")
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What to do from beginning to end. Each field but these is a setting, see `PruneConfig`.
+    """A job: data, model, pruning, evaluation and outputs. All other fields are settings, see `PruneConfig`.
 
     Attributes:
         prune: the pruning, or None to evaluate the dense model only.
-        evaluation_required: whether evaluation data that cannot be had ends the job; else it is named and left out.
+        evaluation_required: whether missing evaluation data is an error; otherwise it is left out with a notice.
     """
 
     model: str = setting(
@@ -89,7 +89,7 @@ class JobSpec:
     )
     seqlen: int | None = setting(
         None,
-        help="tokens of a sequence; 2048, or what the model has where that is less, unless given",
+        help="tokens of a sequence; 2048, or all positions of the model if it has fewer, unless given",
         title="Tokens each",
         noun="Sequence length",
         metavar="N",
@@ -119,7 +119,7 @@ class JobSpec:
     )
     window_start: WindowStart = setting(
         WindowStart.AUTO,
-        help="what each sequence begins with; the papers' perplexities are of none",
+        help="start of each sequence; perplexities in the papers are without a start token",
         title="Windows begin with",
         group=Group.DATA,
     )
@@ -169,20 +169,20 @@ class JobSpec:
         most=10**6,
         needs=(
             Need(
-                ("zeroshot_tasks",), bool, "is a setting of zero-shot tasks, which were not asked: add --zeroshot_tasks"
+                ("zeroshot_tasks",), bool, "is a setting of zero-shot tasks, which are not given: add --zeroshot_tasks"
             ),
         ),
     )
     stream: bool = setting(
         False,
-        help="read the model one layer at a time, as is done anyway where it does not fit into memory; slower, and no "
+        help="read the model one layer at a time, the default if it does not fit into memory; slower, and no "
         "texts are written",
         title="Read the model layer by layer",
         group=Group.MEMORY,
     )
     max_memory: str | None = setting(
         None,
-        help="memory of the device at most, like 12GiB; a model that does not fit is read layer by layer",
+        help="limit of the device's memory, like 12GiB; a model that does not fit is read layer by layer",
         title="Memory at most",
         noun="Memory limit",
         metavar="SIZE",
@@ -195,7 +195,7 @@ class JobSpec:
     dtype: str = setting("auto", help="auto, float32, bfloat16 or float16", example="bfloat16")
     compute: str = setting(
         "native",
-        help="in what the matrix products of the pruning are made; their sums are fp32 in any case",
+        help="dtype of the matrix products of the pruning; sums are always fp32",
         choices={"native": "the dtype of the weights", "tf32": "TensorFloat-32, on CUDA", "bfloat16": "bfloat16"},
     )
     run_dir: Path | None = setting(
@@ -209,7 +209,7 @@ class JobSpec:
     )
     cache_dir: str | None = setting(None, help="where downloaded models are kept", metavar="DIR", example="cache")
     datasets_cache_dir: str | None = setting(None, help="where data sets are kept", metavar="DIR", example="cache")
-    trust_remote_code: bool = setting(False, help="run Python code that a model brings along")
+    trust_remote_code: bool = setting(False, help="run Python code of the model's repository")
     evaluation_required: bool = True
 
     def __post_init__(self) -> None:
@@ -223,9 +223,9 @@ class JobSpec:
             self.prune.split_sizes(self.nsamples)
 
     def absolute(self) -> JobSpec:
-        """The same job with absolute paths, so that it means the same in every working directory.
+        """The same job with absolute paths, independent of the working directory.
 
-        A model, masks or data are a path where there is such a file or folder, and none of the names of ours.
+        Model, masks and data are paths if such a file or folder exists and they are not names of the registry.
         """
         paths = {name: getattr(self, name) for name in ("run_dir", "save_model", "save_data")}
         folders = {name: getattr(self, name) for name in ("cache_dir", "datasets_cache_dir")}
@@ -257,18 +257,18 @@ class JobSpec:
         unknown |= (prune or {}).keys() - settings_of(PruneConfig).keys()
         if unknown:
             raise UserError(
-                f"The job has settings that this version does not know ({', '.join(sorted(unknown))}): go on with the "
-                "version that it was begun with."
+                f"The job has settings that this version does not know ({', '.join(sorted(unknown))}): resume it "
+                "with the version that started it."
             )
         return cls(**data | {"prune": prune and PruneConfig.from_dict(prune)})
 
 
 def _absolute(text: str) -> str:
-    """The absolute path of what exists, any other text as it is."""
+    """The absolute path of an existing file or folder; other text is not changed."""
     try:
         path = Path(text).expanduser()
         return os.path.abspath(path) if path.exists() else text
-    except (OSError, RuntimeError, ValueError):  # no name of a file
+    except (OSError, RuntimeError, ValueError):  # not a possible file name
         return text
 
 

@@ -1,4 +1,4 @@
-"""How far a job is: ticks of work that become Progress, and from a job's events alone, how long it will take."""
+"""Progress of a job: events from ticks of work, and an estimate of the remaining time from events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Tick:
-    """One step of some work is done; `Phase.follow` makes a Progress of it."""
+    """One step of work is done; `Phase.follow` converts it to Progress."""
 
 
 TICK = Tick()
@@ -23,12 +23,12 @@ Steps = Generator[Event | Tick, None, T]  # work that ticks after each of its st
 
 @dataclass
 class Phase:
-    """A phase of a run, with as many steps for each layer at most. Work knows nothing of it: it ticks.
+    """A phase of a run. It converts ticks of work to Progress.
 
     Attributes:
         name: as in JobPlanned.
-        per_layer: steps of each layer at most; what needs fewer is taken as done when the next layer begins.
-        layers: how many there are.
+        per_layer: steps of each layer at most; steps that a layer does not need count as done when the next one begins.
+        layers: number of layers.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Phase:
     done: int = 0
 
     def follow(self, layer: int, where: str, work: Steps[T]) -> Generator[Event, None, T]:
-        """The events of some work on a layer, with a Progress for each of its ticks; what the work returns."""
+        """Yield events of work on a layer, with Progress for each tick; return the result of the work."""
         end = (layer + 1) * self.per_layer
         self.done = max(self.done, end - self.per_layer)
         with closing(work):
@@ -56,10 +56,9 @@ class Phase:
 
 @dataclass
 class Eta:
-    """Fed with every event of a job; phases weigh what JobPlanned says they cost.
+    """An estimate of the remaining time, updated with every event of a job; phases have the costs in JobPlanned.
 
-    Each phase is timed by itself, so that a slow phase at the start does not mislead about a fast one at the end:
-    what is left of the running phase goes at that phase's own pace, later phases at the pace of the whole job so far.
+    The rest of the running phase is estimated by that phase's speed, later phases by the speed of the whole job.
     """
 
     costs: dict[str, float] = field(default_factory=dict)
@@ -83,14 +82,14 @@ class Eta:
 
     @property
     def fraction(self) -> float:
-        """Share of the job's cost that is done, 0 to 1."""
+        """Completed share of the job's cost, 0 to 1."""
         total = sum(self.costs.values())
         done = sum(cost * self.shares.get(phase, 0.0) for phase, cost in self.costs.items())
         return done / total if total else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds to the end of the job, or None while there is nothing to judge by."""
+        """Seconds to the end of the job, or None while it cannot be estimated."""
         now, share = time.monotonic(), self.shares.get(self.phase, 0.0)
         cost = self.costs.get(self.phase, 0.0)
         if not cost or not share or self.fraction >= 1:

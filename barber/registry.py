@@ -1,7 +1,7 @@
-"""What a run can choose from: initial masks, refiners, saliency metrics and data sources, one entry each.
+"""The registry: one entry for each initial mask, refiner, saliency metric and data source.
 
-The command line, the form, the estimate and the engine all read these entries, so that a new one is one line here and
-one file with its implementation. Nothing here imports torch: an implementation is named, and found when it is called.
+The command line, the form, the estimate and the engine all read these entries, so that a new one needs one line
+here and one file with its implementation. Implementations are named and imported when used, so this imports no torch.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ def _function(implementation: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class InitialMask:
-    """A method that gives a weight its initial mask.
+    """A method that makes the initial mask of a weight.
 
     Attributes:
         name: on the command line and in a run's files.
         title: in the app.
         implementation: "module:function", see `call`.
-        statistic: what it needs to know of the weight's inputs: "squares" or "gram" (see kernels/statistics.py), or
-            None for a method that needs no calibration data.
-        within: where scores compete: in each output row, in the matrix, or in each 128 columns (as SparseGPT does).
+        statistic: statistic of the weight's inputs: "squares" or "gram" (see kernels/statistics.py), or None for a
+            method without calibration data.
+        within: group in which scores are compared: each output row, the matrix, or each 128 columns (as in SparseGPT).
         kind: "score": (weight, statistic if any) -> scores (out, in), of which the smallest are pruned; "seeded": the
             same of (weight, its name); "update": (weight,
             prepared statistic, sparsity, zeros) -> (updated weight (out, in) in fp32, mask).
-        prepare: "module:function" of an update: (statistic, name of the weight) -> what is made once for all weights
-            that share their inputs.
-        settings: names of the settings that only this method has.
-        hessians: matrices (in, in) in fp32 that it holds at a time.
+        prepare: "module:function" of an update: (statistic, name of the weight) -> prepared statistic, made once for
+            all weights with the same inputs.
+        settings: names of the settings of this method only.
+        hessians: number of fp32 matrices (in, in) in memory at a time.
     """
 
     name: str
@@ -61,7 +61,7 @@ class InitialMask:
 
     @property
     def prepare_call(self) -> Callable[..., Any]:
-        """The implementation of `prepare`; without one, the statistic stays as it is."""
+        """The implementation of `prepare`; the identity without one."""
         return _function(self.prepare) if self.prepare else lambda statistic, name: statistic
 
     @property
@@ -71,21 +71,21 @@ class InitialMask:
 
     @property
     def passes(self) -> float:
-        """Forward passes of the calibration set that it costs: one to gather its statistic, one to move on."""
+        """Cost in forward passes of the calibration set: one for the statistic, one to advance the stream."""
         return 2.0 if self.statistic else 0.0
 
 
 @dataclass(frozen=True)
 class Refiner:
-    """What improves the initial mask of a sub-block.
+    """A method that rebuilds the initial masks of a sub-block.
 
     Attributes:
         name: on the command line and in a run's files.
         title: in the app.
         implementation: "module:function". Row by row: (mask, dense, values, statistic, m) -> mask, where all but the
             statistic are (out, in). Otherwise as `pruning.rebuild.barber`.
-        statistic: what a refiner that works row by row needs to know of a weight's inputs: "gram" or "moments".
-        settings: names of the settings that only this refiner has.
+        statistic: statistic of a weight's inputs for a refiner by row: "gram" or "moments".
+        settings: names of the settings of this refiner only.
     """
 
     name: str
@@ -101,13 +101,13 @@ class Refiner:
 
     @property
     def by_row(self) -> bool:
-        """Whether it works on one output row at a time, on the error of each weight's own output."""
+        """Whether it rebuilds each output row by the error of the weight's own output."""
         return self.statistic is not None
 
 
 @dataclass(frozen=True)
 class SaliencyMetric:
-    """Saliency of a weight in the rebuild.
+    """A saliency metric of the rebuild.
 
     Attributes:
         name: on the command line and in a run's files, as published.
@@ -126,13 +126,13 @@ class SaliencyMetric:
 
 
 class WindowStart(Choice):
-    """What a window of text begins with: the tokenizer's beginning-of-text token, or whatever stands there.
+    """Whether a window of text begins with the tokenizer's beginning-of-text token.
 
-    Some models (Gemma) predict nothing well without that token; the papers cut their windows without it.
+    Some models (Gemma) predict badly without that token; the papers cut their windows without it.
     """
 
-    AUTO = "auto", "what the tokenizer puts before a text"
-    NONE = "none", "whatever stands there"
+    AUTO = "auto", "what the tokenizer does"
+    NONE = "none", "no such token"
     BOS = "bos", "the beginning-of-text token"
 
 
@@ -142,9 +142,9 @@ class Split:
 
     Attributes:
         name: of the split.
-        join: what stands between its texts.
-        first: how many of its texts are used; None for all.
-        files: the files of the data set that hold it; None for those that the split names.
+        join: separator between its texts.
+        first: number of texts to use; None for all.
+        files: files of the data set with this split; None for the default.
     """
 
     name: str
@@ -155,13 +155,13 @@ class Split:
 
 @dataclass(frozen=True)
 class HubData:
-    """Where a data set lies on the hub.
+    """A data set on the hub.
 
     Attributes:
         path: its id.
-        column: of its text.
-        calibration: the split that calibration sequences are drawn from.
-        evaluation: the split that perplexity is measured on.
+        column: of the text.
+        calibration: the split to draw calibration sequences from.
+        evaluation: the split to measure perplexity on.
         options: further arguments of `datasets.load_dataset`.
     """
 
@@ -174,7 +174,7 @@ class HubData:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set by name: of the hub, or the bundled stories where `hub` is None."""
+    """A data set by name: on the hub, or the bundled stories if `hub` is None."""
 
     name: str
     title: str
@@ -199,7 +199,7 @@ INITIAL_MASKS: dict[str, InitialMask] = _by_name(
         "gram",
         COLUMNS,
         kind="update",
-        prepare="barber.kernels.sparsegpt:Curvature.of",
+        prepare="barber.kernels.sparsegpt:InverseHessian.of",
         settings=("retain_reconstruction",),
         hessians=3,
     ),
@@ -210,7 +210,7 @@ INITIAL_MASKS: dict[str, InitialMask] = _by_name(
         "gram",
         MATRIX,
         kind="update",
-        prepare="barber.kernels.alps:Curvature.of",
+        prepare="barber.kernels.alps:ScaledGram.of",
         settings=("retain_reconstruction",),
         hessians=5,
     ),
@@ -236,7 +236,7 @@ METRICS: dict[str, SaliencyMetric] = _by_name(
     SaliencyMetric("D", "gradient alone", "barber.kernels.scores:gradient_alone"),
 )
 
-# Splits and separators as published (Wanda's and SparseGPT's loaders, which LLM-Barber keeps); ids as they are now.
+# Splits and separators as published (the loaders of Wanda and SparseGPT, used by LLM-Barber); current ids.
 DATA_SOURCES: dict[str, DataSource] = _by_name(
     DataSource(
         "c4",

@@ -1,4 +1,4 @@
-"""All settings in one table, in the order in which the command line, the form and the README show them."""
+"""All settings in one table, in the order of the command line, the form and the README."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRUNING = settings_of(PruneConfig)
 MODEL = {"model": settings_of(JobSpec)["model"]}
 SETTINGS: dict[str, Setting] = MODEL | PRUNING | settings_of(JobSpec)
 
-# What only the command line knows: flags that no run depends on.
+# Flags of the command line only, which do not change a run.
 COMMANDS = (
     Setting(name="save_ppl", flag="save_ppl", help="write the perplexities into this folder", metavar="DIR", kind=Path),
     Setting(
@@ -25,7 +25,7 @@ COMMANDS = (
     Setting(
         name="resume",
         flag="resume",
-        help="go on with the run that was begun in this --run_dir; it needs no other flag",
+        help="resume the run in this --run_dir; no other flag is needed",
         metavar="DIR",
         kind=Path,
     ),

@@ -58,17 +58,17 @@ def by_one_swap(total: Tensor, shortlist: int) -> Pruned:
 
 
 def by_refit(total: Tensor) -> Pruned:
-    curvature = alps.Curvature.of(total)
+    curvature = alps.ScaledGram.of(total)
     return lambda weight, sparsity: alps.refit_on_support(weight, _wanda(weight, total, sparsity), curvature)
 
 
 def by_sparsegpt(total: Tensor) -> Pruned:
-    curvature = sparsegpt.Curvature.of(total)
+    curvature = sparsegpt.InverseHessian.of(total)
     return lambda weight, sparsity: sparsegpt.sparsegpt(weight, curvature, sparsity)[0]
 
 
 def by_alps(total: Tensor) -> Pruned:
-    curvature = alps.Curvature.of(total)
+    curvature = alps.ScaledGram.of(total)
     return lambda weight, sparsity: alps.alps(weight, curvature, sparsity)[0]
 
 

@@ -94,7 +94,7 @@ def test_help_shows_every_flag_without_loading_torch():
         ({"compute": "int3"}, "Compute 'int3' is unknown"),
         ({"max_memory": "12"}, "Memory limit '12' is not a size"),
         ({"nsamples": 3, "prune": PruneConfig(Sparsity(0.5), threshold=AUTO)}, "got 3: give 4 or more"),
-        ({"nsamples": 3, "prune": PruneConfig(Sparsity(0.5), barber=False, reconstruct=True)}, "Reconstruction holds"),
+        ({"nsamples": 3, "prune": PruneConfig(Sparsity(0.5), barber=False, reconstruct=True)}, "Reconstruction uses"),
     ],
 )
 def test_a_job_refuses_impossible_values(wrong, sentence):

@@ -22,7 +22,7 @@ from barber.events import (
     Stage,
     SubBlockRebuilt,
 )
-from barber.jobs.report import told as expected
+from barber.jobs.report import format_estimate
 from barber.progress import Eta
 
 IDLE = """
@@ -81,7 +81,7 @@ class Live:
         if isinstance(event, (JobPlanned, Progress)):
             self.eta.update(event)
         if isinstance(event, Estimated):
-            self.expected = expected(event)
+            self.expected = format_estimate(event)
         if isinstance(event, Notice) and event.message not in self.notices:
             self.notices.append(event.message)
         if isinstance(event, (RunStarted, SubBlockRebuilt, PerplexityMeasured, RunFinished)):

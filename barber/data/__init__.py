@@ -1,1 +1,1 @@
-"""Calibration and evaluation tokens: from the hub, from local files, from the bundled stories."""
+"""Calibration and evaluation tokens: from the Hugging Face hub, local files and the bundled stories."""

@@ -1,4 +1,4 @@
-"""The documents of a local file: .txt, .jsonl, .json, .csv (each of them gzipped, too) and .parquet."""
+"""Read the documents of a local file: .txt, .jsonl, .json, .csv (plain or gzipped) and .parquet."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, TextIO
 
 from barber.errors import UserError
 
-Rows = Iterator[tuple[str, object]]  # where a row stands, like "Line 3", and what it holds
+Rows = Iterator[tuple[str, object]]  # the position of a row, like "Line 3", and its value
 
-FIELD_CHARACTERS = 2**31 - 1  # of a .csv value; the csv module's own limit is 131,072
+FIELD_CHARACTERS = 2**31 - 1  # largest size of a .csv value; the default of the csv module is 131,072
 
 
 def read_documents(path: Path, field: str) -> tuple[list[str], int]:
-    """The texts of a file in its order, and how many of its rows were skipped because they hold none.
+    """Return the texts of a file in file order, and the number of rows that were skipped because they have no text.
 
-    A .txt file is one document. Elsewhere each row (a line of .jsonl, an item of a .json array, a row of a table) is
-    one: its value under `field`, or the row itself where it is a string. Rows that are empty or null are skipped.
-    Raises UserError naming the first row that is something else.
+    A .txt file is one document. In the other formats each row (a line of .jsonl, an item of a .json array, a row of a
+    table) is one document: the value of its `field`, or the row itself if it is a string. Empty and null rows are
+    skipped. Raises UserError with the position of the first row that has any other type.
     """
     texts: list[str] = []
     skipped = 0
@@ -36,21 +36,21 @@ def read_documents(path: Path, field: str) -> tuple[list[str], int]:
     except UnicodeDecodeError:
         raise UserError(f"Data file {path.name} cannot be read as UTF-8 text: save it in UTF-8.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise UserError(f"Data file {path.name} is not a whole gzip file: compress it again.") from None
+        raise UserError(f"Data file {path.name} is not a complete gzip file: compress it again.") from None
     except OSError as error:
         raise UserError(f"Data file {path.name} cannot be read ({error.strerror}): give another file.") from None
     return texts, skipped
 
 
 def file_kind(path: Path) -> str:
-    """The ending that tells how a file is read, in lower case and without .gz: ".jsonl" of "Notes.JSONL.gz"."""
+    """Return the extension that determines the file format, lower case, without .gz: "Notes.JSONL.gz" -> ".jsonl"."""
     zipped = path.suffix.lower() == ".gz"
     kind = Path(path.stem).suffix.lower() if zipped else path.suffix.lower()
     return "" if zipped and kind not in ZIPPED else kind
 
 
 def _text(row: object, field: str, where: str) -> str:
-    """The text of a row, empty where it holds none."""
+    """Return the text of a row, or "" if the row has no text. Raises UserError for a row that is not text."""
     if isinstance(row, dict):
         if field not in row:
             names = ", ".join(f'"{name}"' for name in row) or "nothing"
@@ -59,16 +59,18 @@ def _text(row: object, field: str, where: str) -> str:
     if row is None:
         return ""
     if not isinstance(row, str):
-        raise UserError(f'{where} is not of the form {{"{field}": "..."}}: mend it or leave it out.')
+        raise UserError(f'{where} is not of the form {{"{field}": "..."}}: correct it or leave it out.')
     if "\0" in row:
-        raise UserError(f"{where} holds NUL characters, which no text has: give a text file, or mend it.")
+        raise UserError(f"{where} holds NUL characters, which no text has: give a text file, or remove them.")
     if not _is_unicode(row):
-        raise UserError(f"{where} holds half of a surrogate pair, which UTF-8 cannot write: mend it or leave it out.")
+        raise UserError(
+            f"{where} holds half of a surrogate pair, which UTF-8 cannot write: correct it or leave it out."
+        )
     return row
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether no lone surrogate is in a text: JSON can write them, UTF-8 and tokenizers cannot."""
+    """Whether a text has no lone surrogate: JSON can encode lone surrogates, UTF-8 and tokenizers cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -77,7 +79,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _open(path: Path, newline: str | None = None) -> TextIO:
-    """A text file, gzipped or not, without the byte order mark that some editors put first."""
+    """Open a text file, plain or gzipped, and skip the byte order mark that some editors write at its start."""
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     return opened(path, "rt", encoding="utf-8-sig", newline=newline)
 
@@ -95,7 +97,7 @@ def _lines(path: Path, field: str) -> Rows:
 
 
 def _array(path: Path, field: str) -> Rows:
-    """The items of a JSON array; a .json file that does not begin as one is read as JSON lines."""
+    """Yield the items of a JSON array; a .json file that does not start with "[" is read as JSON lines."""
     with _open(path) as file:
         text = file.read()
     if not text.lstrip().startswith("["):
@@ -109,9 +111,9 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise UserError(f"{where} is nested too deeply to be read: mend it or leave it out.") from None
+        raise UserError(f"{where} is nested too deeply to be read: correct it or leave it out.") from None
     except ValueError:
-        raise UserError(f"{where} is not whole JSON: mend it or leave it out.") from None
+        raise UserError(f"{where} is not complete JSON: correct it or leave it out.") from None
 
 
 def _csv(path: Path, field: str) -> Rows:
@@ -123,7 +125,7 @@ def _csv(path: Path, field: str) -> Rows:
                 yield f"Row {number}", {name: value for name, value in row.items() if name is not None}
         except csv.Error:
             raise UserError(
-                f"Line {table.line_num} of {path.name} is not a .csv row: mend its quotes or leave it out."
+                f"Line {table.line_num} of {path.name} is not a .csv row: correct its quotes or leave it out."
             ) from None
 
 
@@ -141,7 +143,7 @@ def _parquet(path: Path, field: str) -> Rows:
             for number, value in enumerate(values, start=1):
                 yield f"Row {number}", value.as_py()
     except (pyarrow.ArrowException, OSError):
-        raise UserError(f"Data file {path.name} is not a whole .parquet file: write it again.") from None
+        raise UserError(f"Data file {path.name} is not a complete .parquet file: write it again.") from None
 
 
 READERS: dict[str, Callable[[Path, str], Rows]] = {

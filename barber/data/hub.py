@@ -1,4 +1,7 @@
-"""Published data sets of the Hugging Face hub: their texts, quick and clear offline, and a cache of their tokens."""
+"""Load the texts of published data sets from the Hugging Face hub, and cache their tokens.
+
+Without a network, loading fails fast and with a clear error.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ from barber.registry import DATA_SOURCES, Split
 
 
 def hub_texts(spec: str, split: Split, cache_dir: str | None = None):
-    """The texts of a split, a sequence of str. UserError when they cannot be had."""
+    """Return the texts of a split as a sequence of str. Raises UserError if they cannot be loaded."""
     import datasets
 
     data = DATA_SOURCES[spec].hub
     options = dict(data.options)
     if split.files:
-        # A part of the data set is wanted, so its own count of all parts must not be checked.
+        # Only some files of the data set are loaded, so the check of the total number of rows would fail.
         options |= {"data_files": {split.name: split.files}, "verification_mode": "no_checks"}
     try:
         with quick_offline():
@@ -36,12 +39,12 @@ def hub_texts(spec: str, split: Split, cache_dir: str | None = None):
             f"Data set {spec} ({data.path}) cannot be loaded because {_reason(error)}, or give storyteller or a "
             ".txt, .jsonl or .npy file instead."
         ) from error
-    texts = loaded[data.column]  # read from disk as it is indexed: C4's shard would not fit in memory
+    texts = loaded[data.column]  # rows are read from disk when indexed: a shard of C4 would not fit in memory
     return texts if split.first is None else texts[: split.first]
 
 
 def _reason(error: Exception) -> str:
-    """Why a data set of the hub could not be had and what to do, whatever the client raised."""
+    """Return why a data set could not be loaded and how to fix it, for any error of the hub client."""
     from datasets.exceptions import DatasetNotFoundError
 
     if "gated" in str(error).lower():
@@ -58,7 +61,7 @@ def _reason(error: Exception) -> str:
 
 
 def tokenizer_fingerprint(tokenizer) -> str:
-    """A hash that changes when the tokenizer would give other tokens."""
+    """Return a hash that differs between tokenizers that encode text differently."""
     if getattr(tokenizer, "is_fast", False):
         state = tokenizer.backend_tokenizer.to_str()
     else:
@@ -67,9 +70,9 @@ def tokenizer_fingerprint(tokenizer) -> str:
 
 
 def recall_tokens(key: dict, cache_dir: str | None) -> torch.Tensor | None:
-    """The tokens that were remembered under a JSON-able key; None where there are none, or the file is damaged.
+    """Return the cached tokens of a JSON-serialisable key, or None if there are none or the file is corrupt.
 
-    The cache is the folder `barber` under `cache_dir`, by default under the hub's home (HF_HOME).
+    The cache is the folder `barber` in `cache_dir`, by default in the home folder of the hub client (HF_HOME).
     """
     with suppress(OSError, SafetensorError, KeyError):
         return safetensors.torch.load_file(_cache_file(key, cache_dir))["tokens"]
@@ -77,7 +80,7 @@ def recall_tokens(key: dict, cache_dir: str | None) -> torch.Tensor | None:
 
 
 def remember_tokens(key: dict, cache_dir: str | None, tokens: torch.Tensor) -> None:
-    """Keep tokens under a key. It is a convenience: a folder that cannot be written is left alone."""
+    """Write tokens to the cache under a key. A cache folder that is not writable is no error: nothing is cached."""
     path = _cache_file(key, cache_dir)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

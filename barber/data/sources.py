@@ -1,4 +1,4 @@
-"""Token streams from a data spec: which specs there are, local files, the bundled stories."""
+"""Resolve data specs, and tokenise local files and the bundled stories into token streams."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from barber.registry import DATA_SOURCES
 
 FILE_TYPES = (*READERS, ".npy")
 
-PIECE = 32  # texts that are tokenised between two events
+PIECE = 32  # number of texts that are tokenised between two events
 
 
 class Part(Enum):
-    """Which part of a local file is used: all of it, or one half where the other half has another use."""
+    """Which part of a local file is used: all of it, or one half if it is both calibration and evaluation data."""
 
     WHOLE = ""
     FIRST = " (first half)"
     SECOND = " (second half)"
 
     def of(self, items):
-        """This part of a list or tensor, cut along its first dimension."""
+        """Return this part of a list or tensor, split along the first dimension."""
         middle = len(items) // 2
         return {Part.WHOLE: items, Part.FIRST: items[:middle], Part.SECOND: items[middle:]}[self]
 
 
 def local_file(spec: str) -> Path | None:
-    """The resolved path of a spec that is a local file, None for a named data set; UserError for anything else."""
+    """Return the resolved path of a local file, or None if the spec is a named data set. Raises UserError otherwise."""
     if spec in DATA_SOURCES:
         return None
     path = Path(spec)
@@ -51,7 +51,7 @@ def local_file(spec: str) -> Path | None:
 
 
 def need_tokenizer(tokenizer, spec: str) -> None:
-    """UserError if there is no tokenizer to read text with."""
+    """Raise UserError if there is no tokenizer to tokenise text with."""
     if tokenizer is None:
         raise UserError(
             f"The model has no tokenizer, which the text of {spec!r} needs: add the tokenizer to the model's folder, "
@@ -60,16 +60,16 @@ def need_tokenizer(tokenizer, spec: str) -> None:
 
 
 def tokenise(tokenizer, text: str) -> list[int]:
-    """Token ids of a text, with the special tokens that the tokenizer itself adds."""
-    return tokenizer(text, verbose=False).input_ids  # verbose would warn of texts longer than the model
+    """Return the token ids of a text, including the special tokens that the tokenizer adds."""
+    return tokenizer(text, verbose=False).input_ids  # verbose would warn about texts longer than the model's context
 
 
 def file_tokens(path: Path, tokenizer, part: Part, text_field: str) -> Generator[Event, None, torch.Tensor]:
-    """Token ids of a part of a local file, int64.
+    """Return the token ids of a part of a local file, int64.
 
-    Text gives one stream (tokens,): the file's documents (see documents.read_documents) follow each other with the
-    tokenizer's own special tokens and nothing else between them. A .npy file gives what it holds, (tokens,) or
-    (sequences, seqlen). A half is a half of the documents; of a single document, of its tokens.
+    A text file gives one stream (tokens,): its documents (see documents.read_documents) are concatenated, separated
+    only by the special tokens that the tokenizer adds. A .npy file gives its array, (tokens,) or (sequences, seqlen).
+    A half contains half of the documents, or half of the tokens if there is only one document.
     """
     if file_kind(path) == ".npy":
         return part.of(_read_npy(path))
@@ -77,7 +77,7 @@ def file_tokens(path: Path, tokenizer, part: Part, text_field: str) -> Generator
     documents, skipped = read_documents(path, text_field)
     if not documents:
         raise UserError(f"Data file {path.name} holds no text: give a file with text in it.")
-    if skipped and part is not Part.SECOND:  # told when the first half was read
+    if skipped and part is not Part.SECOND:  # already reported for the first half
         yield Notice(f"{skipped} of {skipped + len(documents)} rows of {path.name} hold no text and were skipped.")
     if len(documents) == 1:
         return part.of(torch.tensor(tokenise(tokenizer, documents[0]), dtype=torch.int64))
@@ -93,10 +93,10 @@ def file_tokens(path: Path, tokenizer, part: Part, text_field: str) -> Generator
 def story_rows(
     split: str, tokenizer, rows: int, seqlen: int, seed: int, first: int | None
 ) -> Generator[Progress, None, torch.Tensor]:
-    """The bundled stories of a split in windows, (rows, seqlen) int64, each BOS story EOS BOS story ...
+    """Return windows of the bundled stories of a split, (rows, seqlen) int64, each BOS story EOS BOS story ...
 
-    Every window begins with a story, so that nothing in it is told without its beginning; the last story is cut.
-    first: the token that each window begins with, where the tokenizer does not put it there itself.
+    Every window starts at the start of a story; its last story is truncated.
+    first: the token that is prepended to each window if the tokenizer does not add it.
     """
     from barber.storyteller import iterate_stories
 
@@ -108,18 +108,18 @@ def story_rows(
             yield Progress("data", index, rows, STORYTELLER)
         row: list[int] = []
         while len(row) < seqlen:
-            told = tokenise(tokenizer, next(stories).text) + end
-            row += told if row or first in (None, told[0]) else [first, *told]
+            ids = tokenise(tokenizer, next(stories).text) + end
+            row += ids if row or first in (None, ids[0]) else [first, *ids]
         full[index] = torch.tensor(row[:seqlen])
     return full
 
 
 def _read_npy(path: Path) -> torch.Tensor:
-    """(tokens,) or (sequences, seqlen) int64."""
+    """Read token ids, (tokens,) or (sequences, seqlen) int64. Raises UserError for any other content."""
     try:
         with path.open("rb") as file:
             ids = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception:  # numpy parses the header as Python code, whose errors have many classes
+    except Exception:  # numpy parses the header as Python code, which can raise many types of errors
         raise UserError(
             f"Data file {path.name} cannot be read as a .npy file of integers: write one by numpy.save, without "
             "pickled objects."

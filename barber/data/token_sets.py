@@ -1,4 +1,4 @@
-"""Calibration and evaluation data: token windows from one kind of spec.
+"""Calibration and evaluation data: windows of tokens from a data spec.
 
 A spec is "c4", "wikitext2", "ptb" (from the hub, sampled as published), "storyteller" (bundled), or a local file: text
 in one of the formats of documents.py, or token ids (.npy).
@@ -25,15 +25,18 @@ from barber.registry import DATA_SOURCES, WindowStart
 T = TypeVar("T")
 
 C4_WINDOWS = 256  # as published: C4's validation text is cut to this many sequences
-STORY_TOKENS = 65536  # of evaluation stories, whose supply is endless
-DRAWS = 10000  # documents of C4 tried for one that is long enough
+STORY_TOKENS = 65536  # number of evaluation tokens of storyteller, whose generator is unlimited
+DRAWS = 10000  # maximum number of C4 documents that are tokenised to find one that is long enough
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationSet:
-    """The sequences that saliency is measured on.
+    """The calibration sequences.
 
-    tokens: (samples, seqlen) int64, on the CPU. source: where they are from, with the split. seed: of their sampling.
+    Attributes:
+        tokens: (samples, seqlen) int64, on the CPU.
+        source: name of the data set or file, with the split.
+        seed: seed of the sampling.
     """
 
     tokens: torch.Tensor
@@ -42,11 +45,11 @@ class CalibrationSet:
 
     @property
     def fingerprint(self) -> str:
-        """A short sha256 of the tokens: the same for the same data."""
+        """The first 16 hexadecimal digits of the sha256 of the tokens: equal for equal tokens."""
         return hashlib.sha256(self.tokens.contiguous().numpy().tobytes()).hexdigest()[:16]
 
     def describe(self) -> dict:
-        """A JSON-able dict: source, seed, samples, seqlen, fingerprint."""
+        """Return a JSON-serialisable dict: source, seed, samples, seqlen, fingerprint."""
         samples, seqlen = self.tokens.shape
         return {
             "source": self.source,
@@ -61,8 +64,10 @@ class CalibrationSet:
 class EvaluationSet:
     """The windows that perplexity is measured on.
 
-    tokens: (windows, seqlen) int64. dataset: its name with the split. window_start: "bos" where every window begins
-    with the tokenizer's beginning-of-text token, else "none".
+    Attributes:
+        tokens: (windows, seqlen) int64.
+        dataset: name of the data set, with the split.
+        window_start: "bos" if every window starts with the tokenizer's beginning-of-text token, else "none".
     """
 
     tokens: torch.Tensor
@@ -72,11 +77,15 @@ class EvaluationSet:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """How text becomes sequences of `seqlen` tokens.
+    """How text is converted to sequences of `seqlen` tokens.
 
-    tokenizer: None will do for .npy. first: the token that each sequence is to begin with, see windows.first_token; the
-    rows of a two-dimensional .npy file stay as they are. text_field: the key or column of the text in files that have
-    several. cache_dir: for hub downloads and their tokens.
+    Attributes:
+        tokenizer: may be None if the data is a .npy file.
+        seqlen: tokens of a sequence.
+        first: the token that every sequence must start with, see windows.first_token; the rows of a two-dimensional
+            .npy file are not changed.
+        text_field: the key or column that contains the text, in files with several.
+        cache_dir: folder for downloads from the hub and their tokens.
     """
 
     tokenizer: Any
@@ -98,7 +107,7 @@ def load_calibration(
     window_start: str = WindowStart.AUTO,
     cache_dir: str | None = None,
 ) -> CalibrationSet:
-    """`samples` sequences of `seqlen` tokens, drawn by `seed`; see `draw_calibration`, `Reading`, `WindowStart`."""
+    """Sample `samples` sequences of `seqlen` tokens with `seed`; see `draw_calibration`, `Reading`, `WindowStart`."""
     reading = Reading(tokenizer, seqlen, first_token(tokenizer, window_start), text_field, cache_dir)
     return drain(draw_calibration(spec, reading, samples, seed, evaluation))
 
@@ -114,7 +123,7 @@ def load_evaluation(
     window_start: str = WindowStart.AUTO,
     cache_dir: str | None = None,
 ) -> EvaluationSet:
-    """Non-overlapping windows of `seqlen` tokens; see `cut_evaluation`, `Reading`, `WindowStart`."""
+    """Split data into non-overlapping windows of `seqlen` tokens; see `cut_evaluation`, `Reading`, `WindowStart`."""
     reading = Reading(tokenizer, seqlen, first_token(tokenizer, window_start), text_field, cache_dir)
     return drain(cut_evaluation(spec, reading, windows, calibration))
 
@@ -122,10 +131,10 @@ def load_evaluation(
 def draw_calibration(
     spec: str, reading: Reading, samples: int, seed: int, evaluation: Sequence[str] = ()
 ) -> Generator[Event, None, CalibrationSet]:
-    """`samples` sequences, drawn by `seed`: Progress and Notice on the way, the set in the end.
+    """Sample `samples` sequences with `seed`: yield Progress and Notice events, and return the set.
 
-    A stream is cut at random places; the rows of a 2-D .npy file are taken in order. evaluation: the specs that the run
-    is measured on; a local file that is among them gives only its first half. UserError for whatever the user can mend.
+    Sequences start at random positions of a stream; the rows of a 2-D .npy file are used in order. evaluation: the
+    specs of the evaluation data; if a local file is also among them, only its first half is used. Raises UserError.
     """
     seqlen, first = reading.seqlen, reading.first
     _check_at_least(samples, 1, "Number of calibration samples")
@@ -156,10 +165,11 @@ def draw_calibration(
 def cut_evaluation(
     spec: str, reading: Reading, windows: int | None = None, calibration: str | None = None
 ) -> Generator[Event, None, EvaluationSet]:
-    """Windows from the start of the data, without overlap: Progress and Notice on the way, the set in the end.
+    """Split the data into windows, in order, without overlap: yield Progress and Notice events, and return the set.
 
-    A last, shorter rest is left out. windows: at most this many. calibration: the spec that the run is calibrated on; a
-    local file that is the same gives only its second half. UserError for whatever the user can mend.
+    The remaining tokens that do not fill a window are dropped. windows: the maximum number of windows. calibration: the
+    spec of the calibration data; if it is the same local file, only the second half of the file is used. Raises
+    UserError.
     """
     seqlen, first = reading.seqlen, reading.first
     _check_at_least(seqlen, 2, "Sequence length")
@@ -187,7 +197,7 @@ def cut_evaluation(
 
 
 def drain(events: Generator[Event, None, T]) -> T:
-    """What a stream gives in the end."""
+    """Run a generator of events to its end and return its return value; the events are discarded."""
     while True:
         try:
             next(events)
@@ -196,7 +206,7 @@ def drain(events: Generator[Event, None, T]) -> T:
 
 
 def _check_rows(tokens: torch.Tensor, samples: int, seqlen: int, source: str) -> None:
-    """UserError unless (sequences, seqlen) tokens are that long and at least that many."""
+    """Raise UserError unless (sequences, seqlen) tokens have this `seqlen` and at least `samples` sequences."""
     sequences, width = tokens.shape
     if width != seqlen:
         raise UserError(
@@ -210,7 +220,7 @@ def _check_rows(tokens: torch.Tensor, samples: int, seqlen: int, source: str) ->
 
 
 def _draw_hub(spec: str, reading: Reading, samples: int, rng: random.Random) -> Generator[Progress, None, torch.Tensor]:
-    """Calibration as published: C4 from a random document longer than seqlen, the others from the joined split."""
+    """Sample calibration sequences as published: from C4 documents longer than seqlen, else from the joined split."""
     split = DATA_SOURCES[spec].hub.calibration
     texts = hub_texts(spec, split, reading.cache_dir)
     if spec != "c4":
@@ -226,7 +236,7 @@ def _draw_hub(spec: str, reading: Reading, samples: int, rng: random.Random) -> 
 def _long_document(
     texts: Sequence[str], reading: Reading, rng: random.Random, here: Progress
 ) -> Generator[Progress, None, torch.Tensor]:
-    """The tokens of a random document that has more than `seqlen`; `here` comes again and again while it is sought."""
+    """Return the tokens of a random document longer than `seqlen`; yield `here` repeatedly during the search."""
     for tried in range(DRAWS):
         if tried % PIECE == 0:
             yield here
@@ -239,7 +249,7 @@ def _long_document(
 
 
 def _join_hub(spec: str, reading: Reading) -> torch.Tensor:
-    """The evaluation stream as published, (tokens,)."""
+    """Return the evaluation token stream as published, (tokens,)."""
     split = DATA_SOURCES[spec].hub.evaluation
     key = _key(spec, split.name, reading)
     tokens = recall_tokens(key, reading.cache_dir)
@@ -251,7 +261,7 @@ def _join_hub(spec: str, reading: Reading) -> torch.Tensor:
 
 
 def _most(spec: str, windows: int | None) -> int | None:
-    """At most so many windows of a data set of the hub."""
+    """Return the maximum number of windows of a data set of the hub, None for no limit."""
     return min(windows or C4_WINDOWS, C4_WINDOWS) if spec == "c4" else windows
 
 

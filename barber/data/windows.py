@@ -1,4 +1,4 @@
-"""Windows of equal length, cut from a stream of tokens, each begun as the model expects it."""
+"""Split a token stream into windows of equal length, each with the first token that the model expects."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from barber.errors import UserError
 from barber.events import Progress
 from barber.registry import WindowStart
 
-PIECE = 1024  # windows between two events, so that a job can be stopped
+PIECE = 1024  # windows between two events; a job can be stopped at each event
 
 
 def first_token(tokenizer, start: str) -> int | None:
-    """The token that every window is to begin with; None where windows are cut as the text comes.
+    """Return the token that every window must start with, or None if no token is prepended to windows.
 
-    tokenizer: None counts as one without a beginning-of-text token (BOS). start: see registry.WindowStart. Raises
-    UserError for an unknown one, and for "bos" without such a token.
+    tokenizer: None is treated as a tokenizer without a beginning-of-text token (BOS). start: see registry.WindowStart.
+    Raises UserError for an unknown `start`, and for "bos" if the tokenizer has no BOS.
     """
     if start not in list(WindowStart):
         raise UserError(f"--window_start {start!r} is unknown: choose one of {', '.join(WindowStart)}.")
@@ -33,9 +33,10 @@ def first_token(tokenizer, start: str) -> int | None:
 def draw(
     tokens: torch.Tensor, samples: int, seqlen: int, rng: random.Random, first: int | None, source: str
 ) -> Generator[Progress, None, torch.Tensor]:
-    """(samples, seqlen) from random places of a stream (tokens,), with the published code's draws.
+    """Return (samples, seqlen) windows from random positions of a stream (tokens,), sampled as in the published code.
 
-    first: the token that each begins with, if any; it takes a place in the window, not in the draw.
+    first: the token that each window starts with, if any; it occupies the first position of the window and does not
+    change which positions of the stream are sampled.
     """
     check_length(len(tokens), seqlen + 1, source)
     rows = room_for(samples, seqlen)
@@ -47,14 +48,15 @@ def draw(
 
 
 def random_window(tokens: torch.Tensor, seqlen: int, rng: random.Random, first: int | None) -> torch.Tensor:
-    """(seqlen,) from a random place of a stream (tokens,) of more than seqlen."""
+    """Return (seqlen,) tokens from a random position of a stream (tokens,) that is longer than seqlen."""
     return _window(tokens, rng.randint(0, len(tokens) - seqlen - 1), seqlen, first)
 
 
 def cut(tokens: torch.Tensor, seqlen: int, most: int | None, first: int | None, source: str) -> torch.Tensor:
-    """(windows, seqlen) of a stream (tokens,) in its order, without overlap; at most `most`, a shorter rest left out.
+    """Split a stream (tokens,) into (windows, seqlen), in order, without overlap.
 
-    first: the token that each begins with, if any; where the stream has it there, it is not put there again.
+    Returns at most `most` windows; the remaining tokens that do not fill a window are dropped. first: the token that
+    each window starts with, if any; it is not prepended where the stream already has it at that position.
     """
     check_length(len(tokens), seqlen, source)
     if first is None:
@@ -68,7 +70,7 @@ def cut(tokens: torch.Tensor, seqlen: int, most: int | None, first: int | None, 
 
 
 def room_for(samples: int, seqlen: int) -> torch.Tensor:
-    """An empty (samples, seqlen) int64; UserError, at once, where that is beyond the memory that is free."""
+    """Return an uninitialised (samples, seqlen) int64 tensor. Raises UserError if it is larger than the free memory."""
     size, free = 8 * samples * seqlen, psutil.virtual_memory().available
     if size > free:
         raise UserError(
@@ -79,13 +81,13 @@ def room_for(samples: int, seqlen: int) -> torch.Tensor:
 
 
 def begin_with(tokens: torch.Tensor, bos: int | None) -> WindowStart:
-    """What the windows (windows, seqlen) begin with: BOS if every one of them does."""
+    """Return BOS if every one of the windows (windows, seqlen) starts with the token `bos`, else NONE."""
     every = bos is not None and bool((tokens[:, 0] == bos).all())
     return WindowStart.BOS if every else WindowStart.NONE
 
 
 def check_length(tokens: int, needed: int, source: str) -> None:
-    """UserError where a stream of so many tokens is shorter than needed."""
+    """Raise UserError if a stream has fewer tokens than needed."""
     if tokens < needed:
         raise UserError(
             f"{source} is too short: it has {tokens} tokens and at least {needed} are needed; give more text or a "
@@ -94,7 +96,7 @@ def check_length(tokens: int, needed: int, source: str) -> None:
 
 
 def _window(tokens: torch.Tensor, place: int, seqlen: int, first: int | None) -> torch.Tensor:
-    """(seqlen,) of a stream from `place` on, after `first` unless that stands there; shorter at the stream's end."""
+    """Return (seqlen,) tokens from `place`, fewer at the stream's end; prepend `first` unless it is already there."""
     window = tokens[place : place + seqlen]
     if first is None or window[:1].tolist() == [first]:
         return window

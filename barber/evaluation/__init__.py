@@ -1,1 +1,1 @@
-"""What a model can do: perplexity, text, zero-shot tasks."""
+"""Evaluation of a model: perplexity, text generation and zero-shot tasks."""

@@ -1,4 +1,4 @@
-"""Text continued from a prompt, as a stream of events."""
+"""Generate text from a prompt, as a stream of events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from barber.events import Event, TextGenerated
 from barber.models.modes import eval_mode
 
 TOKENS_PER_EVENT = 4
-CHARACTERS_PER_TOKEN = 32  # on average no text has more
+CHARACTERS_PER_TOKEN = 32  # upper bound of the average in any text
 
 
 def generate(
@@ -26,11 +26,13 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[Event]:
-    """Continue `prompt`: TextGenerated every few tokens, with all the text so far, the last with done=True.
+    """Generate a continuation of `prompt`: yield TextGenerated, with the text so far, every few tokens.
 
-    Greedy at temperature 0, else sampled from softmax(logits / temperature) with a generator of its own, so that the
-    same seed gives each model the same chances. Stops at the end-of-text token, at `max_new_tokens`, at the model's
-    last position, or when the consumer stops iterating. An empty prompt starts from the beginning-of-text token.
+    The last event has done=True. Decoding is greedy at temperature 0; otherwise tokens are sampled from
+    softmax(logits / temperature). Each call has its own random generator, so every model that is given the same seed
+    is sampled with the same random numbers. Generation ends at the end-of-text token, after `max_new_tokens`, at the
+    model's last position, or when the consumer stops iterating. An empty prompt is replaced by the beginning-of-text
+    token, or by the end-of-text token if the tokenizer has no beginning-of-text token.
     """
     if tokenizer is None:
         raise UserError("The model has no tokenizer, which writing text needs: add the tokenizer to its folder.")
@@ -55,7 +57,7 @@ def generate(
         unseen += 1
         if unseen >= TOKENS_PER_EVENT:
             text = _decode(tokenizer, ids)[len(given) :]
-            if not text.endswith("\ufffd"):  # a character of several tokens that is not complete yet
+            if not text.endswith("\ufffd"):  # the last character consists of several tokens and is incomplete
                 yield TextGenerated(str(stage), prompt, text, done=False)
                 unseen = 0
     yield TextGenerated(str(stage), prompt, _decode(tokenizer, ids)[len(given) :], done=True)
@@ -63,9 +65,10 @@ def generate(
 
 @torch.no_grad()
 def _next_token(model, ids: list[int], cache, temperature: float, generator: torch.Generator):
-    """The id that follows `ids` and the cache that now covers them; without a cache the whole of `ids` is read.
+    """Return the token that follows `ids`, and the cache for `ids`; without a cache, the model processes all of `ids`.
 
-    A broken model's NaN counts as 0 and its infinities as the largest numbers: it writes noise, it does not crash.
+    NaN logits are replaced by 0 and infinite logits by the largest finite numbers, so that a damaged model generates
+    random text instead of an error.
     """
     device = model.device
     new = torch.tensor([ids if cache is None else ids[-1:]], device=device)
@@ -80,9 +83,9 @@ def _next_token(model, ids: list[int], cache, temperature: float, generator: tor
 
 
 def check_prompt(model, tokenizer, prompt: str) -> list[int]:
-    """The prompt's token ids; UserError if the model cannot continue them."""
+    """Return the token ids of the prompt. Raises UserError if the model cannot process them."""
     positions, known = _positions(model), model.get_input_embeddings().num_embeddings
-    if positions is not None and len(prompt) > CHARACTERS_PER_TOKEN * positions:  # before they are read as tokens
+    if positions is not None and len(prompt) > CHARACTERS_PER_TOKEN * positions:  # before tokenisation
         raise UserError(
             f"The prompt has {len(prompt)} characters, but the model has room for {positions - 1} tokens: shorten it."
         )
@@ -97,13 +100,13 @@ def check_prompt(model, tokenizer, prompt: str) -> list[int]:
 
 
 def _positions(model) -> int | None:
-    """How many positions the model has, or None for no limit (BLOOM)."""
+    """Return the number of positions of the model, or None if it has no limit (BLOOM)."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _prompt_ids(tokenizer, prompt: str) -> list[int]:
     ids = list(tokenise(tokenizer, prompt))
-    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text, but this one is to go on
+    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers append EOS to every text
         ids.pop()
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if not ids and start is None:

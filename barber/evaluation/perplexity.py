@@ -1,4 +1,4 @@
-"""Perplexity as the papers define it, and text, both as streams of events."""
+"""Perplexity as the papers define it, as a stream of events."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from barber.models.modes import eval_mode
 from barber.pruning.activations import ActivationStream
 from barber.pruning.context import PruningContext
 
-LOGITS_BYTES = 2**28  # of one batch's logits, in fp32; larger batches gain nothing
-EVALUATION_BATCH_TOKENS = 8192  # of one batch, so that a run can be stopped soon
-MAX_LOSS = 709  # nats; exp of more is beyond a float
+LOGITS_BYTES = 2**28  # limit for the fp32 logits of one batch; larger batches are not faster
+EVALUATION_BATCH_TOKENS = 8192  # limit for one batch; a run can be stopped between two batches
+MAX_LOSS = 709  # nats; exp of a larger number overflows a float
 
-NORMAL_95 = 1.96  # standard errors on either side of a mean hold 95 % of a normal distribution
+NORMAL_95 = 1.96  # 95 % of a normal distribution is within this many standard errors of its mean
 
 
 def perplexity(model, data: EvaluationSet, stage: str) -> Iterator[Event]:
-    """Token-level perplexity of `model` on `data`: Progress for each batch of windows, then PerplexityMeasured,
-    with a Notice of the cause before it where it is not finite.
+    """Measure the token-level perplexity of `model` on `data`.
 
-    exp of the mean of the windows' losses; a window's loss is the mean fp32 cross-entropy (nats) of its seqlen - 1
-    predictions. As published: SparseGPT's and Wanda's evaluation, too, weighs windows equally. A loss beyond exp's
-    range and a model whose logits are not finite give inf, never NaN: such a model predicts nothing, inf compares as
-    the worst that it is, and Python's JSON keeps it (as Infinity).
+    Yields Progress for each batch of windows, then PerplexityMeasured. If the perplexity is not finite, a Notice with
+    the cause precedes it.
+
+    Perplexity is exp of the mean loss of the windows; the loss of a window is the mean fp32 cross-entropy (nats) of its
+    seqlen - 1 predictions. All windows have equal weight, as in the evaluations of SparseGPT and Wanda. The perplexity
+    is inf, never NaN, if exp of the loss overflows or the logits are not finite: inf compares as worse than every
+    finite perplexity, and Python's JSON can represent it (as Infinity).
     """
     check_windows(data)
     started = time.perf_counter()
@@ -47,9 +49,9 @@ def perplexity(model, data: EvaluationSet, stage: str) -> Iterator[Event]:
 def perplexity_by_layer(
     context: PruningContext, data: EvaluationSet, stage: str, state: Callable[[int], State] | None
 ) -> Iterator[Event]:
-    """As `perplexity`, of a model whose layers are borrowed one at a time.
+    """Measure the same perplexity as `perplexity` for a model whose layers are loaded one at a time.
 
-    state: layer -> its masks and values at the stage; None for dense weights.
+    state: function from a layer's index to its masks and values at the stage; None for dense weights.
     """
     check_windows(data)
     started, view, provider = time.perf_counter(), context.view, context.provider
@@ -74,7 +76,7 @@ def perplexity_by_layer(
 
 
 def check_windows(data: EvaluationSet) -> None:
-    """UserError unless there is a window of two tokens."""
+    """Raise UserError unless there is at least one window of at least two tokens."""
     if data.tokens.dim() != 2 or len(data.tokens) < 1 or data.tokens.shape[1] < 2:
         raise UserError(
             f"{data.dataset} gives token windows of shape {tuple(data.tokens.shape)}, but perplexity needs at least "
@@ -83,14 +85,14 @@ def check_windows(data: EvaluationSet) -> None:
 
 
 def windows_at_once(model, data: EvaluationSet) -> int:
-    """How many windows go through the model together."""
+    """Return the number of windows in one batch."""
     seqlen = data.tokens.shape[1]
     return max(1, min(EVALUATION_BATCH_TOKENS // seqlen, LOGITS_BYTES // (4 * seqlen * _vocabulary(model))))
 
 
 def losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> list[float]:
-    """Mean fp32 cross-entropy (nats) of each of (windows, seqlen) tokens."""
-    # One window at a time: the fp32 copy of a large vocabulary's logits is the most memory that evaluation takes.
+    """Return the mean fp32 cross-entropy (nats) of each window of (windows, seqlen) tokens."""
+    # One window at a time: the fp32 copy of a large vocabulary's logits determines the peak memory.
     losses = [F.cross_entropy(row[:-1].float(), ids[1:]) for row, ids in zip(logits, tokens, strict=True)]
     return torch.stack(losses).tolist()
 
@@ -98,7 +100,7 @@ def losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> list[float]:
 def measured(
     losses: list[float], data: EvaluationSet, stage: str, seconds: float, dtype: torch.dtype
 ) -> Iterator[Event]:
-    """The perplexity of windows with these losses (nats); the cause before it, where it is not finite."""
+    """Yield the perplexity for the losses (nats) of windows, after a Notice with the cause if it is not finite."""
     windows, seqlen = data.tokens.shape
     value = _exp(sum(losses) / windows)
     low, high = interval(losses)
@@ -110,11 +112,11 @@ def measured(
 
 
 def interval(losses: list[float]) -> tuple[float | None, float | None]:
-    """The 95 % interval of the perplexity: exp of the windows' mean loss, 1.96 standard errors down and up.
+    """Return the 95 % confidence interval of the perplexity: exp of (mean window loss -/+ 1.96 standard errors).
 
-    It tells how far other windows of the same text would take the figure, by the normal approximation. Models that are
-    measured on the same windows share most of that spread, so their difference is surer than their intervals say.
-    None, None for a single window and for losses that are not finite.
+    It estimates, by the normal approximation, how much the perplexity varies between samples of windows of the same
+    text. The losses of two models on the same windows are correlated, so the difference of their perplexities is more
+    certain than their intervals suggest. Returns (None, None) for a single window and for losses that are not finite.
     """
     if len(losses) < 2 or not all(map(math.isfinite, losses)):
         return None, None
@@ -123,15 +125,15 @@ def interval(losses: list[float]) -> tuple[float | None, float | None]:
 
 
 def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < MAX_LOSS else math.inf  # NaN is not less than anything
+    return math.exp(loss) if loss < MAX_LOSS else math.inf  # NaN < MAX_LOSS is False, so NaN gives inf
 
 
 def _cause(losses: list[float], dtype: torch.dtype) -> str:
-    """Why a perplexity is not finite, and what to do where something can be done."""
+    """Return why a perplexity is not finite, and how to fix it if that is possible."""
     broken = sum(not math.isfinite(loss) for loss in losses)
     if not broken:
-        return f"a mean loss of {statistics.fmean(losses):.0f} nats is beyond what exp can tell"
-    found = f"what the model puts out is not finite in {broken} of {len(losses)} windows"
+        return f"a mean loss of {statistics.fmean(losses):.0f} nats overflows exp"
+    found = f"the model's output is not finite in {broken} of {len(losses)} windows"
     return f"{found}, float16 overflows; give --dtype bfloat16 or float32" if dtype == torch.float16 else found
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot tasks through lm-eval, on the model in memory."""
+"""Zero-shot tasks, evaluated by lm-eval on the model in memory."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ STORY_TASK = "story_ending"  # bundled: needs no network
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """UserError naming the tasks that cannot be run; a task is lm-eval's by name, "story_ending", or a YAML file.
+    """Raise UserError with the names of the tasks that cannot be run.
 
-    Names ask for no data, which is cheap enough to come before any pruning; a file is built whole, as its author may
-    have made any mistake in it.
+    A task is the name of a task of lm-eval, "story_ending", or the path of a YAML file. Checking a name loads no data,
+    so it is fast enough to be done before pruning. A task of a YAML file is loaded completely to find all errors in it.
     """
     unknown = [name for name in tasks if not (name in PUBLISHED_TASKS or _stands_alone(name))]
     if unknown:
@@ -51,11 +51,11 @@ def zero_shot(
     limit: int | None = None,
     batch_size: int = 8,
 ) -> Iterator[Event]:
-    """Measure `model` on each task: Progress before each, then ZeroShotMeasured, or ZeroShotSkipped with the reason.
+    """Evaluate `model` on each task: yield Progress, then ZeroShotMeasured, or ZeroShotSkipped with the reason.
 
-    A name that stands for several tasks (a group like "mmlu") gives one ZeroShotMeasured for each of them and one for
-    itself. limit: at most this many items a task. Values and standard errors are lm-eval's own; the model is neither
-    loaded again nor changed. UserError before any work for unknown tasks, a limit below 1 or a missing tokenizer.
+    A group of tasks (like "mmlu") yields one ZeroShotMeasured for each of its tasks and one for the group. limit: the
+    maximum number of items of a task. lm-eval computes the metrics and standard errors; the model is neither reloaded
+    nor changed. Raises UserError before the evaluation for unknown tasks, a limit below 1 or a missing tokenizer.
     """
     if tokenizer is None:
         raise UserError("The model has no tokenizer, which zero-shot tasks need: add the tokenizer to its folder.")
@@ -79,58 +79,58 @@ def zero_shot(
 
 
 def _stands_alone(name: str) -> bool:
-    """Whether a task needs nothing of lm-eval's index, which takes seconds to build."""
+    """Whether a task can be loaded without lm-eval's index of tasks, which takes seconds to build."""
     return name == STORY_TASK or (name.endswith((".yaml", ".yml")) and Path(name).is_file())
 
 
 @cache
 def _task_manager(with_all: bool):
-    """lm-eval's finder of tasks: of all its tasks, or only of those that are given as a file or a dict."""
+    """Return lm-eval's TaskManager, with all its tasks, or only for tasks that are given as a file or a dict."""
     from lm_eval.tasks import TaskManager
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default that a task file leaves out
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # lm-eval warns about every key that is missing in a task file
     return TaskManager(include_defaults=with_all)
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep lm-eval's prints and progress bars off the terminal, which is the front end's; errors are still raised."""
+    """Suppress lm-eval's prints and progress bars, because the front end uses the terminal; errors are raised."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def _file(name: str) -> str:
-    """The bundled task's YAML file; any other name as it is."""
+    """Return the path of the YAML file of the bundled task; any other name is returned unchanged."""
     from barber.bundled import TASKS_DIR
 
     return str(TASKS_DIR / f"{name}.yaml") if name == STORY_TASK else name
 
 
 class Unreachable(UserError):
-    """The data of a task is out of reach now; the task itself may be right."""
+    """The data of a task cannot be downloaded at the moment; the task itself may be correct."""
 
 
 def _load(name: str) -> list:
-    """lm-eval's task and group objects of a name, with their data. UserError, one sentence, why they cannot be had."""
+    """Return lm-eval's task and group objects of a name, with their data. Raises UserError if they cannot be loaded."""
     try:
         with quick_offline(), _silence():
             loaded = _task_manager(with_all=not _stands_alone(name)).load([_file(name)])
     except ConnectionError:
         raise Unreachable(
-            f"The data of task {name} cannot be had because the hub cannot be reached: connect to the network."
+            f"The data of task {name} cannot be loaded because the hub cannot be reached: connect to the network."
         ) from None
     except yaml.YAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise UserError(f"Task {name} cannot be loaded because it is not YAML{line}: mend it.") from None
+        raise UserError(f"Task {name} cannot be loaded because it is not YAML{line}: correct it.") from None
     except FileNotFoundError as error:
         gone = error.filename or first_line(error)
         raise UserError(
-            f"Task {name} cannot be loaded because a file that it names is missing ({gone}): mend it."
+            f"Task {name} cannot be loaded because a file that it names is missing ({gone}): correct it."
         ) from None
-    except Exception as error:  # a task runs its authors' code and its data comes from anywhere: all of it can fail
+    except Exception as error:  # the code and the data of a task can raise any error
         raise UserError(
             f"Task {name} cannot be loaded because lm-eval refuses it ({type(error).__name__}: {first_line(error)}): "
-            "mend it, or leave it out."
+            "correct it, or leave it out."
         ) from None
     if any(getattr(task, "UNSAFE_CODE", False) for task in loaded["tasks"].values()):
         raise UserError(f"Task {name} runs code that the model writes, which is not safe: use lm-eval itself for it.")
@@ -139,29 +139,29 @@ def _load(name: str) -> list:
 
 
 def _evaluate(model, tokenizer, tasks: list, limit: int | None, batch_size: int) -> dict | str:
-    """lm-eval's results for loaded tasks, or in some words why there are none."""
+    """Return lm-eval's results for loaded tasks, or a str with the reason why there are none."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     try:
         with eval_mode(model), _silence():
-            # HFLM gives a tokenizer that has no padding token one: it gets a copy.
+            # HFLM adds a padding token to a tokenizer that has none, so it is given a copy.
             scorer = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
             return lm_eval.simple_evaluate(
                 scorer, tasks=tasks, limit=limit, log_samples=False, task_manager=_task_manager(with_all=False)
             )
-    except torch.OutOfMemoryError:  # the job's to explain: the other tasks would fail alike
+    except torch.OutOfMemoryError:  # the job reports it: the other tasks would fail as well
         raise
-    except Exception as error:  # a task's own code, or a model that does not fit it
+    except Exception as error:  # from the code of the task, or because the model is not suitable for it
         if str(error):
             return f"lm-eval stopped with {type(error).__name__}: {first_line(error)}"
         return "its answers may be longer than the positions of the model"
 
 
 def _measured(results: dict, stage: str) -> Iterator[Event]:
-    """One event for each task and group in lm-eval's results."""
+    """Yield one event for each task and group in lm-eval's results."""
     for name, values in results["results"].items():
-        # Keys read "acc,none" and "acc_stderr,none": metric, filter. The usual filter "none" is left out of the names.
+        # Keys are "metric,filter", like "acc,none" and "acc_stderr,none". The default filter "none" is removed.
         numbers = {key.removesuffix(",none"): value for key, value in values.items() if "," in key}
         errors = {key.replace("_stderr", "", 1): value for key, value in numbers.items() if "_stderr" in key}
         metrics = {key: float(value) for key, value in numbers.items() if "_stderr" not in key}

@@ -1,4 +1,4 @@
-"""What the phases of a job cost, for the time that is left."""
+"""Computational cost of the phases of a job, for the estimate of the remaining time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from barber.pruning.allocation import COSTS
 from barber.pruning.sub_block import sub_block_steps
 from barber.registry import INITIAL_MASKS
 
-REBUILD_COST = 1.5  # forward passes of one sequence through a layer, in a step of the rebuild of its sub-blocks
-ZERO_SHOT_SAMPLES = 500  # a guess at a task's size
+REBUILD_COST = 1.5  # cost of one step of a sub-block's rebuild, in forward passes of one sequence through a layer
+ZERO_SHOT_SAMPLES = 500  # assumed number of items of a task without a limit
 
 
 def costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict[str, float]:
-    """Phases and their cost in sequence-layers, for the ETA."""
+    """Return phase -> cost, in forward passes of one sequence through one layer, for the remaining time."""
     stages = [Stage.DENSE]
     found: dict[str, float] = {}
     if spec.prune:
@@ -27,7 +27,7 @@ def costs(spec: JobSpec, layers: int, evaluations: list[EvaluationSet]) -> dict[
             method = INITIAL_MASKS.get(spec.prune.method)
             if spec.prune.order is Order.PAPER:
                 found["initial mask"] = layers * (2 * spec.nsamples if method and method.calibrated else 1)
-            else:  # everything is done before any stage can be measured
+            else:  # the initial masks and the rebuild are computed in one pass, before either stage is evaluated
                 found["rebuild"] = _rebuild_cost(spec, layers)
         if stage == Stage.REBUILT and spec.prune.order is Order.PAPER:
             found["rebuild"] = _rebuild_cost(spec, layers)

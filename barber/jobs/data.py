@@ -1,4 +1,4 @@
-"""The data of a job: how long its sequences are, where they come from, whether they fit the model."""
+"""The data of a job: the sequence length, the calibration and evaluation sets, and the check of their token ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ DEFAULT_SEQLEN = 2048  # as published, where the model has that many positions
 
 
 def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice | None]:
-    """The sequence length to use, and a notice where the default had to bend; UserError for one beyond the model's."""
+    """Return the sequence length, and a notice if the model has fewer positions than the default length.
+
+    Raises UserError if the length exceeds the positions of the model.
+    """
     if seqlen is not None and seqlen > loaded.max_seqlen:
         raise UserError(
             f"Sequence length {seqlen} is beyond the {loaded.max_seqlen} positions of {loaded.name}: make it shorter."
@@ -35,10 +38,10 @@ def choose_seqlen(seqlen: int | None, loaded: LoadedModel) -> tuple[int, Notice 
 def load_data(
     spec: JobSpec, loaded: LoadedModel, seqlen: int
 ) -> Generator[Event, None, tuple[CalibrationSet | None, list[EvaluationSet]]]:
-    """The calibration set, if the job needs one, and the evaluation sets, all of tokens that the model knows.
+    """Return the calibration set, if the job needs one, and the evaluation sets, with token ids of the vocabulary.
 
-    Progress and Notice on the way. Evaluation data that nobody asked for and that cannot be had is
-    named and left out, unless measuring it is all that there is to do.
+    Yields Progress and Notice. If default evaluation data cannot be loaded, a Notice states the reason, unless
+    perplexity on these data is all that the job computes: then UserError is raised.
     """
     first = first_token(loaded.tokenizer, spec.window_start)
     reading = Reading(loaded.tokenizer, seqlen, first, spec.text_field, spec.datasets_cache_dir)
@@ -60,13 +63,13 @@ def load_data(
             evaluations[source] = data
     if spec.prune is None and spec.evaluation and not evaluations:
         raise UserError(
-            f"None of {', '.join(spec.evaluation)} can be had, and nothing else was asked: give --eval_data."
+            f"None of {', '.join(spec.evaluation)} can be loaded, and the job does nothing else: give --eval_data."
         )
     return calibration, _distinct(evaluations)
 
 
 def _distinct(evaluations: dict[str, EvaluationSet]) -> list[EvaluationSet]:
-    """Data sets with names of their own: files of one name are told apart by their whole path."""
+    """Return the evaluation sets with unique names: the path is added to the names of files with equal names."""
     names = [data.dataset for data in evaluations.values()]
     return [
         replace(data, dataset=f"{spec}: {data.dataset}") if names.count(data.dataset) > 1 else data
@@ -75,12 +78,12 @@ def _distinct(evaluations: dict[str, EvaluationSet]) -> list[EvaluationSet]:
 
 
 def check_vocabulary(loaded: LoadedModel, sets: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """UserError if any token id is beyond the model's embedding, as ids made with another tokenizer are."""
+    """Raise UserError if a token id exceeds the model's embedding, as with ids of another tokenizer."""
     embedding: Any = loaded.model.get_input_embeddings()
     size = embedding.num_embeddings
     for source, tokens in sets:
         if tokens.numel() and int(tokens.max()) >= size:
             raise UserError(
-                f"{source} holds token id {int(tokens.max())}, but {loaded.name} knows {size} tokens: give ids "
+                f"{source} holds token id {int(tokens.max())}, but {loaded.name} has {size} tokens: give ids "
                 "made with this model's tokenizer."
             )

@@ -1,6 +1,6 @@
-"""A whole job as one stream: load, calibrate, evaluate, prune, rebuild, evaluate again, save.
+"""Run a whole job as one stream of events: load, calibrate, evaluate, prune, rebuild, evaluate again, save.
 
-The command line and the app both consume `run_job`; what differs between them is only how they show its events.
+The command line and the app both iterate over `run_job`; they differ only in how they display its events.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from barber.runs.writer_lock import one_writer
 def run_job(
     spec: JobSpec, loaded: LoadedModel | None = None, *, resumed: bool = False, ranks: Ranks | None = None
 ) -> Generator[Event, None, None]:
-    """Do a job. The model is dense again, bit for bit, when the stream ends, however it ends.
+    """Run a job. The dense weights of the model are restored, bit for bit, when the stream ends, even after an error.
 
-    loaded: the model of spec.model, if it is in memory already. resumed: spec.run_dir holds this very job, which was
-    begun before; what it finished comes again as events, and is not done again. ranks: the processes that share it.
-    All user errors that can be seen before the work are raised before it.
+    loaded: the model of spec.model, if it is already in memory. resumed: spec.run_dir contains an interrupted run of
+    this job; the events of its finished parts are yielded again, but these parts are not repeated. ranks: the processes
+    that share the calibration sequences. UserErrors that can be detected before the computation are raised before it.
     """
     try:
         with ExitStack() as stack:
             spec = spec if resumed else spec.absolute()
             yield from _run(spec, loaded, ranks or Ranks(), stack, resumed)
-    except Exception as error:  # what runs out of memory raises what it likes
+    except Exception as error:  # running out of memory raises errors of several types
         if not is_out_of_memory(error):
             raise
         raise UserError(
@@ -57,8 +57,8 @@ def run_job(
 
 
 def _run(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitStack, resumed: bool) -> Iterator[Event]:
-    """Everything up to the first forward pass, which is checked and told first, and then the work."""
-    if not ranks.writes:  # the first rank evaluates and writes for all
+    """Check and load everything before the first forward pass, with notices, and then run the job."""
+    if not ranks.writes:  # only the first rank evaluates and writes
         spec = replace(spec, prompts=(), zeroshot_tasks=(), save_model=None, save_data=None)
     _check_before_loading(spec, ranks, resumed)
     if resumed:
@@ -109,7 +109,7 @@ def _run(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitSta
 
 
 def _check_before_loading(spec: JobSpec, ranks: Ranks, resumed: bool) -> None:
-    """What can be refused before a model is loaded."""
+    """Raise UserErrors that can be detected before the model is loaded."""
     outputs = {"save_model": spec.save_model, "run_dir": spec.run_dir, "save_data": spec.save_data}
     if resumed:
         model = spec.save_model
@@ -120,20 +120,22 @@ def _check_before_loading(spec: JobSpec, ranks: Ranks, resumed: bool) -> None:
     for count in spec.prune.split_sizes(spec.nsamples) if spec.prune and spec.prune.needs_calibration else ():
         ranks.check_share(count)
     if spec.run_dir and spec.prune is None:
-        raise UserError("--run_dir records a pruning run, but no pruning was asked: add it, or leave --run_dir out.")
+        raise UserError(
+            "--run_dir records a pruning run, but the job does not prune: add a pruning flag, or leave --run_dir out."
+        )
     if spec.zeroshot_tasks:
         zero_shot.check_tasks(spec.zeroshot_tasks)
 
 
 def _lock(spec: JobSpec, ranks: Ranks, stack: ExitStack) -> Iterator[Event]:
-    """Let no other process write into the run directory until the stack ends; a Notice where that is not certain."""
+    """Lock the run directory against other writers until `stack` closes; yield a Notice if the lock is not reliable."""
     if spec.run_dir and ranks.writes:
         warning = stack.enter_context(one_writer(spec.run_dir))
         yield from [Notice(warning)] if warning else []
 
 
 def _check_loaded(spec: JobSpec, setup: JobSetup, initial: Mapping[int, State] | None) -> None:
-    """What can be refused once the model is there."""
+    """Raise UserErrors that can be detected after the model is loaded."""
     if setup.loaded.tokenizer is None and (spec.prompts or spec.zeroshot_tasks):
         raise UserError(
             f"Model {spec.model!r} has no tokenizer, which texts and zero-shot tasks need: add it or skip them."
@@ -145,7 +147,7 @@ def _check_loaded(spec: JobSpec, setup: JobSetup, initial: Mapping[int, State] |
 def _prune(
     setup: JobSetup, calibration: CalibrationSet | None, initial: Mapping[int, State] | None, measurement: Measurement
 ) -> Generator[Event, None, None]:
-    """The run, with the model measured at each stage, and saved at the last; events of `resumed` come first."""
+    """Prune, evaluate the model at each stage and save it at the last; yield the events of a resumed run first."""
     spec, context, done = measurement.spec, setup.context, setup.context.resumed
     yield from done
     if any(isinstance(event, RunStarted) for event in done):

@@ -1,4 +1,4 @@
-"""A job's model at a stage: its perplexities, texts and zero-shot results, and the model saved."""
+"""Evaluate a job's model at a stage (perplexities, texts, zero-shot tasks), and save it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ TEXT_TOKENS = 120
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a job measures and saves of its model.
+    """Evaluates and saves the model of a job.
 
     Attributes:
         spec: the job.
-        setup: its model.
-        evaluations: the data sets of its perplexities.
-        done: events of the same job, begun before: what they tell is not measured again.
+        setup: the set-up of the job, with its model.
+        evaluations: the data sets that perplexity is measured on.
+        done: earlier events of the same job; measurements among them are not repeated.
     """
 
     spec: JobSpec
@@ -45,7 +45,7 @@ class Measurement:
     done: Sequence[Event] = ()
 
     def measure(self, stage: Stage) -> Iterator[Event]:
-        """Perplexities, texts and zero-shot tasks of the model as it is at a stage, as far as they are missing."""
+        """Measure perplexities, texts and zero-shot tasks of the model at a stage, except those in `done`."""
         known = [event for event in self.done if getattr(event, "stage", None) == stage]
         yield from self._perplexities(stage, {e.dataset for e in known if isinstance(e, PerplexityMeasured)})
         yield from self._texts(stage, {e.prompt for e in known if isinstance(e, TextGenerated)})
@@ -54,7 +54,7 @@ class Measurement:
         yield from self._tasks(stage, measured | skipped)
 
     def _perplexities(self, stage: Stage, known: set[str]) -> Iterator[Event]:
-        """Progress counts the windows of all data sets together."""
+        """Measure perplexity on each data set; for a model in memory, Progress counts the windows of all data sets."""
         context, total = self.setup.context, sum(len(data.tokens) for data in self.evaluations)
         before = 0
         for data in self.evaluations:
@@ -83,7 +83,7 @@ class Measurement:
             yield from zero_shot.zero_shot(loaded.model, loaded.tokenizer, stage, tasks, limit=self.spec.zeroshot_limit)
 
     def save(self, stage: Stage) -> Iterator[Event]:
-        """Save the model, whose final stage this is, if the job asks for it and it was not saved before."""
+        """Save the model at its final stage, if the job has a `save_model` path and `done` has no such event."""
         path = self.spec.save_model
         if path and Saved("model", str(path)) not in self.done:
             placing = None

@@ -21,7 +21,7 @@ PUBLISHED_EVALUATION = ("wikitext2", "ptb", "c4")  # what the published --save_p
 
 
 def job_from(given: dict[str, Any]) -> JobSpec:
-    """The job that the given flags ask for (name -> value, only those given).
+    """The job of the given flags (name -> value, only those given).
 
     The bundled model brings its own data, and its preset pruning where no pruning flag is given; any other model takes
     the published defaults, and without a pruning flag only its dense weights are evaluated.
@@ -29,7 +29,7 @@ def job_from(given: dict[str, Any]) -> JobSpec:
     for flag in FLAGS:
         if given.get(flag.flag) == "":
             raise UserError(f"--{flag.flag} is empty: give {flag.allowed}, or leave it out.")
-    values = {name: _home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given}
+    values = {name: _expand_home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given}
     if "save_zeroshot" in given:
         values.setdefault("zeroshot_tasks", PUBLISHED_TASKS)
     base = FIRST_LOOK if values.get("model", STORYTELLER) == STORYTELLER else JobSpec()
@@ -52,7 +52,9 @@ def job_from(given: dict[str, Any]) -> JobSpec:
 
 def with_flags(job: JobSpec, given: dict[str, Any]) -> JobSpec:
     """A recorded job with the flags that were given once more; what was not given stays as it is."""
-    values = {name: _home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given and name != "run_dir"}
+    values = {
+        name: _expand_home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given and name != "run_dir"
+    }
     if "save_zeroshot" in given and not job.zeroshot_tasks:
         values.setdefault("zeroshot_tasks", PUBLISHED_TASKS)
     pruning = {name: values.pop(name) for name in PRUNING if name in values}
@@ -67,8 +69,8 @@ def with_flags(job: JobSpec, given: dict[str, Any]) -> JobSpec:
     return replace(job, **values, prune=replace(job.prune, **pruning))
 
 
-def _home(value: Any) -> Any:
-    """A path with ~ put in full; every other value as it is."""
+def _expand_home(value: Any) -> Any:
+    """A path with ~ expanded; every other value as it is."""
     return str(console.path(value)) if isinstance(value, str) and value.startswith("~") else value
 
 
@@ -105,9 +107,9 @@ def _sparsity(given: dict[str, Any]) -> Sparsity:
     if ratio is not None:
         return Sparsity(ratio)
     if given.get("initial_masks"):
-        if Path(_home(given["initial_masks"])).is_file():
+        if Path(_expand_home(given["initial_masks"])).is_file():
             raise UserError(
                 f"The pattern of the masks in {given['initial_masks']} is unknown: add the sparsity ratio or type."
             )
-        return RunDirectory(_home(given["initial_masks"])).sparsity
+        return RunDirectory(_expand_home(given["initial_masks"])).sparsity
     raise UserError("No sparsity was given: add --sparsity_ratio between 0 and 1, or --sparsity_type n:m like 2:4.")

@@ -1,4 +1,4 @@
-"""What a job writes for the user: checked before the work, written whole or not at all."""
+"""What a job writes for the user: checked before the work, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDERS = ("save_ppl", "save_zeroshot")
 
 
 def check_outputs(outputs: Mapping[str, Path | None]) -> None:
-    """UserError if any output cannot be written or two are in each other's way.
+    """UserError if any output cannot be written or two conflict.
 
     outputs: flag name -> where it will write, or None. Nothing is left behind by the check.
     """
@@ -34,7 +34,7 @@ def check_outputs(outputs: Mapping[str, Path | None]) -> None:
         for flag, path in given.items():
             fresh = given.get(folder)
             if flag != folder and fresh is not None and (path == fresh or fresh in path.parents):
-                raise UserError(f"--{flag} {path} lies in --{folder} {fresh}: give each a place of its own.")
+                raise UserError(f"--{flag} {path} lies in --{folder} {fresh}: give separate paths.")
     for flag, path in given.items():
         with _explained(flag, path):
             if flag in FRESH and path.exists() and not _is_vacant(flag, path):
@@ -54,7 +54,7 @@ def _explained(flag: str, path: Path):
         yield
     except (OSError, RuntimeError, ValueError) as error:  # as of a loop of links, or a name with a zero in it
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--{flag} {path} cannot be written ({reason}): give another place.") from None
+        raise UserError(f"--{flag} {path} cannot be written ({reason}): give another path.") from None
 
 
 def _is_vacant(flag: str, path: Path) -> bool:
@@ -90,7 +90,7 @@ def check_model_room(loaded: LoadedModel, path: Path | None) -> None:
 
 
 def save_calibration(calibration: CalibrationSet, path: Path) -> None:
-    """Write the tokens (samples, seqlen) as .npy, which can be given back as calibration data.
+    """Write the tokens (samples, seqlen) as .npy, which a later job can read as calibration data.
 
     Another file is never overwritten: it may be all that is left of the tokens of an earlier run.
     """

@@ -1,4 +1,4 @@
-"""Jobs worth seeing without any choice made."""
+"""A predefined job for a first run, which needs no settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from barber.config import AUTO, Granularity, PruneConfig, Sparsity
 from barber.job_spec import JobSpec
 from barber.storyteller import documents
 
-PROMPT = documents("prompts", 3)[2]  # of the first ten, where the rebuilt model goes on right as long as in the mean
+PROMPT = documents("prompts", 3)[2]  # the rebuilt model's correct text has average length (of the first 10 prompts)
 FIRST_LOOK = JobSpec(
     prune=PruneConfig(Sparsity.parse("60%"), "wanda", granularity=Granularity.BLOCK, threshold=AUTO),
     calibration="storyteller",

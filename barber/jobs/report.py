@@ -34,16 +34,17 @@ def gap_recovered(dense: float, initial: float, rebuilt: float) -> float | None:
     return (math.log(initial) - math.log(rebuilt)) / gap if gap > 0 else None
 
 
-def told(event: Estimated) -> str:
-    """What a run is expected to take, in a line."""
+def format_estimate(event: Estimated) -> str:
+    """One line for the user: the expected time and memory of a run."""
     sizes = {"on the device": event.device_bytes, "in the host's memory": event.host_bytes, "on disk": event.disk_bytes}
     places = [f"{max(size / 2**30, 0.01):.2f} GiB {where}" for where, size in sizes.items() if size]
     how = ", the model layer by layer" if event.streamed else ""
-    return f"Expected on {event.device}: about {duration(max(event.seconds, 1))} of pruning, {', '.join(places)}{how}."
+    time = format_duration(max(event.seconds, 1))
+    return f"Expected on {event.device}: about {time} of pruning, {', '.join(places)}{how}."
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says it."""
+def format_duration(seconds: float) -> str:
+    """Seconds as text, in seconds, minutes or hours, like "12 min"."""
     return (
         f"{seconds:.0f} s"
         if seconds < 90
@@ -75,7 +76,7 @@ class Report:
 
     @property
     def has_results(self) -> bool:
-        """Whether anything was measured that would be lost untold."""
+        """Whether anything was measured that would be lost without a report."""
         return any(isinstance(event, PerplexityMeasured | ZeroShotMeasured | SubBlockRebuilt) for event in self.events)
 
     def text(self) -> str:

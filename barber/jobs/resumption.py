@@ -1,4 +1,4 @@
-"""Open the directory that a job's run is recorded in: a new one, or that of a run which was begun before."""
+"""Open the directory that a job's run is recorded in: a new one, or that of an interrupted run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def open_recording(
     evaluations: Sequence[EvaluationSet],
     resumed: bool,
 ) -> list[Event]:
-    """Make the run directory, or put one in order that was begun before; the events that it keeps.
+    """Create the run directory, or repair that of an interrupted run; return its valid events.
 
-    Raises UserError where model or texts are not those that the run was begun with.
+    Raises UserError if the model or the texts differ from those of the interrupted run.
     """
     folder, ranks = setup.folder, setup.context.ranks
     started = describe(setup.context, calibration, spec.prune)
@@ -33,18 +33,18 @@ def open_recording(
     if not resumed:
         recorder.create(folder, spec, describe_environment(started, spec.seed, inputs) if inputs else None)
         return []
-    if not ranks.writes:  # goes on in a copy of what the first rank has put in order
+    if not ranks.writes:  # works in a copy of the directory that the first rank has repaired
         ranks.wait()
         shutil.copytree(spec.run_dir, folder)
     check_inputs(folder, spec.model, inputs)
     finished = resume.reopen(folder, started)
     if ranks.writes:
         ranks.wait()
-    return [*finished.before, *finished.events]
+    return [*finished.dense_events, *finished.events]
 
 
 def _inputs(spec: JobSpec, setup: JobSetup, evaluations: Sequence[EvaluationSet]) -> dict[str, Any]:
-    """What a run with these inputs can be known by; the first rank alone evaluates."""
+    """Hashes of the run's inputs; only the first rank evaluates."""
     tokenizer, context = setup.loaded.tokenizer, setup.context
     inputs = describe_inputs(
         context.provider,

@@ -1,4 +1,4 @@
-"""The set-up of a job: the model, whole or layer by layer; where activations and masks go; what it will take."""
+"""The set-up of a job: the model, in memory or layer by layer, the stores of activations and masks, the estimate."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ from barber.runs.states import RecordedStates
 
 COMPUTE = ("native", "tf32", "bfloat16")
 GIB = 2**30
-HEADROOM = 0.9  # of the memory that is free: what a run may plan with
-RESIDENT = 2.2  # times its weights: what a model needs to be pruned in memory
+HEADROOM = 0.9  # share of the free memory that a run may use
+RESIDENT = 2.2  # memory for pruning a whole model, relative to the size of its weights
 
 
 @dataclass(frozen=True)
 class JobSetup:
-    """What a job works with.
+    """The model of a job and the resources for processing it.
 
     Attributes:
         loaded: the model.
-        context: of its pruning.
-        layerwise: the model, where it is read layer by layer.
-        folder: where the run is recorded, masks as they are made; None where they stay in memory.
-        scratch: where activations may be mapped.
-        limit: bytes that may be used on the device.
-        inspection: what the model was like when it was loaded.
-        needs: bytes and seconds that are expected; None before `estimated`, and for a job that prunes nothing.
+        context: the context of pruning it.
+        layerwise: the model with layerwise loading; None if the whole model is in memory.
+        folder: the folder in which the run and the masks of finished layers are recorded; None if masks are kept in
+            memory.
+        scratch: folder for memory-mapped files of activations.
+        limit: bytes of device memory that the job may use.
+        inspection: properties of the model when it was loaded.
+        needs: estimated bytes and seconds; None before `estimated`, and for a job without pruning.
     """
 
     loaded: LoadedModel
@@ -59,7 +60,7 @@ class JobSetup:
     needs: Needs | None = None
 
     def final_weights(self, index: int, stage: Stage) -> Values:
-        """The weights of a layer at a stage, name -> (out, in)."""
+        """Return the weights of a layer at a stage, name -> (out, in)."""
         masks, values = self.context.states.load(index, stage)
         dense = self.context.provider.dense(index, self.context.view.layers[index].weights)
         return {
@@ -68,9 +69,9 @@ class JobSetup:
         }
 
     def estimated(self, spec: JobSpec, calibration: CalibrationSet | None, seqlen: int) -> JobSetup:
-        """This set-up with its needs, and with a store for activations that fits the limit.
+        """Return this set-up with estimated needs, and with an activation store and a batch size that fit the limit.
 
-        Raises UserError where not even a layer fits.
+        Raises UserError if the weights and one sequence exceed the limit.
         """
         if calibration is None or spec.prune is None:
             return self
@@ -94,7 +95,7 @@ class JobSetup:
         return replace(self, context=replace(context, batch=batch, store=store, record_bytes=spare), needs=needs)
 
     def _store(self, needs: Needs) -> ActivationStore:
-        """Where the activations wait: on the device, else on the host, else in files."""
+        """Return an activation store on the device if activations fit there, else on the host, else in files."""
         device, room = self.context.provider.device, self.limit - needs.least
         if needs.activations <= room:
             return ActivationStore(device)
@@ -104,7 +105,7 @@ class JobSetup:
         return ActivationStore(device, folder=self.scratch)
 
     def describe_needs(self) -> Estimated:
-        """The needs as an event."""
+        """Return the needs as an event."""
         store, needs, device = self.context.store, self.needs, self.context.provider.device
         waiting = "disk" if store.folder else "host" if store.host or device.type == "cpu" else "device"
         bytes_of = {where: needs.activations if where == waiting else 0 for where in ("device", "host", "disk")}
@@ -121,9 +122,9 @@ class JobSetup:
 
 
 def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitStack, resumed: bool) -> JobSetup:
-    """Load the model, whole or layer by layer, and settle where the run is kept; `stack` removes what is temporary.
+    """Load the model, whole or layer by layer, and choose the folder of the run; `stack` deletes temporary files.
 
-    loaded: the model, if it is in memory already.
+    loaded: the model, if it is already in memory.
     """
     source = None
     if loaded is None:
@@ -162,7 +163,7 @@ def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: E
 
 
 def product_dtype(compute: str, device: torch.device, stack: ExitStack) -> torch.dtype | None:
-    """The dtype of matrix products by name; TensorFloat-32 is a mode of the device, which `stack` sets back."""
+    """Return the dtype of matrix products, None for the model's; `stack` restores the device's mode after "tf32"."""
     if compute not in COMPUTE:
         raise UserError(f"--compute {compute!r} is unknown: choose one of {', '.join(COMPUTE)}.")
     if compute == "tf32":
@@ -174,7 +175,7 @@ def product_dtype(compute: str, device: torch.device, stack: ExitStack) -> torch
 
 
 def memory_limit(given: str | None, device: torch.device) -> int:
-    """Bytes that a run may use on the device: those given, like "12GiB", or most of those that are free."""
+    """Return the bytes that a run may use on the device: `given`, like "12GiB", or HEADROOM of the free memory."""
     if given is not None:
         try:
             limit = convert_file_size_to_int(given)
@@ -188,7 +189,7 @@ def memory_limit(given: str | None, device: torch.device) -> int:
 
 
 def sizes(setup: JobSetup) -> Model:
-    """The sizes of the model that estimates are made of."""
+    """Return the sizes of the model that the estimate depends on."""
     view, layerwise = setup.context.view, setup.layerwise
     layers = [[[weight.view.shape for weight in block.weights] for block in la.sub_blocks] for la in view.layers]
     blocks = [block for layer in layers for block in layer]

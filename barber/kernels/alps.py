@@ -1,7 +1,7 @@
-"""ALPS (arXiv 2406.07831): the mask and the weights of a layer together by ADMM, then the best weights for that mask.
+"""ALPS (arXiv 2406.07831): ADMM finds the mask of a layer, then the kept weights are refit to that mask.
 
-Both lower the layer's error, ||(W - V) X||^2 over the calibration inputs X for pruned values V, on the damped gram
-matrix X X^T of inputs that are scaled so that its diagonal is one.
+Both steps minimise the layer's error ||(W - V) X||^2, where X are the calibration inputs and V the pruned weight. They
+use the damped gram matrix X X^T of inputs that are scaled so that its diagonal is one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from barber.config import Sparsity
 from barber.errors import UserError
 from barber.kernels.masks import prune_smallest
 
-DAMPING = 0.01  # share of the mean diagonal, as published
+ALPS_DAMPING = 0.01  # share of the mean diagonal, as published
 
 FIRST_PENALTY = 0.1  # as published, for a gram matrix of unit diagonal
 
-EVERY = 3  # iterations from one look at the support to the next, as published
+EVERY = 3  # iterations between two comparisons of the support, as published
 
-RAISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # more of the support changed than this: the penalty times that
+# (share, factor): if more than this share of the support changed, the penalty is multiplied by the factor
+RAISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 
 MOST_ITERATIONS = 300  # as published
 
@@ -31,12 +32,12 @@ REFIT_STEPS = 10  # of conjugate gradient, as published
 
 
 @dataclass(frozen=True)
-class Curvature:
-    """What ALPS needs to know of the inputs of a weight, made once for all weights that share them.
+class ScaledGram:
+    """The damped gram matrix of scaled inputs, computed once for all weights that share their inputs.
 
     Attributes:
         gram: fp32 (in, in), damped, of the scaled inputs: its diagonal is one.
-        scale: (in,), what an input is divided by, up to a common factor.
+        scale: (in,), the divisor of each input, up to a common factor.
         dead: bool (in,), inputs that are always zero.
     """
 
@@ -45,12 +46,12 @@ class Curvature:
     dead: Tensor
 
     @classmethod
-    def of(cls, gram: Tensor, name: str = "weight") -> Curvature:
+    def of(cls, gram: Tensor, name: str = "weight") -> ScaledGram:
         """gram: (in, in), sum of x x^T over the calibration tokens, any positive scale; name: for the message."""
         largest = gram.diagonal().amax()
         gram = gram.float() / torch.where(largest > 0, largest, 1)
         dead = gram.diagonal() == 0
-        scale = (gram.diagonal() + DAMPING * gram.diagonal().mean()).sqrt()
+        scale = (gram.diagonal() + ALPS_DAMPING * gram.diagonal().mean()).sqrt()
         scale.masked_fill_(scale == 0, 1)  # where all inputs are dead
         gram = gram.div_(scale[:, None]).div_(scale)
         gram.diagonal().fill_(1)
@@ -74,44 +75,45 @@ class Curvature:
 
 
 @torch.no_grad()
-def alps(weight: Tensor, curvature: Curvature, sparsity: Sparsity, zeros: int | None = None) -> tuple[Tensor, Tensor]:
-    """Prune and update one weight (algorithm 1 of the paper, then its algorithm 2).
+def alps(weight: Tensor, inputs: ScaledGram, sparsity: Sparsity, zeros: int | None = None) -> tuple[Tensor, Tensor]:
+    """Prune and update one weight matrix (algorithms 1 and 2 of ALPS, arXiv 2406.07831).
 
-    weight: (out, in). Unstructured sparsity prunes exactly `sparsity.count` of the matrix, or `zeros` of it; n:m as
-    usual. An input that is always zero counts as the least important, and its weights are left as they are where they
-    are kept. The error on the damped inputs is never above that of pruning the smallest scaled weights.
+    weight: (out, in). Unstructured sparsity prunes exactly `sparsity.count` weights of the matrix, or `zeros` if given;
+    n:m prunes n weights of every m consecutive inputs. Weights of inputs that are always zero are pruned
+    first; those that are kept do not change. The error on the damped inputs is at most that of pruning the smallest
+    scaled weights.
     Returns the updated weight in fp32, zero where pruned, and its mask, True = pruned.
     """
-    dense = curvature.scaled(weight)
+    dense = inputs.scaled(weight)
     first = _smallest(dense, sparsity, zeros)
-    mask, values = _admm(dense, first, curvature, sparsity, zeros)
-    updated = refit_on_support(weight, mask, curvature, values / curvature.scale)
-    reached = curvature.error(dense - curvature.scaled(updated))
-    if not reached <= curvature.error(dense.masked_fill(~first, 0)):
-        return refit_on_support(weight, first, curvature), first
+    mask, values = _admm(dense, first, inputs, sparsity, zeros)
+    updated = refit_on_support(weight, mask, inputs, values / inputs.scale)
+    reached = inputs.error(dense - inputs.scaled(updated))
+    if not reached <= inputs.error(dense.masked_fill(~first, 0)):
+        return refit_on_support(weight, first, inputs), first
     return updated, mask
 
 
 def _smallest(scaled: Tensor, sparsity: Sparsity, zeros: int | None) -> Tensor:
-    """Mask (out, in) of the smallest weights of each m inputs, or of the matrix."""
+    """Mask (out, in) of the smallest weights of every m consecutive inputs, or of the matrix."""
     width = sparsity.m or scaled.numel()
     count = sparsity.count(width) if sparsity.m or zeros is None else zeros
     return prune_smallest(scaled.abs().view(-1, width), count).view(scaled.shape)
 
 
 def _admm(
-    dense: Tensor, mask: Tensor, curvature: Curvature, sparsity: Sparsity, zeros: int | None
+    dense: Tensor, mask: Tensor, inputs: ScaledGram, sparsity: Sparsity, zeros: int | None
 ) -> tuple[Tensor, Tensor]:
-    """The mask (out, in) at which the support comes to rest, and the values with these zeros, all for scaled inputs.
+    """The mask (out, in) at which the support stops changing, and values with these zeros, for scaled inputs.
 
-    The weights W are free and pay for their distance from D, which has the zeros; V adds up the distances so far. The
-    penalty rises until they agree on which are zero.
+    ADMM on the dense variable W and the sparse variable D with the scaled dual variable V. The penalty rises until the
+    support of D stops changing.
     """
-    target = dense @ curvature.gram
+    target = dense @ inputs.gram
     sparse, dual = dense.masked_fill(mask, 0), torch.zeros_like(dense)
     penalty, solve, size, seen = FIRST_PENALTY, None, max(1, int((~mask).sum())), mask
     for iteration in range(1, MOST_ITERATIONS + 1):
-        solve = solve or _solver(curvature, penalty, len(dense))
+        solve = solve or _solver(inputs, penalty, len(dense))
         free = solve(torch.add(target, sparse, alpha=penalty).sub_(dual))
         sparse = torch.add(free, dual, alpha=1 / penalty)
         mask = _smallest(sparse, sparsity, zeros)
@@ -126,11 +128,11 @@ def _admm(
     return mask, sparse
 
 
-def _solver(curvature: Curvature, penalty: float, rows: int) -> Callable[[Tensor], Tensor]:
+def _solver(inputs: ScaledGram, penalty: float, rows: int) -> Callable[[Tensor], Tensor]:
     """Right-hand sides (rows, in) -> their products with (gram + penalty)^-1."""
-    values, vectors = curvature.spectrum
+    values, vectors = inputs.spectrum
     shrunk = vectors / (values + penalty)
-    if 3 * rows < len(shrunk):  # too few rows for the inverse to pay
+    if 3 * rows < len(shrunk):  # with few rows, the inverse costs more than it saves
         return lambda sides: sides @ shrunk @ vectors.T
     inverse = shrunk @ vectors.T
     return lambda sides: sides @ inverse
@@ -138,29 +140,30 @@ def _solver(curvature: Curvature, penalty: float, rows: int) -> Callable[[Tensor
 
 @torch.no_grad()
 def refit_on_support(
-    weight: Tensor, mask: Tensor, curvature: Curvature, start: Tensor | None = None, steps: int = REFIT_STEPS
+    weight: Tensor, mask: Tensor, inputs: ScaledGram, start: Tensor | None = None, steps: int = REFIT_STEPS
 ) -> Tensor:
-    """The kept weights that best give the outputs of `weight`, fp32 (out, in), zero where the mask is True.
+    """Refit the kept weights to the outputs of `weight`: fp32 (out, in), zero where the mask is True.
 
-    weight: (out, in), dense. start: where to begin, (out, in), or None for the dense values. Conjugate gradient on the
-    damped error, all rows at once, each with the residual of its kept weights alone (algorithm 2 of the paper); its
-    preconditioner, the diagonal, is one here. No step raises a row's error. Weights of dead inputs stay as they are.
+    weight: (out, in), dense. start: initial values (out, in), or None for the dense ones. Preconditioned conjugate
+    gradient on the damped error for all rows at once, restricted to each row's kept weights (algorithm 2 of ALPS, arXiv
+    2406.07831); the preconditioner is the diagonal, which is one here. No step raises a row's error. Weights of dead
+    inputs do not change.
     """
-    dense, kept = curvature.scaled(weight), ~mask
-    values = (dense if start is None else curvature.scaled(start)) * kept
-    residual = ((dense - values) @ curvature.gram).mul_(kept)
+    dense, kept = inputs.scaled(weight), ~mask
+    values = (dense if start is None else inputs.scaled(start)) * kept
+    residual = ((dense - values) @ inputs.gram).mul_(kept)
     direction, energy = residual.clone(), residual.square().sum(1, keepdim=True)
     for _ in range(steps):
-        across = (direction @ curvature.gram).mul_(kept)
+        across = (direction @ inputs.gram).mul_(kept)
         length = _ratio(energy, (direction * across).sum(1, keepdim=True))
         values.addcmul_(direction, length)
         residual.addcmul_(across, length, value=-1)
         before, energy = energy, residual.square().sum(1, keepdim=True)
         direction.mul_(_ratio(energy, before)).add_(residual)
-    values.div_(curvature.scale)
-    return torch.where(curvature.dead & kept, weight.float(), values)
+    values.div_(inputs.scale)
+    return torch.where(inputs.dead & kept, weight.float(), values)
 
 
 def _ratio(upper: Tensor, lower: Tensor) -> Tensor:
-    """upper / lower, and 0 where a row has arrived, so that nothing is left to divide by."""
+    """upper / lower, and 0 where lower is 0 because the row has converged."""
     return torch.where(lower > 0, upper / lower, 0)

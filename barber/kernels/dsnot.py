@@ -1,4 +1,4 @@
-"""DSnoT: grow and prune inside each output row until its mean error is small (arXiv 2310.08915)."""
+"""DSnoT (arXiv 2310.08915): swaps in each output row until the row's mean error is small."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 CYCLES = 50  # swaps of one row at most, as published
-SMALL = 0.1  # mean error of a row that is left alone, as published
+SMALL = 0.1  # a row with a smaller mean error is not changed, as published
 
 
 def dsnot_by_moments(mask: Tensor, dense: Tensor, values: Tensor, moments: Tensor, m: int = 0) -> Tensor:
     """`dsnot` of a weight (out, in) whose inputs have these moments (3, in): count, sum and sum of squares.
 
-    values: what a weight is where it is kept; DSnoT reckons with dense values alone.
+    values: not used, since DSnoT computes with dense values; refiners share one signature.
     """
     count, total, squares = moments
     mean = total / count
@@ -21,13 +21,13 @@ def dsnot_by_moments(mask: Tensor, dense: Tensor, values: Tensor, moments: Tenso
 
 @torch.no_grad()
 def dsnot(mask: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, squares: Tensor, m: int = 0) -> Tensor:
-    """The refined mask (out, in), True = pruned, with as many zeros in each row (each m consecutive inputs) as before.
+    """The rebuilt mask (out, in), True = pruned, with the same number of zeros in each row (each m consecutive inputs).
 
-    weight: (out, in), dense. mean, variance, squares: (in,) fp32, of every input over the calibration tokens, the last
-    their sum of squares. The error of a row is the sum of w * mean(x) over its pruned weights. Each cycle grows the
-    pruned weight that lowers it most for the input's variance (eq. 5 of the paper), and cuts the kept weight of the
-    least Wanda score among those that lower it too (eq. 6; for n:m, any of the same group, as in the published code).
-    A row ends when its error is small or would change sign.
+    weight: (out, in), dense. mean, variance, squares: (in,) fp32, mean, variance and sum of squares of each input over
+    the calibration tokens. The error of a row is the sum of w * mean(x) over its pruned weights. Each cycle grows the
+    pruned weight that reduces this error most relative to the input's variance (eq. 5 of arXiv 2310.08915). It then
+    cuts the kept weight of the smallest Wanda score among those that also reduce it (eq. 6; for n:m among
+    all of the group, as in the published code). A row stops when its error is small or would change sign.
     """
     mask, weight = mask.clone(), weight.float()
     share = weight * mean

@@ -1,4 +1,4 @@
-"""Saliency of one weight matrix, binned by what became of each weight."""
+"""Histograms of saliency, by whether each weight was kept, pruned, grown or cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def kept_sum(scores: Tensor, mask: Tensor) -> float:
 
 
 def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48) -> dict[str, Any]:
-    """log10 saliency of one weight matrix, binned by what became of each weight.
+    """Histogram of the log10 saliency of one weight matrix, for kept, pruned, grown and cut weights.
 
     saliency: (out, in); initial, rebuilt: bool (out, in), True = pruned. Returns JSON-able: `edges`, bins + 1 values of
     log10 saliency; for "kept", "pruned", "grown", "cut" the counts per bin; `zeros`, fate -> the number of its weights
@@ -33,10 +33,10 @@ def histogram(saliency: Tensor, initial: Tensor, rebuilt: Tensor, bins: int = 48
         low, high = place.masked_fill_(zero, torch.inf).min().item(), place.masked_fill_(zero, -torch.inf).max().item()
     low, high = (low, high) if high >= low else (-1.0, 0.0)
     width = max(high - low, 1e-3) / bins
-    # Uniform edges need no search, and one count does for all: 0 for saliency zero, else 1 + the bin, fate by fate.
+    # Uniform bins need no search. One bincount covers all fates: in each, 0 is saliency zero, else 1 + the bin.
     place = place.sub_(low).mul_(1 / width).clamp_(0, bins - 1).to(torch.int16).add_(1).mul_(positive)
     place.add_(initial, alpha=2 * (bins + 1)).add_(rebuilt, alpha=bins + 1)
-    # Part by part, since counting makes int64 of them.
+    # In portions, since bincount converts the indices to int64.
     parts = place.flatten().split(portion(place.device))
     counts = sum(part.bincount(minlength=4 * (bins + 1)) for part in parts)
     kept, cut, grown, pruned = counts.view(4, bins + 1).tolist()

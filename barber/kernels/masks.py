@@ -1,6 +1,6 @@
 """Masks with exact counts from scores, as pure tensor functions. Masks are boolean, True = pruned.
 
-A score that is no number counts as the least, so that counts are exact whatever the scores hold.
+NaN counts as the smallest score, so that counts are exact for any scores.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from barber.errors import UserError
 from barber.kernels.order_statistics import beyond, smallest_bound, without_nan
 from barber.registry import MATRIX, ROW
 
-BLOCK_COLUMNS = 128  # within which SparseGPT's scores compete, as published
-SMALL_GROUP = 64  # groups of so many or fewer are sorted with their positions; in larger ones the values are enough
+BLOCK_COLUMNS = 128  # columns of a block in which SparseGPT compares scores, as published
+SMALL_GROUP = 64  # up to this size, groups are sorted with positions; larger groups only need the k-th value
 
 
 def prune_smallest(scores: Tensor, count: int) -> Tensor:
@@ -30,8 +30,8 @@ def prune_smallest(scores: Tensor, count: int) -> Tensor:
 def initial_mask(scores: Tensor, sparsity: Sparsity, within: str, zeros: int | None = None) -> Tensor:
     """Mask (out, in) of the smallest scores with exactly `sparsity.count` zeros per group.
 
-    within: what a group is: "row" or "matrix"; for n:m always m consecutive inputs. zeros: of the whole mask, with
-    unstructured sparsity, where it is not what the sparsity says.
+    within: what a group is: "row" or "matrix"; for n:m always m consecutive inputs. zeros: number of
+    pruned weights of the whole mask, in place of the count by an unstructured sparsity.
     """
     if zeros is None:
         width = sparsity.m or (scores.shape[1] if within == ROW else scores.numel())
@@ -42,7 +42,7 @@ def initial_mask(scores: Tensor, sparsity: Sparsity, within: str, zeros: int | N
 
 
 def zero_count(rows: int, columns: int, sparsity: Sparsity, within: str) -> int:
-    """How many weights of a matrix (rows, columns) are pruned where scores compete within what the registry says."""
+    """Number of pruned weights of a matrix (rows, columns); within: the groups of registry.InitialMask."""
     if within == ROW:
         return rows * sparsity.count(columns)
     if within == MATRIX:
@@ -52,13 +52,13 @@ def zero_count(rows: int, columns: int, sparsity: Sparsity, within: str) -> int:
 
 
 def check_pattern(mask: Tensor, sparsity: Sparsity, name: str) -> None:
-    """UserError unless every m consecutive inputs of the mask (out, in) hold exactly n zeros; no-op without n:m."""
+    """UserError unless every m consecutive inputs of the mask (out, in) have exactly n zeros; no check without n:m."""
     if sparsity.m and not bool((mask.unflatten(1, (-1, sparsity.m)).sum(-1) == sparsity.n).all()):
-        raise UserError(f"The mask of {name} does not have {sparsity}: give masks of that pattern or name another one.")
+        raise UserError(f"The mask of {name} does not have {sparsity}: give masks of that pattern or another sparsity.")
 
 
 def smallest_by_row(scores: Tensor, zeros: int) -> Tensor:
-    """Mask of `zeros` small scores of (out, in): as many in each row, and one more where the row's next is smallest."""
+    """Mask of `zeros` small scores of (out, in): equally many per row, the rest where the next score is smallest."""
     each, more = divmod(zeros, len(scores))
     scores = without_nan(scores, -torch.inf)
     order = scores.argsort(dim=1, stable=True)

@@ -1,9 +1,8 @@
 """Exact greedy swaps inside each output row, on the squared error of the weight's own output.
 
-The objective is the one of layer-wise pruning, ||(W - V) X||^2 over the calibration inputs X, for pruned values V.
-With X X^T known, what the swap of a pruned and a kept weight of one row does to it is a closed form, so the best swap
-can be found and repeated until none helps. Such refinement is the idea of SparseSwaps ("Tractable LLM Pruning Mask
-Refinement at Scale", 2025); the shortlist is ours.
+The objective is that of layer-wise pruning, ||(W - V) X||^2 for calibration inputs X and pruned values V. Given X X^T,
+the change of the error by the swap of a pruned and a kept weight of one row has a closed form. The best swap is applied
+repeatedly until none lowers the error, as in SparseSwaps (arXiv 2512.10922); the shortlist is an addition of Barber.
 """
 
 from __future__ import annotations
@@ -13,21 +12,22 @@ from torch import Tensor
 
 from barber.memory import portion
 
-SHORTLIST = 8  # longer ones save little more error, see benchmarks/layer_error.py
-MOST_SWAPS = 256  # of one row
-LEAST_GAIN = 1e-6  # of the row's output energy: smaller gains are rounding
-TABLE = 4  # portions of numbers to work on at a time: fewer, and rows are too few for the product with the gram
+SHORTLIST = 8  # longer shortlists lower the error little, see benchmarks/layer_error.py
+MOST_SWAPS = 256  # swaps of one row at most
+LEAST_GAIN = 1e-6  # relative to the squared norm of the row's output: smaller gains are rounding errors
+TABLE = 4  # portions of numbers per step: with fewer, the matrix product with the gram has too few rows
 
 
 @torch.no_grad()
 def one_swap(
     mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int = 0, shortlist: int = SHORTLIST
 ) -> Tensor:
-    """The mask (out, in), True = pruned, after swaps that each lower the row's error; as many zeros per row (per m).
+    """The rebuilt mask (out, in), True = pruned, with the same number of zeros per row (per m consecutive inputs).
 
-    dense: what the outputs should come from. values: what a weight is where it is kept, mostly dense again. Both
-    (out, in). gram: fp32 (in, in), the sum of x x^T over the inputs x. m: swaps stay inside m consecutive inputs,
-    all of whose pairs are tried. shortlist: without m, how many weights of either side are, the best ones alone.
+    Each swap lowers the row's error. dense: (out, in), the weight that gives the target output. values: (out, in), the
+    value of each weight where it is kept, usually the dense one. gram: fp32 (in, in), the sum of x x^T over the inputs
+    x. m: with n:m, swaps stay inside m consecutive inputs, and all pairs are compared. shortlist: without m, only so
+    many pruned and so many kept weights are compared, those with the smallest errors alone.
     """
     mask, dense, values = mask.clone(), dense.float(), values.float()
     per_row = mask.shape[1] * (m or 1)
@@ -37,10 +37,10 @@ def one_swap(
 
 
 def _swap_rows(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int, shortlist: int) -> Tensor:
-    """The refined mask of some rows, (rows, in), all arguments but the gram cut to them.
+    """The rebuilt mask of some rows, (rows, in); all arguments but the gram have these rows only.
 
-    The product of a row's missing outputs with the gram is made once: a swap changes it by two rows of the gram. After
-    MOST_SWAPS of them the rounding is still that of fp32 sums, far below LEAST_GAIN.
+    The product of (dense - pruned) with the gram is computed once; each swap adds two rows of the gram to it. After
+    MOST_SWAPS swaps its rounding error is still that of fp32 sums, far below LEAST_GAIN.
     """
     result, still = mask.clone(), torch.arange(len(mask), device=mask.device)
     least = LEAST_GAIN * dense.square() @ gram.diagonal()
@@ -64,9 +64,9 @@ def _swap_rows(mask: Tensor, dense: Tensor, values: Tensor, gram: Tensor, m: int
 def _best(
     mask: Tensor, values: Tensor, alone: Tensor, missing: Tensor, gram: Tensor, m: int, shortlist: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The swap of each row that changes its error most for the better: change (rows,), grown and cut input (rows,).
+    """The best swap of each row: change of the error (rows,), grown and cut input (rows,).
 
-    alone: (rows, in), the error of each weight with nothing else missing. missing: (rows, in), see `_swap_rows`.
+    alone: (rows, in), the error when only this weight is pruned. missing: (rows, in), see `_swap_rows`.
     """
     pull = values * missing
     grow = torch.add(alone, pull, alpha=-2).masked_fill_(~mask, torch.inf)
@@ -76,7 +76,7 @@ def _best(
     count = min(shortlist, mask.shape[1])
     grow, grow_at = grow.topk(count, largest=False)
     cut, cut_at = cut.topk(count, largest=False)
-    # Alone, each changes the error by `grow` and `cut`; together they meet in the gram.
+    # The change by a pair is `grow` + `cut` plus a cross term with the gram.
     together = values.gather(1, grow_at)[:, :, None] * values.gather(1, cut_at)[:, None, :]
     change = grow[:, :, None] + cut[:, None, :] - 2 * together * gram[grow_at[:, :, None], cut_at[:, None, :]]
     least, place = change.flatten(1).min(dim=1, keepdim=True)
@@ -85,7 +85,7 @@ def _best(
 
 
 def _best_in_groups(grow: Tensor, cut: Tensor, values: Tensor, gram: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_best`, of all pairs inside m consecutive inputs; grow, cut: (rows, in), the changes of each weight alone."""
+    """As `_best`, of all pairs inside m consecutive inputs; grow, cut: (rows, in), the change by each weight alone."""
     meets = gram.unflatten(0, (-1, m)).unflatten(2, (-1, m)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     grow, cut, values = (each.unflatten(1, (-1, m)) for each in (grow, cut, values))
     change = (values[..., :, None] * values[..., None, :]).mul_(meets).mul_(-2)

@@ -1,4 +1,4 @@
-"""Order statistics of groups of numbers: how many, which value is the k-th, and which are beyond it, ties included."""
+"""Order statistics of groups of numbers: counts, k-th smallest values, and masks of the k smallest with ties."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def ordered(values: Tensor) -> Tensor:
-    """The values (groups, n), fp32, of each group in rising order.
+    """The values (groups, n), fp32, of each group in ascending order.
 
-    Without their positions: on a CPU numpy sorts numbers alone, torch always their positions, too.
+    Without positions: on a CPU, numpy sorts values alone, while torch also sorts their positions.
     """
     if values.device.type == "cpu":
         return torch.from_numpy(np.sort(values.numpy(), axis=-1))
@@ -18,14 +18,14 @@ def ordered(values: Tensor) -> Tensor:
 
 
 def without_nan(values: Tensor, least: float) -> Tensor:
-    """The values, `least` where they are no number; no copy where all are numbers. NaN has no place in an order."""
-    if not bool(values.sum().isnan()):  # one look at each; infinities that cancel cost a copy
+    """The values with `least` in place of NaN, which has no order; not copied if there is no NaN."""
+    if not bool(values.sum().isnan()):  # NaN makes the sum NaN; so do opposite infinities, which cost a needless copy
         return values
     return values.masked_fill(values.isnan(), least)
 
 
 def number_of(where: Tensor) -> Tensor:
-    """How many of each group of bool (groups, n) are True: int64 (groups, 1). Torch's sum would copy them as int64."""
+    """Count of True in each group of bool (groups, n): int64 (groups, 1). Torch's sum would copy the bools as int64."""
     if where.device.type == "cpu":
         return torch.from_numpy(where.numpy().sum(axis=1, keepdims=True))
     return where.sum(dim=1, keepdim=True)
@@ -36,17 +36,17 @@ def beyond(
 ) -> Tensor:
     """Mask (groups, n) of the counts[i] smallest (or largest) values of group i among those in `where`, or all.
 
-    Ties go to the earlier position. counts: int64 (groups, 1). bounds: (groups, 1), the last value that is chosen; any
-    where the count is 0.
+    Ties go to the earlier position. counts: int64 (groups, 1). bounds: (groups, 1), the last value that is chosen;
+    arbitrary where the count is 0.
     """
     reached = values >= bounds if largest else values <= bounds
     reached = reached if where is None else reached.logical_and_(where)
     number = number_of(reached)
-    if not torch.equal(number, counts):  # more are equal to the last than there is room for
+    if not torch.equal(number, counts):  # more values equal the bound than the count allows
         ties = (values == bounds).logical_and_(reached)
         many = number_of(ties)
         room = counts - (number - many)
-        place = ties.flatten().nonzero()[:, 0]  # group by group; mostly there are few
+        place = ties.flatten().nonzero()[:, 0]  # group by group, since few groups have ties
         group = place // ties.shape[1]
         rank = torch.arange(len(place), device=place.device) - (many.cumsum(0) - many)[group, 0]
         reached = reached.contiguous()
@@ -55,9 +55,9 @@ def beyond(
 
 
 def smallest_bound(values: Tensor, count: int, spare: bool = False) -> Tensor:
-    """The count-th smallest value of each group of (groups, n): (groups, 1). On a CPU it is found by numpy.
+    """The count-th smallest value of each group of (groups, n): (groups, 1). On a CPU by numpy.
 
-    spare: the values are not needed any more, so that they may change places and no copy is made.
+    spare: the values may be reordered in place, which saves a copy.
     """
     if values.device.type == "cpu":
         moved = values.numpy() if spare else values.numpy().copy()

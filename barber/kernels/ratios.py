@@ -23,8 +23,9 @@ def outliers(scores: Sequence[Tensor]) -> int:
 def layer_ratios(shares: Sequence[float], ratio: float) -> list[float]:
     """Pruned share of each layer from its share of outliers, as in OWL's published code.
 
-    The kept shares rise with the outliers over a band 2 * BAND wide and have the mean 1 - ratio. As in that code the
-    band is not centred where the shares are skewed, so that a layer may be further than BAND from the mean.
+    The kept shares rise with the outliers over a band 2 * BAND wide and have the mean 1 - ratio. As in that
+    code, the band is not centred on the mean when the shares are skewed; a layer may then differ from it by more than
+    BAND.
     """
     low, width = min(shares), max(shares) - min(shares)
     kept = [2 * BAND * (share - low) / width if width else 0.0 for share in shares]
@@ -33,11 +34,10 @@ def layer_ratios(shares: Sequence[float], ratio: float) -> list[float]:
 
 
 def share_out(sizes: Sequence[int], ratios: Sequence[float], total: int) -> list[int]:
-    """Integers that sum to `total`, near sizes * ratios, each at least 0 and less than its size.
+    """Integers that sum to `total`, close to sizes * ratios, each at least 0 and less than its size.
 
-    One offset is added to all ratios, each clipped to what its matrix allows, until the sum is right; the fractions go
-    to the largest remainders, the earlier one where they are equal. Raises UserError if all together cannot hold
-    `total` zeros.
+    One offset is added to all ratios, and each count is clipped to its bounds, such that the sum is `total`. Rounding
+    is by largest remainders; ties go to the earlier one. Raises UserError if `total` exceeds what the bounds allow.
     """
     most = [size - 1 for size in sizes]
     if not 0 <= total <= sum(most):

@@ -1,6 +1,6 @@
 """Saliency scores of weights: pure functions on (out, in) tensors, all in fp32.
 
-Those of initial masks are finite for all finite weights: what overflows counts as the largest number.
+Scores of initial masks are finite for all finite weights: an overflow becomes the largest finite number.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-RIA_POWER = 0.5  # of the input's norm, as published
+RIA_POWER = 0.5  # exponent of the input's norm, as published
 
 LARGEST = torch.finfo(torch.float32).max
 
 
 def _norm(squares: Tensor) -> Tensor:
-    """Of each input, (in,): zero times infinity would be no number."""
+    """Norm of each input, (in,), clamped to be finite: zero times infinity would be NaN."""
     return squares.clamp(max=LARGEST).sqrt()
 
 
@@ -36,18 +36,19 @@ def wanda(weight: Tensor, squares: Tensor) -> Tensor:
 def wandd(weight: Tensor, squares: Tensor) -> Tensor:
     """Wanda in derivative form, (out, in): |W| times the square root of half the second derivative of ||W x||^2 by W.
 
-    That derivative is 2 * sum x^2 for every row, so the score is Wanda's; the published code gets there by another way.
+    That derivative is 2 * sum x^2 for every row, so the score equals Wanda's, as that of the published code does.
     """
     return wanda(weight, squares)
 
 
 def ria(weight: Tensor, squares: Tensor) -> Tensor:
-    """(|W| / row sum of |W| + |W| / column sum of |W|) * ||x||^0.5, (out, in) (RIA, Zhang et al., ICLR 2024).
+    """(|W| / row sum of |W| + |W| / column sum of |W|) * ||x||^0.5, (out, in) (RIA,
+    "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models", ICLR 2024).
 
-    squares: (in,) sums of squared inputs over all calibration tokens. In a row or column of zeros alone the share is 0.
+    squares: (in,) sums of squared inputs over all calibration tokens. The share of a row or column of zeros is 0.
     """
     size, tiny = weight.float().abs(), torch.finfo(torch.float32).tiny
-    # Shares have no unit. A power of two changes no digit, and below 1 no sum overflows.
+    # The shares do not depend on the scale. A power of two scales exactly, and below 1 no sum overflows.
     _, exponent = size.amax().frexp()
     size = size.ldexp(-exponent)
     shares = size / size.sum(1, keepdim=True).clamp_min(tiny) + size / size.sum(0).clamp_min(tiny)
@@ -55,7 +56,7 @@ def ria(weight: Tensor, squares: Tensor) -> Tensor:
 
 
 def random(weight: Tensor, name: str) -> Tensor:
-    """Uniform in [0, 1), (out, in), whatever the weight holds: the control. The name is the seed, on every device."""
+    """Uniform in [0, 1), (out, in), independent of the weight: a baseline. The seed is the name, on every device."""
     generator = torch.Generator().manual_seed(int.from_bytes(sha256(name.encode()).digest()[:4]))
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
@@ -69,7 +70,7 @@ def weight_times_gradient(weight: Tensor, squared_gradient: Tensor) -> Tensor:
 
 
 def weight_alone(weight: Tensor, squared_gradient: Tensor) -> Tensor:
-    """|W| as the saliency of the rebuild, (out, in); the gradient is not looked at."""
+    """|W| as the saliency of the rebuild, (out, in); the gradient is ignored."""
     return weight.float().abs()
 
 

@@ -1,4 +1,4 @@
-"""SparseGPT (arXiv 2301.00774): the one initialiser that also updates the weights it keeps."""
+"""SparseGPT (arXiv 2301.00774): an initial mask with updates of the kept weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ DAMPING = 0.01  # share of the mean diagonal, as published
 def inverse_factor(hessian: Tensor, name: str) -> Tensor:
     """Upper Cholesky factor (in, in) of the inverse of the damped Hessian, fp32, as published.
 
-    A Hessian that is not positive definite in fp32 is damped ten times more until it is.
+    While the Hessian is not positive definite in fp32, the damping is multiplied by ten, at most five times.
+    Raises UserError after that.
     """
     damping = DAMPING * hessian.diagonal().mean()
     for _ in range(6):
@@ -29,42 +30,47 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
             if not failed:
                 return inverse
         damping = 10 * damping
-    raise UserError(f"The Hessian of {name} cannot be inverted: its inputs hardly vary, so give more calibration data.")
+    raise UserError(
+        f"The Hessian of {name} cannot be inverted: its inputs vary too little: give more calibration data."
+    )
 
 
 @dataclass(frozen=True)
-class Curvature:
-    """What SparseGPT needs to know of the inputs of a weight.
+class InverseHessian:
+    """The inverse Hessian of a weight's inputs, computed once for all weights that share them.
 
-    factor: see inverse_factor, (in, in). dead: bool (in,), inputs that are always zero.
+    Attributes:
+        factor: (in, in), see `inverse_factor`.
+        dead: bool (in,), inputs that are always zero.
     """
 
     factor: Tensor
     dead: Tensor
 
     @classmethod
-    def of(cls, hessian: Tensor, name: str = "weight") -> Curvature:
+    def of(cls, hessian: Tensor, name: str = "weight") -> InverseHessian:
         """hessian: (in, in), sum of x x^T over the calibration tokens, any positive scale; name: for the message."""
         hessian = hessian.float().clone()
         dead = hessian.diagonal() == 0
         hessian[dead, dead] = 1
-        # A power of four changes no digit of the factor, and near 1 nothing overflows or vanishes.
+        # Scaling by a power of four is exact for the factor, and avoids overflow and underflow.
         hessian *= 4.0 ** min(-(math.frexp(hessian.diagonal().max())[1] // 2), 63)
         return cls(inverse_factor(hessian, name), dead)
 
 
 def sparsegpt(
-    weight: Tensor, curvature: Curvature, sparsity: Sparsity, zeros: int | None = None
+    weight: Tensor, inputs: InverseHessian, sparsity: Sparsity, zeros: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Prune and update one weight.
+    """Prune and update one weight matrix (SparseGPT, arXiv 2301.00774, algorithm 1).
 
-    weight: (out, in). Unstructured sparsity prunes exactly `sparsity.count` of every 128 columns; n:m as usual. An
-    input that is always zero counts as the least important, and its weights are left as they are where they are kept.
-    zeros: of the whole weight, with unstructured sparsity, shared out evenly over the columns; None: as above.
+    weight: (out, in). Unstructured sparsity prunes exactly `sparsity.count` weights of every 128 columns; n:m prunes n
+    weights of every m consecutive inputs. Weights of inputs that are always zero are pruned first; those that are kept
+    do not change. zeros: with unstructured sparsity, the count for the whole matrix, distributed evenly over the blocks
+    of columns, in place of `sparsity.count`.
     Returns the updated weight in fp32, zero where pruned, and its mask, True = pruned.
     """
     original = weight.float().contiguous()
-    updated, factor, dead = original.clone(), curvature.factor, curvature.dead
+    updated, factor, dead = original.clone(), inputs.factor, inputs.dead
     updated[:, dead] = 0
     width = max(BLOCK_COLUMNS // sparsity.m, 1) * sparsity.m if sparsity.m else BLOCK_COLUMNS
     mask = torch.zeros_like(updated, dtype=torch.bool)

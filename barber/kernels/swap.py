@@ -1,7 +1,7 @@
 """The swap rule of LLM-Barber (arXiv 2408.10631) with exact counts, as pure tensor functions.
 
-Granularity is a reshape: every function works on (selections, groups, n), where pruned and kept weights pair up inside
-a group of n, and a share of the pairs of each selection is swapped.
+Granularity is a reshape: every function works on (selections, groups, n), where pairs of a pruned and a kept weight
+lie inside a group of n, and a share of the gaining pairs of each selection is swapped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def to_groups(matrices: Sequence[Tensor], granularity: Granularity, m: int) -> l
 
 
 def _row(matrices: Sequence[Tensor]) -> Tensor:
-    """All numbers of the matrices in one row; no copy where they lie one behind the other in memory already."""
+    """The flattened matrices, concatenated; a view where they are contiguous in memory already."""
     first, end = matrices[0], matrices[0].storage_offset()
     for matrix in matrices:
         behind = matrix.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
@@ -63,7 +63,7 @@ def from_groups(
 
 def share_of(candidates: Tensor, threshold: float) -> Tensor:
     """floor(threshold * candidates) of int64 candidates, exact."""
-    # As written, to a millionth: 0.29 of 100 candidates are 29, which floating point makes 28.
+    # The decimal fraction as written, to a millionth: floor(0.29 * 100) is 28 in floating point.
     share = Fraction(str(threshold)).limit_denominator(10**6)
     return candidates * share.numerator // share.denominator
 
@@ -71,22 +71,23 @@ def share_of(candidates: Tensor, threshold: float) -> Tensor:
 class Pairing:
     """The pruned and kept weights of selections paired: LLM-Barber's rule (arXiv 2408.10631).
 
-    mask, saliency: (selections, groups, n), no saliency below zero; one that is no number counts as zero, so that
-    counts are exact whatever is measured. Inside a group the pruned weights by falling and
-    the kept ones by rising saliency make the pairs. Only pairs that gain are candidates: as published for unstructured
-    masks; the published n:m rule also swaps pairs that lose. candidates: int64 (selections, 1), the pairs that gain.
+    mask, saliency: (selections, groups, n). Saliency is not negative; NaN counts as zero, so that counts are exact. In
+    each group, the pruned weights in descending and the kept weights in ascending order of saliency form the pairs.
+    Only gaining pairs are candidates, as published for unstructured masks; the published n:m rule also swaps other
+    pairs. candidates: int64 (selections, 1), the number of gaining pairs.
     """
 
     def __init__(self, mask: Tensor, saliency: Tensor) -> None:
         saliency = without_nan(saliency, 0.0)
         self.mask, self.saliency = mask, saliency
-        if mask.shape[1] == 1:  # one group a selection: its pairs are in the order of their gains already
+        if mask.shape[1] == 1:  # one group per selection: its pairs are sorted by gain already
             mask, saliency = mask[:, 0], saliency[:, 0]
             grow, cut = mask, ~mask
             zeros = int(mask.count_nonzero())
             if len(mask) == 1 and zeros:
-                # With the zeros on the smallest, none would be above or below one value, which lies between these two.
-                bits = saliency.to(torch.bfloat16).view(torch.int16)  # in the same order
+                # Only pruned weights above and kept weights below the zeros-th smallest saliency can gain. It lies
+                # between low and high; bfloat16 finds these with less memory.
+                bits = saliency.to(torch.bfloat16).view(torch.int16)  # integers in the same order
                 middle = smallest_bound(bits, zeros, spare=True)
                 del bits
                 low, high = ((middle + step).clamp(0, INFINITE).view(torch.bfloat16).float() for step in (-1, 1))
@@ -101,10 +102,10 @@ class Pairing:
             self.candidates = number_of(gaining)
             self._losses = ordered(_only(self._loss, gaining, torch.inf))
 
-    def exchange(self, threshold: float) -> tuple[Tensor, int]:
-        """Let the best floor(threshold * candidates) pairs of each selection change places.
+    def swap_share(self, threshold: float) -> tuple[Tensor, int]:
+        """Swap the best floor(threshold * candidates) pairs of each selection.
 
-        Returns the new mask (selections, groups, n), with as many zeros per group as before, and the number of swaps.
+        Returns the new mask (selections, groups, n), with the same number of zeros per group, and the number of swaps.
         """
         swaps = share_of(self.candidates, threshold)
         last, mask = (swaps - 1).clamp_min(0), self.mask
@@ -127,8 +128,8 @@ class Pairing:
 
 
 def _pairs(mask: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs of each selection of (selections, groups, n), group after group, as many in each: what is lost by a
-    swap, and the positions inside the group of its pruned and its kept weight.
+    """The pairs of each selection of (selections, groups, n), group after group, equally many in each: the saliency
+    lost by the swap, and the positions of the pruned and the kept weight in the group.
     """
     zeros = number_of(mask.flatten(0, 1))
     pairs = int(zeros.minimum(mask.shape[2] - zeros).max())
@@ -143,10 +144,10 @@ def _pairs(mask: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _only(values: Tensor, where: Tensor, other: float) -> Tensor:
-    """The values (groups, n) in `where`; `other` in the places between, where not all groups have as many."""
+    """The values (groups, n) in `where`; if counts differ between groups, all values, with `other` elsewhere."""
     counts = number_of(where)
     if bool((counts == counts[0]).all()):
-        on_cpu = values.device.type == "cpu"  # where numpy is several times faster at it
+        on_cpu = values.device.type == "cpu"  # numpy is several times faster here
         some = torch.from_numpy(values.numpy()[where.numpy()]) if on_cpu else values[where]
         return some.view(len(values), -1)
     return values.masked_fill(~where, other)
@@ -154,7 +155,13 @@ def _only(values: Tensor, where: Tensor, other: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Swapped:
-    """Masks (out, in) after a swap, one per weight matrix; pairs that gain, and pairs that changed places."""
+    """Masks after swaps.
+
+    Attributes:
+        masks: bool (out, in), one per weight matrix, True = pruned.
+        candidates: number of gaining pairs.
+        swaps: number of swapped pairs.
+    """
 
     masks: list[Tensor]
     candidates: int
@@ -168,16 +175,16 @@ def swap_matrices(
     granularity: Granularity,
     m: int,
 ) -> Iterator[Swapped]:
-    """The masks of one sub-block after swapping, for each threshold in turn.
+    """The masks of one sub-block after the swaps, for each threshold.
 
     masks, saliencies: one (out, in) per weight matrix. Each threshold is the share of the gaining pairs of a selection
-    that change places.
+    that are swapped.
     """
     grouped = to_groups(masks, granularity, m)
     pairings = [Pairing(*both) for both in zip(grouped, to_groups(saliencies, granularity, m), strict=True)]
     candidates = sum(int(pairing.candidates.sum()) for pairing in pairings)
     shapes = [mask.shape for mask in masks]
     for threshold in thresholds:
-        exchanged = [pairing.exchange(threshold) for pairing in pairings]
-        swapped, swaps = zip(*exchanged, strict=True)
+        results = [pairing.swap_share(threshold) for pairing in pairings]
+        swapped, swaps = zip(*results, strict=True)
         yield Swapped(from_groups(swapped, shapes, granularity, m), candidates, sum(swaps))

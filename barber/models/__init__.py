@@ -1,1 +1,1 @@
-"""Decoder models: their structure, replayed calls, loading whole or layer by layer, saving."""
+"""Decoder models: structure, replay of module calls, loading (whole or layerwise) and saving."""

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint on disk, read part by part under the names that the model gives them."""
+"""The tensors of a checkpoint on disk, read in parts, under the names of the model's parameters."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ META = torch.device("meta")
 
 
 def tensor_files(source: Source) -> dict[str, StoredTensor]:
-    """Name in the checkpoint -> tensor, for one file or an index with shards; downloads what is not here.
+    """Name in the checkpoint -> tensor, for one file or an index with shards; downloads missing files.
 
-    Raises OSError where there is neither.
+    Raises OSError if there is neither.
     """
     cache = {"cache_dir": source.options["cache_dir"]}
-    own = getattr(source.config, "transformers_weights", None)  # a file name of the checkpoint's own
+    own = getattr(source.config, "transformers_weights", None)  # a file name that the config gives
     for name in [own] if own else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]:
         if found := cached_file(source.path, name, _raise_exceptions_for_missing_entries=False, **cache):
             break
@@ -45,7 +45,7 @@ def tensor_files(source: Source) -> dict[str, StoredTensor]:
 
 
 def empty_model(source: Source) -> PreTrainedModel:
-    """The model on the meta device: names, shapes and dtypes, built as `from_pretrained` builds it."""
+    """The model on the meta device: names, shapes and dtypes, built like `from_pretrained` does."""
     with META:
         options = {"trust_remote_code": source.options["trust_remote_code"]}
         model = AutoModelForCausalLM.from_config(source.config, dtype=source.dtype, **options)
@@ -54,7 +54,7 @@ def empty_model(source: Source) -> PreTrainedModel:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bar of transformers: for a part of a model there would be one per layer."""
+    """Hide the progress bars of transformers, of which there would be one per layer."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -67,11 +67,12 @@ def quiet() -> Iterator[None]:
 class Checkpoint:
     """The tensors of a checkpoint, under the names of the model's parameters and persistent buffers.
 
-    How tensors are renamed, cast, split or merged is transformers' own code, run on the part that is read. It puts
-    tensors into a model, so this has one of its own on the meta device, which holds values only while `read` runs.
+    Transformers renames, casts, splits and merges the tensors of the part that is read. Since it loads tensors into a
+    model, this class keeps a copy of the model on the meta device, which has values only during `read`.
 
-    info: transformers' report on the whole checkpoint, from a rehearsal with meta tensors that reads no weights.
-    names: tensor name in the checkpoint -> name in the model (the first, where one tensor becomes several).
+    Attributes:
+        info: transformers' report on loading the whole checkpoint, from a load with meta tensors that reads no weights.
+        names: tensor name in the checkpoint -> name in the model (the first one, if a tensor is split).
     """
 
     def __init__(self, source: Source) -> None:
@@ -86,10 +87,10 @@ class Checkpoint:
         self.names = {key: name for key in self.tensors if (name := self._name(key, state)) in state}
 
     def _load(self, tensors: dict[str, Any], device: torch.device):
-        """Let transformers put tensors (name in the checkpoint -> tensor or lazy slice) into the skeleton.
+        """Load tensors (name in the checkpoint -> tensor or lazy slice) into the model on the meta device.
 
-        It is told that others stay on disk, for then it loads one tensor after another: its threads would each keep
-        freed memory.
+        The device map has other tensors on disk, which makes transformers load tensors one by one: each of its threads
+        would keep freed memory.
         """
         dtype: Any = self.skeleton.config.dtype
         options = LoadStateDictConfig(
@@ -105,7 +106,7 @@ class Checkpoint:
         return info
 
     def _name(self, key: str, state: dict[str, Tensor]) -> str:
-        """The name in the model, by the rule of transformers' loading: without conversions if they lead nowhere."""
+        """The name in the model, by the rules of transformers: unconverted if the converted name does not exist."""
         renamings = [entry for entry in self.conversions if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self.conversions if isinstance(entry, WeightConverter)]
         prefix = self.skeleton.base_model_prefix

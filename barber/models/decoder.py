@@ -1,4 +1,4 @@
-"""The structure of a decoder model, found from the model itself: layers, sub-blocks and prunable weights."""
+"""The structure of a decoder model, found by inspection of the model: layers, sub-blocks and prunable weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformers.pytorch_utils import Conv1D
 
 from barber.errors import UserError
 from barber.events import ModuleInfo
-from barber.models.replay import Call, Form, first_tensor, record_call, record_output, replacing, replay, run
+from barber.models.replay import Call, Form, call_module, first_tensor, record_call, record_output, replacing, replay
 from barber.models.wrappers import check_plain
 
 Masks = dict[str, Tensor]  # name within the layer -> bool (out, in), True = pruned
 Values = dict[str, Tensor]  # name within the layer -> (out, in)
-State = tuple[Masks, Values]  # masks, and the values that are not the dense ones under them
+State = tuple[Masks, Values]  # masks, and values where they differ from the masked dense ones
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Weight:
         return self.module.get_parameter("weight")
 
     def oriented(self, tensor: Tensor) -> Tensor:
-        """A tensor of the parameter's shape seen as (out, in): GPT-2's Conv1D stores (in, out)."""
+        """A view as (out, in) of a tensor of the parameter's shape: GPT-2's Conv1D stores (in, out)."""
         return tensor.T if isinstance(self.module, Conv1D) else tensor
 
     @property
     def view(self) -> Tensor:
-        """The weight as (out, in), sharing memory with the model; not to be written into."""
+        """The weight as (out, in), sharing memory with the model; do not modify it."""
         return self.oriented(self.parameter.data)
 
     def assign(self, value: Tensor) -> None:
-        """Give the module this value, (out, in), in place of the tensor that it has, which stays as it is.
+        """Replace the parameter's tensor by this value, (out, in); the old tensor does not change.
 
-        So dense weights need no copy, and a dense forward pass may be kept while other values are tried.
+        So dense weights need no copy, and a forward record stays valid while other values are assigned.
         """
         self.parameter.data = self.oriented(value.to(self.parameter)).contiguous()
 
@@ -54,9 +54,13 @@ class Weight:
 class SubBlock:
     """The unit whose error the rebuild measures: the attention or the MLP of one layer.
 
-    module: the child of the layer, or None where the linears sit directly on the layer (OPT's fc1 and fc2); such a
-    sub-block reaches from the input of its first linear to the output of its last. returns: the "form" of what the
-    module returned at its last replay.
+    Attributes:
+        name: of the module within the layer.
+        kind: "attention" or "mlp".
+        module: the child of the layer, or None if the linears are children of the layer itself (OPT's fc1 and fc2);
+            such a sub-block begins with the input of its first linear and ends with the output of its last.
+        weights: its prunable weights.
+        returns: the "form" of the module's return value at its last replay.
     """
 
     name: str
@@ -68,25 +72,25 @@ class SubBlock:
 
     @torch.no_grad()
     def record(self, call: Call, outputs: Outputs | None = None) -> Call:
-        """How the layer's call reaches the sub-block; for linears on the layer itself, the layer's own call.
+        """The call of the sub-block during a call of the layer; the layer's call if there is no module.
 
-        outputs: of sub-blocks that need not run for it, since what they give is known.
+        outputs: known outputs of other sub-blocks, which then do not run.
         """
         if self.module is None:
             return call
-        with replacing(_answers(outputs)):
+        with replacing(_known_forwards(outputs)):
             return record_call(self.layer, self.module, call)
 
     def replay(self, call: Call, outputs: Outputs | None = None) -> Tensor:
         """The sub-block's output (..., hidden) for a recorded call, in the caller's grad mode.
 
-        outputs: as in `record`; only linears on the layer itself have others before them.
+        outputs: as in `record`; used only if there is no module.
         """
         if self.module is None:
-            with replacing(_answers(outputs)):
+            with replacing(_known_forwards(outputs)):
                 output = record_output(self.layer, self.weights[-1].module, call)
-            return output.view(*call.hidden.shape[:-1], -1)  # OPT lays all positions of a batch in one row
-        output = run(self.module, call)
+            return output.view(*call.hidden.shape[:-1], -1)  # OPT flattens the positions of a batch
+        output = call_module(self.module, call)
         self.returns["form"] = Form.of(output)
         return first_tensor(output)
 
@@ -96,14 +100,14 @@ Outputs = Mapping[SubBlock, Tensor]
 
 @torch.no_grad()
 def masked(value: Tensor, mask: Tensor) -> Tensor:
-    """The finite value (out, in) with zeros under its mask. Multiplied, since to choose is a branch at each number."""
-    return value.mul(~mask).add_(0.0)  # which makes zero of minus zero
+    """The finite value (out, in) with zeros under its mask. Multiplication is faster than a selection."""
+    return value.mul(~mask).add_(0.0)  # turns -0.0 into 0.0
 
 
-def _answers(outputs: Outputs | None) -> dict[nn.Module, Callable[..., Any]]:
-    """The forward of each sub-block whose output is known; linears on the layer itself run as ever."""
+def _known_forwards(outputs: Outputs | None) -> dict[nn.Module, Callable[..., Any]]:
+    """Module -> a forward that returns the known output; sub-blocks without a module are left out."""
     return {
-        block.module: lambda *_a, output=output, form=block.returns["form"], **_k: form.answer(output)
+        block.module: lambda *_a, output=output, form=block.returns["form"], **_k: form.wrap(output)
         for block, output in (outputs or {}).items()
         if block.module is not None
     }
@@ -111,7 +115,7 @@ def _answers(outputs: Outputs | None) -> dict[nn.Module, Callable[..., Any]]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer with its sub-blocks in the order in which they run; attention first while that is unknown."""
+    """One decoder layer with its sub-blocks in the order of their calls; attention first until `inspect` has run."""
 
     index: int
     module: nn.Module
@@ -122,19 +126,19 @@ class Layer:
         return tuple(weight for block in self.sub_blocks for weight in block.weights)
 
     def zeros(self, but: Collection[str] = ()) -> int:
-        """How many of its prunable weights are zero now, masked or not; `but` those named. The layer must be open."""
+        """Number of prunable weights that are zero, masked or not, without those in `but`. The layer must be open."""
         counted = [weight.parameter for weight in self.weights if weight.name not in but]
         return sum(parameter.numel() - int(parameter.count_nonzero()) for parameter in counted)
 
     @torch.no_grad()
     def replay(self, call: Call, outputs: Outputs | None = None) -> Tensor:
-        """The layer's output for a recorded call. `outputs`, of sub-blocks that ran before, are not made again."""
-        with replacing(_answers(outputs)):
+        """The layer's output for a recorded call. Sub-blocks with known `outputs` do not run again."""
+        with replacing(_known_forwards(outputs)):
             return replay(self.module, call)
 
     @torch.no_grad()
     def assign(self, dense: Mapping[str, Tensor], masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-        """Give the weights their dense values, or those of `values`, and zeros under the masks; all (out, in)."""
+        """Assign the weights their dense values or those in `values`, zero under the masks; all (out, in)."""
         for weight in self.weights:
             value = values.get(weight.name, dense[weight.name]).to(weight.parameter)
             weight.assign(masked(value, masks[weight.name].to(value.device)))
@@ -142,17 +146,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the decoder layers' matrices is pruned.
+    """How much of the decoder layers' matrices is pruned; vectors, like biases and norms, are not counted.
 
-    prunable: weights in all. dense: what stays as it is, name within the layer (experts and such are counted together,
-    as "mlp.experts.*.w1") -> weights over all layers. Vectors, like biases and norms, count on neither side.
+    Attributes:
+        prunable: number of prunable weights.
+        dense: name within the layer (members of a list together, as "mlp.experts.*.w1") -> number of weights of all
+            layers that are not pruned.
     """
 
     prunable: int
     dense: dict[str, int]
 
     def describe(self) -> str | None:
-        """One sentence on what stays dense; None where everything is pruned."""
+        """One sentence on what stays dense; None if all matrices are pruned."""
         if not self.dense:
             return None
         names = sorted(self.dense, key=self.dense.__getitem__, reverse=True)
@@ -164,7 +170,7 @@ class Coverage:
         )
 
 
-NAMED = 6  # of what stays dense, in a sentence
+NAMED = 6  # names in one sentence
 
 
 def _collected(name: str) -> str:
@@ -177,13 +183,13 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _find_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The outermost ModuleList that is as long as the config says, of the part that reads text if there are others."""
+    """The outermost ModuleList with the number of layers in the config, in the text model if there are several."""
     whole: Any = model.config
     config = whole.get_text_config(decoder=True)
     depth = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     if depth is not None and (not isinstance(depth, int) or depth < 1):
         raise UserError(
-            f"The configuration of {type(model).__name__} says num_hidden_layers {depth!r}, so there is nothing to "
+            f"The configuration of {type(model).__name__} has num_hidden_layers {depth!r}, so there is nothing to "
             "prune: give a model with at least one layer."
         )
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
@@ -215,7 +221,7 @@ def _expert_counts(module: nn.Module) -> set[int]:
 
 
 def _linears(name: str, child: nn.Module) -> tuple[Weight, ...]:
-    """The prunable linears below a child of a layer. A router, which has an output for each expert, is none of them."""
+    """The prunable linears below a child of a layer. Routers, with one output per expert, are left out."""
     experts = _expert_counts(child)
     linears = [(n, m) for n, m in child.named_modules() if _is_linear(m)]
     return tuple(
@@ -238,9 +244,9 @@ def _sub_blocks(layer: nn.Module) -> tuple[SubBlock, ...]:
 
 
 class DecoderView:
-    """A model as the paper sees it.
+    """A model as decoder layers with sub-blocks and prunable weights. Raises UserError if nothing can be pruned.
 
-    coverage: what of its layers is pruned and what stays dense; a model of which nothing can be pruned is a UserError.
+    coverage: which weights of the layers are pruned and which stay dense.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -255,7 +261,7 @@ class DecoderView:
                 name = f"layers.{layer.index}.{weight.name}"
                 other = owner.setdefault(id(weight.parameter), name)
                 if other != name:
-                    raise UserError(f"{other} and {name} are one weight, but need two masks: untie them first.")
+                    raise UserError(f"{other} and {name} share one tensor, but need two masks: untie them first.")
             for name, parameter in layer.module.named_parameters():
                 if sum(size > 1 for size in parameter.shape) > 1 and id(parameter) not in owner:
                     name = _collected(name.removesuffix(".weight"))
@@ -271,7 +277,7 @@ class DecoderView:
     def _check(self) -> None:
         if not self.coverage.prunable:
             raise UserError(
-                f"The layers of {type(self.model).__name__} hold no linear layer that can be pruned "
+                f"The layers of {type(self.model).__name__} have no linear layer that can be pruned "
                 f"({', '.join(list(self.coverage.dense)[:NAMED]) or 'no matrix at all'}): fused mixture-of-experts "
                 "weights and convolutions are not supported, give a model with linear layers."
             )
@@ -280,11 +286,11 @@ class DecoderView:
     def _first(self) -> Weight:
         return next(weight for layer in self.layers for weight in layer.weights)
 
-    def settle(self, names: Collection[tuple[int, str]], order: Mapping[int, Sequence[str]] | None = None) -> None:
-        """Count these weights, (layer, name within the layer), among what stays dense, from now on.
+    def leave_dense(self, names: Collection[tuple[int, str]], order: Mapping[int, Sequence[str]] | None = None) -> None:
+        """Exclude these weights, (layer, name within the layer), from pruning.
 
-        order: layer -> names of its modules as they are called, which its sub-blocks follow then.
-        Raises UserError where no weight is left.
+        order: layer -> names of its modules in the order of their calls, by which its sub-blocks are then sorted.
+        Raises UserError if no prunable weight is left.
         """
         prunable, dense, layers = self.coverage.prunable, dict(self.coverage.dense), []
         for layer in self.layers:
@@ -339,19 +345,19 @@ class DecoderView:
 
 
 def check_finite(module: nn.Module, prefix: str = "") -> None:
-    """UserError that names the first parameter with NaN or infinite values; those on the meta device have none yet."""
+    """UserError that names the first parameter with NaN or infinite values, except on the meta device."""
     for name, parameter in module.named_parameters():
         if not (parameter.is_meta or bool(parameter.isfinite().all())):
             raise UserError(
-                f"Weight {prefix}{name} of the model holds NaN or infinite values: saliency means nothing with it, so "
+                f"Weight {prefix}{name} of the model holds NaN or infinite values: saliency is undefined for it, so "
                 "give an intact checkpoint."
             )
 
 
 class DenseWeights:
-    """All prunable weights as they are now, to measure against and to go back to: (layer, name) -> (out, in).
+    """All prunable weights at construction, (layer, name) -> (out, in), for comparison and for `restore`.
 
-    They are the model's own tensors, not copies: whatever changes weights assigns others, see Weight.assign.
+    They are the model's tensors, not copies: Weight.assign replaces tensors and does not modify them.
     """
 
     def __init__(self, view: DecoderView) -> None:
@@ -362,13 +368,13 @@ class DenseWeights:
         return self.tensors[key]
 
     def restore(self) -> None:
-        """Give the model its dense weights back."""
+        """Assign the model its dense weights again."""
         for layer in self.view.layers:
             for weight in layer.weights:
                 weight.assign(self.tensors[layer.index, weight.name])
 
 
 def assign_values(weights: Sequence[Weight], values: Values) -> None:
-    """Give the weights these values, name -> (out, in)."""
+    """Assign the weights these values, name -> (out, in)."""
     for weight in weights:
         weight.assign(values[weight.name])

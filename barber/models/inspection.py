@@ -1,7 +1,7 @@
-"""Whether a model is what the algorithm takes it for, found by running it once on a few tokens.
+"""Check the assumptions of the algorithm about a model by running it once on a few tokens.
 
-It must be a decoder: what it says of a token may not depend on later ones. And its layers must be a chain: each is
-called once, in order, gets exactly what the one before put out, and gives by itself what it gives inside the model.
+It must be a decoder: the logits at a position may not depend on later tokens. Its layers must be a chain: each is
+called once, in order, gets exactly the output of the layer before it, and returns the same alone as inside the model.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from barber.models.modes import eval_mode
 from barber.models.providers import LayerProvider
 from barber.models.replay import Call, first_tensor, record_layer_calls, replacing, replay
 
-TOKENS, SHARED = 16, 4  # of each of the two prompts, and how many they share at the beginning
+TOKENS, SHARED = 16, 4  # tokens of each of the two prompts, and of their common prefix
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the model's prunable weights were found like: how many there are, and how many are zero already."""
+    """Number of prunable weights of a model, and number of zeros among them before pruning."""
 
     weights: int
     zeros: int
 
-    def describe(self, asked: float | None) -> str | None:
-        """One sentence on zeros that the model has already; None for a dense model. asked: the sparsity to come."""
+    def describe(self, target: float | None) -> str | None:
+        """One sentence on zeros that the model has already; None for a dense model. target: the sparsity of the run."""
         found = self.zeros / self.weights
         if found < ALREADY:
             return None
-        said = f"{self.zeros} of {self.weights} prunable weights of the model are zero already ({found:.2%})"
-        if asked is None:
-            return f"{said}."
-        if asked < found:
-            return f"{said}, more than the {asked:.2%} that are to be pruned: ask for more, or give the dense model."
-        return f"{said}: what is called dense here is that pruned model."
+        sentence = f"{self.zeros} of {self.weights} prunable weights of the model are zero already ({found:.2%})"
+        if target is None:
+            return f"{sentence}."
+        if target < found:
+            return f"{sentence}, more than the {target:.2%} to prune: give a larger sparsity or the dense model."
+        return f"{sentence}: this run calls that model dense."
 
 
 ALREADY = 0.1  # share of zeros from which a model counts as pruned; Gemma 3 270M comes with 4.5 %
 
 
 def count_zeros(view: DecoderView, provider: LayerProvider) -> Inspection:
-    """The zeros of a model that need not be a chain of layers, since nothing is to be pruned."""
+    """Count the zeros of a model without checking it, for runs that do not prune."""
     zeros = 0
     for layer in view.layers:
         provider.open(layer.index)
@@ -60,11 +60,11 @@ def count_zeros(view: DecoderView, provider: LayerProvider) -> Inspection:
 
 
 def inspect(view: DecoderView, provider: LayerProvider) -> Inspection:
-    """Run the model once on two short prompts, and let the view leave dense what text does not reach, or is no
-    plain linear, and have its sub-blocks in the order in which they run.
+    """Check that the model is a decoder and a chain of layers, by running it once on two short prompts.
 
-    Every layer is opened once, and the first of each class twice. Raises UserError where the model is not a decoder, or
-    its layers are not a chain.
+    The view excludes weights that text does not use, or whose module does not compute x W^T + b, and sorts its
+    sub-blocks in the order of their calls. Every layer is opened once, the first of each class twice. Raises UserError
+    if the model is not a decoder, or its layers are not a chain.
     """
     model, name = view.model, type(view.model).__name__
     tokens = _prompts(model).to(provider.device)
@@ -77,22 +77,22 @@ def inspect(view: DecoderView, provider: LayerProvider) -> Inspection:
             logits, failed = _attempt(model, lambda: model(input_ids=tokens, use_cache=False).logits)
         for layer in view.layers:
             provider.close(layer.index)
-    if failed or skipped:  # what failed in the whole model says more
+    if failed or skipped:  # the error of the whole model is more specific
         raise failed or skipped
     chain.check_end()
     difference = (logits[0] - logits[1]).float().abs()
     leak, change = difference[: SHARED if len(difference) > SHARED else 1].max(), difference.max()
     if leak > _tolerance(logits.dtype) * change:
         raise UserError(
-            f"{name} is not a decoder here: what it says of a token changes with the tokens after it, as in encoders "
+            f"{name} is not a decoder here: its logits at a position change with later tokens, as in encoders "
             "like BERT, so give a decoder-only language model."
         )
-    view.settle(chain.dense, chain.order)
+    view.leave_dense(chain.dense, chain.order)
     return Inspection(view.coverage.prunable, chain.zeros)
 
 
 def _attempt(model: nn.Module, run: Callable[[], Any]) -> tuple[Any, UserError | None]:
-    """What `run` returns, or why it failed: a model's own code can fail anywhere."""
+    """The return value of `run`, or its error as a UserError: a model's code can raise any exception."""
     try:
         return run(), None
     except UserError as error:
@@ -107,18 +107,18 @@ def _attempt(model: nn.Module, run: Callable[[], Any]) -> tuple[Any, UserError |
 
 
 class _Chain:
-    """Watches the layers of one forward pass.
+    """Checks the calls of the layers in one forward pass.
 
-    calls: what they are called with where the layers are skipped; None where the model fails without its layers.
+    calls: the calls of the layers when these are skipped; None if the model fails then.
     """
 
     def __init__(self, view: DecoderView, provider: LayerProvider, calls: list[Call] | None, shape: torch.Size) -> None:
         self.view, self.provider, self.calls, self.shape = view, provider, calls, shape
         self.name = type(view.model).__name__
         self.zeros = self.reached = 0
-        self.dense: set[tuple[int, str]] = set()  # weights that cannot be pruned
-        self.order: dict[int, list[str]] = {}  # layer -> names of its modules as they are called
-        self.before: Tensor | None = None  # what the layer before put out
+        self.dense: set[tuple[int, str]] = set()  # weights that are not pruned
+        self.order: dict[int, list[str]] = {}  # layer -> names of its modules in the order of their calls
+        self.before: Tensor | None = None  # output of the layer before
 
     def watched(self, layer: Layer):
         """A forward of the layer that checks its call and its output."""
@@ -126,12 +126,12 @@ class _Chain:
 
         def call(*args, **kwargs):
             if layer.index != self.reached:
-                raise self._refusal(f"layer {layer.index} is called where layer {self.reached} is due")
+                raise self._refusal(f"layer {layer.index} is called instead of layer {self.reached}")
             real = Call(args, kwargs)
             if not real.has_hidden:
                 raise self._refusal(f"layer {layer.index} is called without a hidden state")
             if self.before is not None and not _equal(real.hidden, self.before):
-                raise self._refusal(f"what layer {layer.index - 1} puts out is changed before layer {layer.index}")
+                raise self._refusal(f"the output of layer {layer.index - 1} is changed before layer {layer.index}")
             if real.hidden.shape[:2] != self.shape:
                 found = f"{tuple(real.hidden.shape)} for {tuple(self.shape)} tokens"
                 raise self._refusal(f"the hidden state of layer {layer.index} is {found}")
@@ -149,7 +149,7 @@ class _Chain:
                     lone = self.calls[layer.index].with_hidden(hidden)
                     alone, failed = _attempt(self.view.model, lambda: replay(layer.module, lone))
                 if failed or not _alike(alone, self.before):
-                    raise self._refusal(f"layer {layer.index} gives something else by itself than inside the model")
+                    raise self._refusal(f"layer {layer.index} returns another output alone than inside the model")
             self.provider.close(layer.index)
             self.reached += 1
             return output
@@ -169,7 +169,7 @@ class _Chain:
 
 @contextmanager
 def _calls(layer: Layer) -> Iterator[tuple[dict[str, None], set[str]]]:
-    """The names of the modules in a layer as they are called inside, and of its linears that do not give x W^T + b."""
+    """Names of a layer's modules in the order of their calls, and of linears that do not compute x W^T + b."""
     called: dict[str, None] = {"": None}  # the layer itself
     odd: set[str] = set()
     with ExitStack() as stack:
@@ -187,9 +187,9 @@ def _calls(layer: Layer) -> Iterator[tuple[dict[str, None], set[str]]]:
 
 
 def _unused(layer: Layer, called: Collection[str]) -> set[str]:
-    """Linears that are not called on text: of a child that is not called either, or whose weight is used directly.
+    """Linears that are not called on text: their child of the layer is not called, or uses their weight directly.
 
-    An expert without tokens is not among them, for others may be sent to it: it is a part of something that is used.
+    An expert without tokens is not among them, since other tokens may be routed to it.
     """
     unused = set()
     for block in layer.sub_blocks:
@@ -200,7 +200,7 @@ def _unused(layer: Layer, called: Collection[str]) -> set[str]:
 
 
 def _prompts(model: PreTrainedModel) -> Tensor:
-    """Two prompts (2, TOKENS) that begin alike, of arbitrary ids from within the vocabulary: not special ones."""
+    """Two prompts (2, TOKENS) with a common prefix, of ids from inside the vocabulary, to avoid special tokens."""
     size = cast("Tensor", model.get_input_embeddings().weight).shape[0]
     tokens = torch.randint(size // 4, size // 2 + 1, (2, TOKENS), generator=torch.Generator().manual_seed(0))
     tokens[1, :SHARED] = tokens[0, :SHARED]
@@ -212,12 +212,12 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Equal but for rounding; kernels of accelerators may add in any order. NaN is anything's like."""
+    """Equal up to rounding, since accelerators sum in any order. NaN is equal to anything."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return not one.numel() or not (one - other).abs().max() > _tolerance(one.dtype) * other.abs().max()
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """A share between what rounding and what another computation changes: 6e-6 in fp32, 0.03 in bf16."""
+    """Relative tolerance above rounding errors and below other differences: 6e-6 in fp32, 0.03 in bf16."""
     return torch.finfo(dtype).eps ** 0.75

@@ -1,4 +1,4 @@
-"""Streamed models: one decoder layer at a time has its weights, the others stay on disk."""
+"""Layerwise loading: one decoder layer at a time is in memory, the others stay on disk."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from barber.models.checkpoint_files import META, Checkpoint, empty_model, quiet
 from barber.models.decoder import DecoderView
-from barber.models.loading import LoadedModel, Source, check_complete, explained, finish, no_waiting
+from barber.models.loading import LoadedModel, Source, cache_if_unreachable, check_complete, explained, finish
 from barber.models.safetensors_file import read_header
 from barber.models.saving import Placing, draft_folder
 
-UNLIMITED = 2**62  # bytes of a shard: the parts are the shards
+UNLIMITED = 2**62  # bytes of a shard, so large that each part is one shard
 
 
 @dataclass(frozen=True)
 class LayerwiseModel:
     """A model whose decoder layers are on the meta device until they are opened.
 
-    loaded: the model without gradients, with all that lies outside the layers on the device, in the dtype of the run.
-    view: its structure; the modules stay the same when layers are opened and closed, their parameters do not.
-    checkpoint: its files. prefixes: how names in each layer begin, like "model.layers.0.".
-    other_bytes: what is on the device while all layers are closed.
-    Each call that reads raises UserError if the files cannot be read any more.
+    Methods that read raise UserError if the files cannot be read any more.
+
+    Attributes:
+        loaded: the model without gradients; all tensors outside the layers are on the device, in the dtype of the run.
+        view: its structure; opening and closing layers replaces their parameters, not their modules.
+        checkpoint: its files.
+        prefixes: prefix of the names in each layer, like "model.layers.0.".
+        other_bytes: bytes on the device while all layers are closed.
     """
 
     loaded: LoadedModel
@@ -42,12 +45,12 @@ class LayerwiseModel:
     other_bytes: int
 
     def open(self, index: int) -> None:
-        """Put the dense weights and persistent buffers of a layer onto the device, unless they are there."""
+        """Load the dense weights and persistent buffers of a layer onto the device unless it is open."""
         if any(parameter.is_meta for parameter in self.view.layers[index].module.parameters()):
             _place(self.loaded.model, self._read(index))
 
     def close(self, index: int) -> None:
-        """Free the parameters of a layer; what was written into them is lost. Buffers stay."""
+        """Free the parameters of a layer, with all changes to them. Buffers stay."""
         module = self.view.layers[index].module
         for name, parameter in list(module.named_parameters()):
             if not parameter.is_meta:
@@ -59,7 +62,7 @@ class LayerwiseModel:
         return {w.name: w.oriented(values[self._full(index, w.name)]) for w in self.view.layers[index].weights}
 
     def layer_bytes(self, index: int) -> int:
-        """What `open` puts onto the device."""
+        """Bytes that `open` loads onto the device."""
         state = self.checkpoint.skeleton.state_dict()
         return sum(tensor.nbytes for name, tensor in state.items() if name.startswith(self.prefixes[index]))
 
@@ -67,9 +70,9 @@ class LayerwiseModel:
         """Write a Hugging Face folder, one shard per layer, which `from_pretrained` loads with exactly these weights.
 
         final: layer index -> final prunable weights (out, in) by name within the layer, in any dtype, on any device.
-        It is asked once per layer, in order, and only one layer is held; open layers stay as they are. All other
-        tensors are as loaded. Names in the files are those that `save_pretrained` gives, dtypes those of the run.
-        Raises UserError, and leaves nothing behind, where the folder cannot be written.
+        It is called once per layer, in order, and one layer is in memory at a time; open layers do not change. All
+        other tensors are as loaded. Names are those of `save_pretrained`, dtypes those of the run. Raises UserError,
+        without partial files, if the folder cannot be written.
         """
         parts = len(self.prefixes) + 1
         with draft_folder(path, placing) as draft:
@@ -84,7 +87,7 @@ class LayerwiseModel:
                 tensors = read_header(file)
                 weight_map |= dict.fromkeys(tensors, file.name)
                 size += sum(tensor.nbytes for tensor in tensors.values())
-            for written in folder.iterdir():  # the configs, the same for every part
+            for written in folder.iterdir():  # the configs are the same for every part
                 os.replace(written, draft / written.name)
             folder.rmdir()
             index_text = json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2)
@@ -105,7 +108,7 @@ class LayerwiseModel:
         return {name: tensor for name, tensor in state.items() if not name.startswith(self.prefixes)}
 
     def _final(self, index: int, final: Callable[[int], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The state of a layer with its final weights. The dense ones are dropped before these are asked for."""
+        """The state of a layer with its final weights. The dense ones are freed first."""
         weights = {self._full(index, weight.name): weight for weight in self.view.layers[index].weights}
         state = {name: tensor for name, tensor in self._read(index).items() if name not in weights}
         given = final(index)
@@ -115,9 +118,9 @@ class LayerwiseModel:
 def load_layerwise(source: Source) -> LayerwiseModel:
     """Load a model that `find_source` found without its decoder layers. Raises UserError.
 
-    No more than what lies outside the layers is read, and no file is mapped.
+    Only tensors outside the layers are read, and no file is mapped into memory.
     """
-    with no_waiting(source.path), explained(source.name):
+    with cache_if_unreachable(source.path), explained(source.name):
         checkpoint = Checkpoint(source)
         model = empty_model(source)
         _fill_buffers(model, source)
@@ -130,36 +133,36 @@ def load_layerwise(source: Source) -> LayerwiseModel:
         info = checkpoint.info
         model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         model._adjust_missing_and_unexpected_keys(info)
-        model._weight_conversions = checkpoint.skeleton._weight_conversions  # by which save_pretrained names tensors
+        model._weight_conversions = checkpoint.skeleton._weight_conversions  # save_pretrained names tensors by these
     empty = {key for key, p in model.named_parameters() if p.is_meta and not key.startswith(prefixes)}
     check_complete(source.name, info.missing_keys | empty)
     here = [tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta]
-    with no_waiting(source.path):
+    with cache_if_unreachable(source.path):
         return LayerwiseModel(finish(source, model), view, checkpoint, prefixes, sum(here))
 
 
 def _place(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
-    """Put tensors into a model by name, as they are."""
+    """Assign tensors to a model by name, without a copy."""
     for name, value in values.items():
         set_module_tensor_to_device(model, name, value.device, value=value, clear_cache=False)
 
 
 def _fill_buffers(model: PreTrainedModel, source: Source) -> None:
-    """Compute the buffers that no checkpoint holds, by the model's own rule, as `from_pretrained` does.
+    """Compute the buffers that are not in the checkpoint, like `from_pretrained` does.
 
-    On the CPU first, as there, so that rotary frequencies are the same bits on every device.
+    On the CPU, like there, so that rotary frequencies are bit-identical on every device.
     """
     names = [name for name, _ in model.named_non_persistent_buffers()]
     for name in names:
         empty = torch.empty_like(model.get_buffer(name), device="cpu")
         set_module_tensor_to_device(model, name, "cpu", value=empty)
-    model.initialize_weights()  # the buffers; parameters are on meta, where it does nothing
+    model.initialize_weights()  # initialises buffers only, since parameters are on meta
     for name in names:
         set_module_tensor_to_device(model, name, source.device)
 
 
 def _generation_config(source: Source) -> GenerationConfig:
-    """The generation config, from the model's config where it has no file of its own."""
+    """The generation config, derived from the model's config if it has no file."""
     cache: dict[str, Any] = {"cache_dir": source.options["cache_dir"]}
     try:
         return GenerationConfig.from_pretrained(source.path, **cache)

@@ -31,12 +31,15 @@ from barber.memory import is_out_of_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
-HUB_TIMEOUT = 10  # seconds for the first answer of the hub
+HUB_TIMEOUT = 10  # seconds until the hub's first response
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode on one device. tokenizer: None where the folder has none. max_seqlen: positions it has."""
+    """A model in eval mode on one device.
+
+    tokenizer: None if the folder has none. max_seqlen: its number of positions.
+    """
 
     name: str
     model: PreTrainedModel
@@ -46,14 +49,14 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that is there and may be loaded: its name, the folder or hub id, and how to load it."""
+    """A model that passed the checks before loading: its name, its folder or hub id, and how to load it."""
 
     name: str
     path: str
     config: PreTrainedConfig
     device: torch.device
     dtype: torch.dtype
-    options: dict  # cache_dir and trust_remote_code, as from_pretrained takes them
+    options: dict  # cache_dir and trust_remote_code of from_pretrained
 
 
 def load(
@@ -65,23 +68,23 @@ def load(
 ) -> LoadedModel:
     """Load a model by name.
 
-    name: "storyteller" (bundled), a local folder, or a hub id. device: "auto" takes CUDA where there is one.
-    dtype: "auto" keeps the checkpoint's own, except float16 on a CPU, which becomes float32 (CPUs are slow at it).
-    Raises UserError, before weights are read where possible.
+    name: "storyteller" (bundled), a local folder, or a hub id. device: "auto" is CUDA if there is one.
+    dtype: "auto" keeps that of the checkpoint, except float16 on a CPU, where it is slow and becomes float32.
+    Raises UserError, if possible before reading weights.
     """
     return load_source(find_source(name, device, dtype, cache_dir, trust_remote_code))
 
 
 def load_source(source: Source) -> LoadedModel:
     """Load a model that `find_source` found. Raises UserError."""
-    with no_waiting(source.path), explained(source.name):
+    with cache_if_unreachable(source.path), explained(source.name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
             config=source.config,
             use_safetensors=True,
             dtype=source.dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # refused below, with their names
             **source.options,
         )
         model, report = loaded
@@ -96,11 +99,11 @@ def find_source(
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
 ) -> Source:
-    """Check what can be checked without reading weights. Arguments and errors as in `load`."""
+    """Find a model and check it without reading weights. Arguments and errors as in `load`."""
     place = torch.device(pick_device(device))
     path = str(MODEL_DIR) if name == STORYTELLER else name
     options = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    with no_waiting(path), explained(name):
+    with cache_if_unreachable(path), explained(name):
         if Path(path).is_dir():
             _check_folder(Path(path))
         else:
@@ -109,18 +112,18 @@ def find_source(
             raise UserError(_adapter(name))
         config = AutoConfig.from_pretrained(path, **options)
         _check_config(path, config, trust_remote_code)
-        if hasattr(config, "sparsity_config"):  # of another program: no longer true of what is saved here
+        if hasattr(config, "sparsity_config"):  # of another program; not true of models saved here
             del config.sparsity_config
         return Source(name, path, config, place, _pick_dtype(dtype, config, place), options)
 
 
-def no_waiting(path: str) -> AbstractContextManager[None]:
-    """For a model of the hub, no waiting where the hub is out of reach; a folder needs no hub."""
+def cache_if_unreachable(path: str) -> AbstractContextManager[None]:
+    """Use the cache at once for a hub model if the hub cannot be reached; no effect for a folder."""
     return nullcontext() if Path(path).is_dir() else quick_offline()
 
 
 def weight_bytes(source: Source) -> int:
-    """Bytes of all parameters in the dtype of the run, whatever the files hold."""
+    """Bytes of all parameters in the dtype of the run, which may differ from that of the files."""
     with explained(source.name), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             source.config, dtype=source.dtype, trust_remote_code=source.options["trust_remote_code"]
@@ -130,19 +133,19 @@ def weight_bytes(source: Source) -> int:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Any error while a model is loaded as one sentence, for a damaged folder can break transformers anywhere."""
+    """Convert any loading error to a UserError: a damaged folder can make transformers raise any exception."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):  # the job's to explain
+        if is_out_of_memory(error):  # the job explains it
             raise
         raise UserError(_explain(name, error)) from error
 
 
 def check_complete(name: str, missing: Iterable[str], mismatched: Iterable[tuple] = ()) -> None:
-    """UserError if any parameter has no tensor in the checkpoint, or one of another shape.
+    """UserError if a parameter has no tensor in the checkpoint, or one of another shape.
 
     missing: their names. mismatched: (name, shape in the checkpoint, shape by the config).
     """
@@ -150,7 +153,7 @@ def check_complete(name: str, missing: Iterable[str], mismatched: Iterable[tuple
         key, found, expected = wrong[0]
         raise UserError(
             f"Model {name!r} does not fit its config.json: {key} is {tuple(found)} in the checkpoint and "
-            f"{tuple(expected)} by the config, so give the config that belongs to these weights."
+            f"{tuple(expected)} by the config: give the config that belongs to these weights."
         )
     if names := sorted(missing):
         raise UserError(
@@ -160,7 +163,7 @@ def check_complete(name: str, missing: Iterable[str], mismatched: Iterable[tuple
 
 
 def finish(source: Source, model: PreTrainedModel) -> LoadedModel:
-    """A model with its weights in place, put into eval mode, with its tokenizer."""
+    """A model with weights, switched to eval mode, with its tokenizer."""
     return LoadedModel(
         name=source.name,
         model=model.eval(),
@@ -192,23 +195,23 @@ def _pick_dtype(dtype: str, config: PreTrainedConfig, place: torch.device) -> to
 
 
 def _positions(config: PreTrainedConfig) -> int:
-    """How many positions the model has; families without a limit (BLOOM) count as 2048, the papers' length."""
+    """The model's number of positions; 2048, as in the papers, for families without a limit (BLOOM)."""
     text = config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "seq_length"):
         positions = getattr(text, name, None)
-        if positions is not None and positions > 0:  # XLNet says -1
+        if positions is not None and positions > 0:  # XLNet has -1
             return positions
     return 2048
 
 
 def _load_tokenizer(source: str, options: dict) -> PreTrainedTokenizerBase | None:
-    """The tokenizer, or None where a folder has no file of one: a file of token ids needs none."""
+    """The tokenizer, or None if a folder has no tokenizer file: files of token ids need none."""
     folder = Path(source)
     if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZER_FILES):
         return None
     try:
         return AutoTokenizer.from_pretrained(source, **options)
-    except Exception as error:  # a damaged file can break tokenizers anywhere
+    except Exception as error:  # a damaged file can make tokenizers raise any exception
         raise UserError(
             f"The tokenizer of {source!r} cannot be loaded ({first_line(error)}): give intact tokenizer files, or "
             "none and token ids as .npy."
@@ -216,7 +219,7 @@ def _load_tokenizer(source: str, options: dict) -> PreTrainedTokenizerBase | Non
 
 
 def _check_hub(name: str, cache_dir: str | None) -> None:
-    """Ask the hub about a model that is not cached: does it exist, is it open, has it safetensors."""
+    """Check that an uncached model exists on the hub, is accessible and has safetensors."""
     try:
         if hub.try_to_load_from_cache(name, "config.json", cache_dir=cache_dir):
             return
@@ -237,7 +240,7 @@ def _check_hub(name: str, cache_dir: str | None) -> None:
             f"Model {name!r} is neither a folder here nor a model on the hub: check the spelling, or give "
             f"'{STORYTELLER}'."
         ) from None
-    except Exception as error:  # the HTTP library below the hub client, and so its errors, differ between versions
+    except Exception as error:  # the HTTP library of the hub client, and so its errors, differ between versions
         raise UserError(
             f"Model {name!r} is not on this machine and the hub cannot be reached ({type(error).__name__}): connect to "
             f"the network, or give '{STORYTELLER}' or the path of a Hugging Face folder."
@@ -254,14 +257,14 @@ def _no_safetensors(name: str) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    """UserError unless the folder holds a config and safetensors that can be read, and no adapter without a model."""
+    """UserError unless the folder has a config and readable safetensors, and is not only an adapter."""
     if not (folder / CONFIG_NAME).is_file():
         if (folder / ADAPTER_CONFIG_NAME).is_file():
             raise UserError(_adapter(str(folder)))
         cached = sorted(folder.glob(f"snapshots/*/{CONFIG_NAME}"))
         hint = f"give {cached[-1].parent}" if cached else "give the folder that save_pretrained wrote"
         what = ", but looks like a folder of the hub's cache" if cached else ""
-        raise UserError(f"Folder {str(folder)!r} holds no {CONFIG_NAME}{what}: {hint}.")
+        raise UserError(f"Folder {str(folder)!r} has no {CONFIG_NAME}{what}: {hint}.")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(_no_safetensors(str(folder)))
@@ -275,13 +278,13 @@ def _check_folder(folder: Path) -> None:
 
 def _adapter(name: str) -> str:
     return (
-        f"Model {name!r} has an adapter ({ADAPTER_CONFIG_NAME}), whose weights are no part of the model's: load it "
+        f"Model {name!r} has an adapter ({ADAPTER_CONFIG_NAME}), whose weights are not part of the model's: load it "
         "with peft, call merge_and_unload(), save that to a new folder, and give it; or remove a leftover adapter."
     )
 
 
 def _check_config(source: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:
-    """UserError for what the configuration says that rules pruning out."""
+    """UserError if the configuration rules pruning out."""
     if getattr(config, "quantization_config", None):
         raise UserError(
             f"Model {source!r} is quantised, and packed weights cannot be pruned: give the unquantised model."
@@ -291,16 +294,16 @@ def _check_config(source: str, config: PreTrainedConfig, trust_remote_code: bool
     text = config.get_text_config(decoder=True)
     for key in ("max_position_embeddings", "num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads"):
         value = getattr(text, key, None)
-        if value == 0 or (isinstance(value, int) and value < 0 and key != "max_position_embeddings"):  # XLNet's is -1
+        if value == 0 or (isinstance(value, int) and value < 0 and key != "max_position_embeddings"):  # XLNet has -1
             raise UserError(
-                f"The {CONFIG_NAME} of {source!r} says {key} {value!r}, which no language model has: correct it to "
+                f"The {CONFIG_NAME} of {source!r} has {key} {value!r}, which no language model has: correct it to "
                 "what the model was trained with."
             )
 
 
 def _remote_code(name: str) -> str:
     return (
-        f"Model {name!r} brings its own Python code, which is refused: choose a model that transformers supports "
+        f"Model {name!r} needs its own Python code, which is not allowed: choose a model that transformers supports "
         "itself, or pass --trust_remote_code if you have read that code and trust it."
     )
 
@@ -312,10 +315,10 @@ def _explain(name: str, error: Exception) -> str:
     if "Unrecognized configuration class" in text:
         return f"Model {name!r} is not a decoder-only language model: give one that AutoModelForCausalLM can load."
     if "Should have a `model_type` key" in text or "is not a supported model" in text:
-        return f"The {CONFIG_NAME} of {name!r} does not say its model_type: give the one that came with the model."
+        return f"The {CONFIG_NAME} of {name!r} has no model_type: give the one that came with the model."
     if "valid JSON file" in text or isinstance(error, UnicodeDecodeError | JSONDecodeError | RecursionError):
         return f"Model {name!r} has a damaged JSON file ({first_line(error)}): download it again."
-    if isinstance(error, SafetensorError) or "cut off" in text or "as its header says" in text:
+    if isinstance(error, SafetensorError) or "cut off" in text or "does not match its header" in text:
         return f"The weights of {name!r} are damaged ({first_line(error)}): download or copy them again."
     lacking = "no file named" in text or "not appear to have a file named" in text
     if "couldn't connect" in text or (lacking and hub.constants.HF_HUB_OFFLINE and not Path(name).is_dir()):
@@ -329,10 +332,10 @@ def _explain(name: str, error: Exception) -> str:
         return f"Model {name!r} lacks a file that belongs to it ({first_line(error)}): download or copy it whole."
     if isinstance(error, KeyError):
         return (
-            f"The {CONFIG_NAME} of {name!r} says {error}, which this version of transformers does not know: correct it."
+            f"The {CONFIG_NAME} of {name!r} has {error}, which this version of transformers does not know: correct it."
         )
     if "automatic conversion" in text:
-        return f"The tensors of {name!r} cannot be put together to the weights of its architecture: give an intact one."
+        return f"The tensors of {name!r} cannot be converted to the weights of its architecture: give an intact one."
     if isinstance(error, StrictDataclassError):
         reason = str(error).strip().splitlines()[-1].strip().partition(": ")[2].rstrip(".")
         return f"The {CONFIG_NAME} of {name!r} does not fit its architecture ({reason}): give the one of these weights."

@@ -1,4 +1,4 @@
-"""The mode in which a model is measured."""
+"""Evaluation mode for measurements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout, which would make a difference of its own; each module keeps its own training flag."""
+    """Disable dropout, which would change results, and restore each module's training flag at the end."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

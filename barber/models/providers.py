@@ -1,4 +1,4 @@
-"""Where a model's decoder layers are while nobody works on them."""
+"""Layer providers: access to the decoder layers of a model, in memory or by layerwise loading."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from barber.memory import return_matrices
+from barber.memory import return_freed_memory
 from barber.models.decoder import DecoderView, DenseWeights, Weight, check_finite
 
 
 class LayerProvider(Protocol):
-    """Lends the decoder layers of a model, one at a time."""
+    """Access to the decoder layers of a model."""
 
     device: torch.device
 
     def open(self, index: int) -> None:
-        """Let the layer's module be on the device, with its dense weights where it was away."""
+        """Load the layer onto the device, with its dense weights, unless it is there."""
 
     def close(self, index: int) -> None:
-        """The layer's module is not needed for now."""
+        """Free the layer if it can be loaded again."""
 
     def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
-        """Dense weights of a layer, name -> (out, in), to be read only."""
+        """Dense weights of a layer, name -> (out, in); do not modify them."""
 
-    def forget(self, index: int, names: Iterable[str]) -> None:
-        """The dense values of these weights of an open layer are not needed before it is opened again."""
+    def release_dense(self, index: int, names: Iterable[str]) -> None:
+        """Free the dense values of these weights of an open layer until it is opened again, if they can be loaded."""
 
     def restore(self) -> None:
-        """Let every layer be dense again, as far as it is in memory."""
+        """Make every layer in memory dense again."""
 
 
 class ResidentProvider:
-    """A model that is in memory with all its layers. Its weights are dense when this is made, and these are kept."""
+    """A model with all layers in memory. Its weights at construction are the dense ones, and stay in memory."""
 
     def __init__(self, view: DecoderView) -> None:
         self.view, self.weights, self.device = view, DenseWeights(view), view.device
 
     def open(self, index: int) -> None:
-        """It always is."""
+        """No effect: all layers are in memory."""
 
     def close(self, index: int) -> None:
-        """It stays."""
+        """No effect: all layers stay in memory."""
 
     def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
         return {weight.name: self.weights[index, weight.name] for weight in weights}
 
-    def forget(self, index: int, names: Iterable[str]) -> None:
-        """They are needed to be restored."""
+    def release_dense(self, index: int, names: Iterable[str]) -> None:
+        """No effect: `restore` needs them."""
 
     def restore(self) -> None:
         self.weights.restore()
 
 
 class LayerReader(Protocol):
-    """Where the layers of a model can be had at any time, dense."""
+    """Reads the dense layers of a model."""
 
     @property
     def view(self) -> DecoderView:
         """The structure of the model."""
 
     def open(self, index: int) -> None:
-        """Put the dense weights of a layer onto the device, unless it has weights there."""
+        """Load the dense weights of a layer onto the device unless it is open."""
 
     def close(self, index: int) -> None:
         """Free the weights of a layer."""
@@ -73,13 +73,13 @@ class LayerReader(Protocol):
 
 
 class LayerwiseProvider:
-    """A model of which no layer is in memory but the one that is open."""
+    """A model with only its open layers in memory."""
 
     def __init__(self, reader: LayerReader, device: torch.device) -> None:
         self.reader, self.device = reader, device
-        self._dense: dict[int, dict[str, Tensor]] = {}  # of open layers, as far as not forgotten
+        self._dense: dict[int, dict[str, Tensor]] = {}  # of open layers, without released ones
         self._checked: set[int] = set()
-        return_matrices()
+        return_freed_memory()
 
     def open(self, index: int) -> None:
         if index in self._dense:
@@ -101,7 +101,7 @@ class LayerwiseProvider:
             held = self.reader.dense(index)
         return {weight.name: held[weight.name] for weight in weights}
 
-    def forget(self, index: int, names: Iterable[str]) -> None:
+    def release_dense(self, index: int, names: Iterable[str]) -> None:
         for name in names:
             del self._dense[index][name]
 

@@ -1,6 +1,6 @@
-"""Record and replay calls of modules, with whatever arguments the model family passes.
+"""Record and replay calls of modules, with all arguments that a model family passes.
 
-Nothing here knows a family: rotary embeddings, attention masks and biases travel inside the recorded calls.
+This is independent of the family: recorded calls contain rotary embeddings, attention masks and biases.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from barber.errors import UserError
 class Call:
     """The arguments of one module call. The hidden state comes first, by position or as `hidden_states`.
 
-    compute: the dtype that matrix products are made in, whatever that of the weights; None for their own.
+    compute: the dtype of matrix products; None for that of the weights.
     """
 
     args: tuple
@@ -34,7 +34,7 @@ class Call:
 
     @property
     def has_hidden(self) -> bool:
-        """Whether there is a hidden state where one is expected."""
+        """Whether the call has a hidden state."""
         return isinstance(self.args[0] if self.args else self.kwargs.get("hidden_states"), Tensor)
 
     def with_hidden(self, hidden: Tensor | None) -> Call:
@@ -44,13 +44,13 @@ class Call:
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the point of interest."""
+    """Ends a forward pass once the call or output is recorded."""
 
 
 def _never_called(root: nn.Module, target: nn.Module) -> UserError:
     return UserError(
-        f"{type(root).__name__} does not call its {type(target).__name__} on text, so it cannot be measured: give a "
-        "model whose layers use all their parts."
+        f"{type(root).__name__} does not call its {type(target).__name__} on text, so it cannot be recorded: "
+        "give a model whose layers use all their modules."
     )
 
 
@@ -68,29 +68,29 @@ class Form:
 
     @classmethod
     def of(cls, output: Any) -> Form:
-        """The form of what a module returned."""
+        """The form of a module's return value."""
         container = next((kind for kind in (tuple, list) if isinstance(output, kind)), None)
         return cls(container, len(output)) if container else cls(None)
 
-    def answer(self, output: Tensor) -> Any:
-        """A copy of a stored output as the module returns it: residuals are added in place."""
+    def wrap(self, output: Tensor) -> Any:
+        """A stored output in this form, copied, since models add residuals in place."""
         copied = output.clone()
         return self.container((copied, *[None] * (self.size - 1))) if self.container else copied
 
 
-def run(module: nn.Module, call: Call) -> Any:
-    """Call the module as recorded, in the caller's grad mode; what it returns."""
+def call_module(module: nn.Module, call: Call) -> Any:
+    """Call the module as recorded, in the caller's grad mode; its return value."""
     with torch.autocast(call.hidden.device.type, call.compute, enabled=call.compute is not None):
         return module(*call.args, **call.kwargs)
 
 
 def replay(module: nn.Module, call: Call) -> Tensor:
     """Call the module as recorded, in the caller's grad mode; the output's hidden state."""
-    return first_tensor(run(module, call))
+    return first_tensor(call_module(module, call))
 
 
 def record_call(root: nn.Module, target: nn.Module, call: Call) -> Call:
-    """Run `root` until it calls `target`; that call, its tensors as they were at that moment."""
+    """Run `root` until it calls `target`, and return that call."""
     seen: list[Call] = []
 
     def stop(_module, args, kwargs):
@@ -99,14 +99,14 @@ def record_call(root: nn.Module, target: nn.Module, call: Call) -> Call:
 
     with target.register_forward_pre_hook(stop, with_kwargs=True):
         try:
-            run(root, call)
+            call_module(root, call)
         except _Reached:
             return seen[0]
     raise _never_called(root, target)
 
 
 def record_output(root: nn.Module, target: nn.Module, call: Call) -> Tensor:
-    """Run `root` until `target` has its output; that output's hidden state."""
+    """Run `root` until `target` returns, and return the hidden state of its output."""
     seen: list[Tensor] = []
 
     def stop(_module, _args, output):
@@ -115,7 +115,7 @@ def record_output(root: nn.Module, target: nn.Module, call: Call) -> Tensor:
 
     with target.register_forward_hook(stop):
         try:
-            run(root, call)
+            call_module(root, call)
         except _Reached:
             return seen[0]
     raise _never_called(root, target)
@@ -123,7 +123,7 @@ def record_output(root: nn.Module, target: nn.Module, call: Call) -> Tensor:
 
 @contextmanager
 def replacing(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Give each module another `forward` inside the context."""
+    """Replace the `forward` of each module inside the context."""
     before = {module: vars(module).get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():
@@ -145,12 +145,11 @@ def record_layer_calls(
     open: Callable[[int], None] | None = None,
     compute: torch.dtype | None = None,
 ) -> tuple[Tensor, list[Call]]:
-    """What the first layer gets for tokens (batch, seqlen), and the calls of all layers, in order.
+    """The input of the first layer for tokens (batch, seqlen), and the calls of all layers, in order.
 
-    The layers are skipped; what they are called with beside the hidden state is recorded for each of them, since
-    families differ between layers (sliding and global attention). Only the first of a class runs, as long as `forms`
-    does not know how that class returns its hidden state. open: makes the weights of a layer
-    be there, called with its number before that. compute: see Call.
+    The layers are skipped. The other arguments are recorded for each layer, since they can differ (sliding and global
+    attention). One layer of each class that is not in `forms` runs, to find the form of its output. open: loads the
+    weights of a layer before it runs, given its number. compute: see Call.
     """
     calls: list[Call] = []
 
@@ -170,12 +169,12 @@ def record_layer_calls(
                     open(index)
                 once = call.with_hidden(call.hidden.clone())
                 forms[kind] = Form.of(forward(*once.args, **once.kwargs))
-            return forms[kind].answer(call.hidden)
+            return forms[kind].wrap(call.hidden)
 
         return skip
 
     with replacing({layer: skipping(index, layer) for index, layer in enumerate(layers)}):
-        # The base model: what comes after the layers is not wanted, and its logits are large.
+        # The base model, since the logits are not needed, and large.
         model.base_model(tokens, use_cache=False)
     if not calls:
         raise _never_called(model, layers[0])
@@ -195,10 +194,10 @@ Taps = dict[str, list[Tap]]
 
 @contextmanager
 def tapping(watch: Mapping[str, nn.Module], leaves: bool = False) -> Iterator[Taps]:
-    """Inside, the calls of each watched linear are collected under its name.
+    """Collect the calls of each linear in `watch` by name, inside the context.
 
-    leaves: an output that nothing before it asks a gradient of becomes a leaf that does. So the backward pass of a
-    sub-block begins at its first linears, and no gradient of its input is computed.
+    leaves: make outputs that do not require a gradient into leaves that do. So the backward pass of a sub-block ends at
+    its first linears, and does not compute the gradient of its input.
     """
     taps: Taps = {}
     with ExitStack() as stack:

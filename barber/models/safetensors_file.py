@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: where each lies, by the file's header, and how one is read."""
+"""Tensors in safetensors files: read the header, then single tensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformers.modeling_utils import str_to_torch_dtype
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. `stored[...]` reads it, as transformers' loading asks of a lazy tensor.
+    """A tensor in a file. `stored[...]` reads it, like the lazy tensors that transformers loads.
 
-    It is read, not mapped as by `safe_open` (which maps the file for a moment even where it reads): a map takes address
-    space for the whole file, its pages count as memory of the process, and a file may be larger than both.
+    It is not mapped into memory, unlike with `safe_open`: a map takes address space for the whole file, and its pages
+    count as memory of the process; a file can exceed either limit.
 
-    start: its first byte in the file. Raises OSError or ValueError where the file is not what its header said.
+    start: offset of its first byte in the file. Raises OSError or ValueError if the file does not match its header.
     """
 
     file: Path
@@ -44,7 +44,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """Name -> tensor of a safetensors file: 8 bytes with the length of a JSON header, the header, the data.
 
     Source: the format's description, https://github.com/huggingface/safetensors#format.
-    Raises OSError, ValueError or KeyError where it is not one.
+    Raises OSError, ValueError or KeyError if it is no safetensors file.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -59,6 +59,6 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         start, end = entry["data_offsets"]
         tensor = StoredTensor(path, begin + start, str_to_torch_dtype[entry["dtype"]], tuple(entry["shape"]))
         if start < 0 or end - start != tensor.nbytes or begin + end > size:
-            raise ValueError(f"{name} does not lie in {path.name} as its header says")
+            raise ValueError(f"{name} in {path.name} does not match its header")
         found[name] = tensor
     return found

@@ -1,4 +1,4 @@
-"""Write a model as a Hugging Face folder, whole or not at all, and know such a folder again."""
+"""Write a model as a Hugging Face folder atomically, and recognise such a folder later."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from barber.errors import UserError, first_line
 from barber.memory import is_out_of_memory
 from barber.models.loading import LoadedModel
 
-MARK = ".drafted-by-barber"  # in the folder that a model is drafted in: no other folder is ever taken for one
+MARK = ".drafted-by-barber"  # marks the draft folder of a model
 
-Placing = Callable[[Path], None]  # is shown the whole draft before it takes its place
+Placing = Callable[[Path], None]  # called with the complete draft before it is moved to its path
 
 
 @contextlib.contextmanager
 def draft_folder(path: Path, placing: Placing | None = None) -> Iterator[Path]:
-    """A folder to write a model into, which becomes `path` at the end, or goes away on any error.
+    """A folder to write a model into, which is moved to `path` at the end, or deleted on any error.
 
-    A folder that is there and empty is filled, not replaced: a mount or a volume cannot be. The config, by which the
-    model is loaded, comes last.
+    An existing empty folder is filled, not replaced, since it may be a mount. The config, without which the model does
+    not load, is moved last.
     """
     path = path.resolve()
     root = draft_root(path)
@@ -46,7 +46,7 @@ def draft_folder(path: Path, placing: Placing | None = None) -> Iterator[Path]:
         _place(draft, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The model cannot be written to {path} {reason_and_remedy(error)}.") from None
-    except (RuntimeError, ValueError) as error:  # what transformers has against a model that it has loaded itself
+    except (RuntimeError, ValueError) as error:  # transformers refuses to save some models that it loads
         if is_out_of_memory(error):
             raise
         raise UserError(
@@ -59,12 +59,12 @@ def draft_folder(path: Path, placing: Placing | None = None) -> Iterator[Path]:
 
 
 def draft_root(path: Path) -> Path:
-    """Where a model is drafted: inside `path` if that is there, else beside it."""
+    """The draft folder of a model: inside `path` if that exists, else beside it."""
     return (path if path.is_dir() else path.parent) / f".{path.name}.part"
 
 
 def clear_draft(path: Path, root: Path | None = None) -> None:
-    """Remove the draft that a killed process left. UserError if what is there in its place is not one."""
+    """Remove the draft of a killed process. UserError if the folder is not a draft."""
     root = root or draft_root(path)
     if root.is_dir() and not root.is_symlink() and ((root / MARK).exists() or not any(root.iterdir())):
         if (root / "model").exists():
@@ -72,7 +72,7 @@ def clear_draft(path: Path, root: Path | None = None) -> None:
         (root / MARK).unlink(missing_ok=True)
         root.rmdir()
     elif root.exists() or root.is_symlink():
-        raise UserError(f"{root} is in the way of the model that is to be written: move it, or give another place.")
+        raise UserError(f"{root} is in the way of the model to write: move it, or give another folder.")
 
 
 def _place(draft: Path, path: Path) -> None:
@@ -103,9 +103,9 @@ def save_model(loaded: LoadedModel, path: Path, placing: Placing | None = None) 
 
 
 def folder_digests(folder: Path | str) -> dict[str, str]:
-    """Name within the folder -> digest of each file in it; links, empty folders and the like count, too.
+    """Name within the folder -> digest of each file in it; including links and empty folders.
 
-    The draft of a model, which a killed process may have left in it, does not.
+    Without the draft that a killed process may have left in it.
     """
     folder = Path(folder)
     found, draft = {}, draft_root(folder)
@@ -120,15 +120,15 @@ def folder_digests(folder: Path | str) -> dict[str, str]:
 
 
 def remove_model(folder: Path, files: dict[str, str]) -> None:
-    """Delete a model that was written, as far as it is there. A mount stays, empty.
+    """Delete what exists of a saved model. A mount is emptied, not deleted.
 
-    files: `folder_digests` of what was written. UserError if anything in the folder is not of it: all of it stays then.
+    files: `folder_digests` of the saved model. UserError, and nothing is deleted, if the folder has other files.
     """
     if not folder.exists() and not folder.is_symlink():
         return
     if not is_model(folder, files):
         raise UserError(
-            f"{folder} was not deleted: it holds what this run did not write, so look at it and delete it yourself."
+            f"{folder} was not deleted: it has files that this run did not write, so check and delete it yourself."
         )
     for place in folder.iterdir():
         shutil.rmtree(place) if place.is_dir() else place.unlink()
@@ -137,5 +137,5 @@ def remove_model(folder: Path, files: dict[str, str]) -> None:
 
 
 def is_model(folder: Path, files: dict[str, str]) -> bool:
-    """Whether a folder holds nothing but files that were written: all of them, or some; see `folder_digests`."""
+    """Whether all files of a folder are among the saved ones, `folder_digests`; some may be missing."""
     return bool(files) and folder.is_dir() and folder_digests(folder).items() <= files.items()

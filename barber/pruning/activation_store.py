@@ -1,4 +1,4 @@
-"""Where activations wait until they are needed again: on the device at work, on the host, or in mapped files."""
+"""Store activations on the device, on the host or in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from barber.errors import UserError
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """Stores activations until they are needed again, in their own dtype.
+    """Stores activations, in their dtype.
 
     Attributes:
-        device: where they are used.
-        host: whether they wait in the host's memory.
-        folder: where they wait in files, which the system maps and may drop from memory; None for in memory.
+        device: on which `load` returns them.
+        host: whether they are stored in the host's memory.
+        folder: for memory-mapped files, which the system can page out; None to store them in memory.
     """
 
     device: torch.device
@@ -29,7 +29,7 @@ class ActivationStore:
     folder: Path | None = None
 
     def save(self, tensor: Tensor) -> Tensor:
-        """The tensor as it waits, for `load`. Raises UserError where the disk is full."""
+        """The stored tensor, for `load`. Raises UserError if the disk is full."""
         if self.folder is not None:
             return self._mapped(tensor)
         return tensor.to("cpu") if self.host else tensor
@@ -42,12 +42,12 @@ class ActivationStore:
         try:
             handle, name = tempfile.mkstemp(dir=self.folder, prefix="activations-")
             try:
-                # Reserved first: writing to a mapped file that the disk has no room for would kill the process.
+                # Allocated first: a write to a mapped file on a full disk would kill the process.
                 os.posix_fallocate(handle, 0, max(1, tensor.nbytes))
                 mapped = torch.from_file(name, shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
             finally:
                 os.close(handle)
-                # The mapping lives on without a name, and what is left of it goes when the last tensor does.
+                # The mapping stays valid without a file name; the system frees it with its last tensor.
                 with contextlib.suppress(OSError):
                     os.unlink(name)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The sparse stream: the calibration activations that the model at work really produces, layer by layer."""
+"""Activation streams: hidden states of the calibration sequences, layer by layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from barber.pruning.distributed import Ranks
 
 
 def _share(value: Any, known: Any) -> Any:
-    """`known` where it equals `value`, so that what repeats from batch to batch is stored once."""
+    """`known` where it equals `value`, so that values that all batches share are stored once."""
     if isinstance(value, Tensor) and isinstance(known, Tensor):
         alike = value.shape == known.shape and value.dtype == known.dtype
         return known if value is known or (alike and torch.equal(value, known)) else value
@@ -32,16 +32,16 @@ def _share(value: Any, known: Any) -> Any:
 
 
 class ActivationStream:
-    """Hidden states of every calibration sequence in front of one layer, and how the model calls its layers.
+    """Input hidden states of one layer for every calibration sequence, and the calls of all layers.
 
-    The sequences lie in batches. `advance` replaces a batch's hidden state by the output of a layer, with the weights
-    that the layer has at that moment.
+    The sequences are in batches. `advance` replaces a batch's hidden state by the output of a layer, with the weights
+    that the layer has then.
 
     Attributes:
-        hidden: of each batch, (batch, seqlen, hidden) in the model's dtype, as the store has it.
-        outputs: of sub-blocks for the same batches, any key -> one (batch, ...) each; split when the batches are.
-        halved: whether batches were split since memory ran out.
-        open: loads the weights of a layer, given its number, before the layer has to run while batches are fed.
+        hidden: of each batch, (batch, seqlen, hidden) in the model's dtype, as stored.
+        outputs: of sub-blocks, key -> one (batch, ...) per batch; split together with the batches.
+        halved: whether batches were split because memory ran out.
+        open: loads the weights of a layer, given its number, if the layer has to run in `feed`.
         compute: see Call.
     """
 
@@ -60,12 +60,12 @@ class ActivationStream:
         self._tokens: list[Tensor] = []
         self._validates: list[bool] = []
         self._calls: list[list[Call]] = []  # [batch][layer], without hidden states
-        self._forms: dict[type, Form] = {}  # how layers of a class return their hidden state
+        self._forms: dict[type, Form] = {}  # class of layer -> form of its output
 
     def feed(self, tokens: Tensor, validates: bool = False) -> None:
-        """Add tokens (batch, seqlen) as one batch, or as several where memory does not suffice for one.
+        """Add tokens (batch, seqlen) as one batch, or as several if memory does not suffice for one.
 
-        validates: whether its sequences are for validation, not for training.
+        validates: whether its sequences are validation sequences.
         """
         if not self._forms:
             self._call_layers(tokens[:1, :2])
@@ -75,7 +75,7 @@ class ActivationStream:
             if not is_out_of_memory(error) or len(tokens) == 1:
                 raise
             hidden = None
-        if hidden is None:  # outside the handler, whose traceback holds the tensors of what failed
+        if hidden is None:  # outside the handler, since its traceback keeps tensors in memory
             for part in tokens.split((len(tokens) + 1) // 2):
                 self.feed(part, validates)
             return
@@ -86,7 +86,7 @@ class ActivationStream:
 
     @torch.no_grad()
     def _call_layers(self, tokens: Tensor) -> tuple[Tensor, list[Call]]:
-        """What the first layer gets, and the calls of all layers without hidden states."""
+        """Input of the first layer, and the calls of all layers without hidden states."""
         tokens = tokens.to(self.store.device)
         hidden, calls = record_layer_calls(self.model, self.layers, tokens, self._forms, self.open, self.compute)
         known = self._calls[0] if self._calls else calls
@@ -98,14 +98,14 @@ class ActivationStream:
         return hidden, shared
 
     def fork(self) -> ActivationStream:
-        """Another stream that stands where this one does and moves on by itself."""
+        """A copy of the stream, which advances independently."""
         twin = copy(self)
         twin.hidden, twin.outputs = list(self.hidden), {}
         twin._tokens, twin._validates, twin._calls = list(self._tokens), list(self._validates), list(self._calls)
         return twin
 
     def __len__(self) -> int:
-        """How many batches there are."""
+        """Number of batches."""
         return len(self.hidden)
 
     @property
@@ -120,15 +120,15 @@ class ActivationStream:
 
     @property
     def validation(self) -> list[int]:
-        """The validation batches: the train batches where there are no others."""
+        """The validation batches, or the train batches if there are none."""
         return [batch for batch, validates in enumerate(self._validates) if validates] or self.train
 
     def call(self, layer: int, batch: int) -> Call:
-        """The call of a layer for one batch, with the stream's hidden state as it stands."""
+        """The call of a layer for one batch, with the stream's current hidden state."""
         return self._calls[batch][layer].with_hidden(self.store.load(self.hidden[batch]))
 
     def save_output(self, key: Any, batch: int, tensor: Tensor) -> None:
-        """Store an output (batch, ...) for a batch, after those of the batches before."""
+        """Store an output (batch, ...) for a batch; batches must come in order."""
         stored = self.outputs.setdefault(key, [])
         assert len(stored) == batch, f"batch {batch} after {len(stored)}"
         stored.append(self.store.save(tensor))
@@ -142,17 +142,17 @@ class ActivationStream:
         self.hidden[batch] = self.store.save(layer.replay(self.call(layer.index, batch), outputs))
 
     def advance_all(self, layer: Layer, known: tuple = ()) -> Steps[None]:
-        """Advance every batch by a layer; known: keys of outputs of its sub-blocks that need not be made again."""
+        """Advance every batch by a layer; known: keys of stored outputs of its sub-blocks, which do not run again."""
         for batch in range(len(self)):
             self.advance(layer, batch, self.load_outputs(known, batch))
             yield TICK
 
     @torch.no_grad()
     def logits(self, batch: int) -> Tensor:
-        """What the model makes of one batch, (batch, seqlen, vocabulary), once the stream is behind the last layer."""
+        """Logits (batch, seqlen, vocabulary) of one batch, after the stream has passed the last layer."""
         hidden = self.store.load(self.hidden[batch])
         forms = [(layer, self._forms[type(layer)]) for layer in self.layers]
-        passing = {layer: lambda *_a, form=form, **_k: form.answer(hidden) for layer, form in forms}
+        passing = {layer: lambda *_a, form=form, **_k: form.wrap(hidden) for layer, form in forms}
         with replacing(passing):
             return self.model(self._tokens[batch].to(self.store.device), use_cache=False).logits
 
@@ -176,10 +176,10 @@ class ActivationStream:
 def halving(
     streams: Sequence[ActivationStream], ranks: Ranks, attempt: Callable[[], Steps[T]]
 ) -> Generator[Event | Tick, None, T]:
-    """Work on the streams, begun again with batches of half the size whenever memory runs out.
+    """Do work on the streams, and restart it with batches of half the size whenever memory runs out.
 
-    attempt: the work from its beginning, as often as it is called. A single sequence that does not fit raises, and so
-    does one of several processes: the others would wait for sums that it begins again.
+    attempt: starts the work from its beginning. Raises the memory error if batches have one sequence, or with several
+    ranks, since the others would wait for the sums of the restarted rank.
     """
     while True:
         try:
@@ -187,7 +187,7 @@ def halving(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or max(streams[0].sizes) == 1 or ranks.world > 1:
                 raise
-        # Outside the handler, whose traceback holds the tensors of what failed.
+        # Outside the handler, since its traceback keeps tensors in memory.
         for stream in streams:
             stream.halve()
         if torch.cuda.is_available():

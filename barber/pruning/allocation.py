@@ -1,6 +1,6 @@
-"""Layer ratios that differ: layers with more outliers keep more, and the count of the whole model stays exact.
+"""Non-uniform layer ratios: layers with more outliers keep more weights; the count of the whole model stays exact.
 
-The rule is that of OWL (arXiv 2310.05175); what counts as an outlier is Wanda's score or the saliency of the rebuild.
+The rule is that of OWL (arXiv 2310.05175), applied to Wanda's score or to the saliency of the rebuild.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ COSTS = {Allocation.OWL: 2, Allocation.SALIENCY: 6}  # forward passes of one seq
 def allocate(
     context: PruningContext, calibration: CalibrationSet, config: PruneConfig
 ) -> Generator[Event, None, ZeroPlan]:
-    """The zeros of every weight, (layer, name) -> int, as many in all as the uniform run of the method has.
+    """Zeros of every weight, (layer, name) -> int; their sum is that of the method with a uniform ratio.
 
-    The layers run with their dense weights, as published, and are dense again when this is done; who stops it on the
-    way restores them.
+    The layers run with their dense weights, as published, and are dense at the end. A caller that stops it early
+    restores the dense weights.
     """
     method, layers, provider = INITIAL_MASKS[config.method], context.view.layers, context.provider
     stream = context.feed(calibration, config)
@@ -62,7 +62,7 @@ def allocate(
 
 
 def _passes(layer: Layer, config: PruneConfig) -> int:
-    """Steps that a layer takes for each batch."""
+    """Steps of a layer per batch."""
     if config.allocation is Allocation.OWL:
         return 2
     return INITIAL_MASKS[config.method].calibrated + len(layer.sub_blocks) + 1
@@ -80,10 +80,10 @@ def _by_owl(layer: Layer, stream: ActivationStream, context: PruningContext, con
 def _by_saliency(layer: Layer, stream: ActivationStream, context: PruningContext, config: PruneConfig) -> Steps[int]:
     """Outliers of the rebuild's saliency in each sub-block, against that sub-block's own mean.
 
-    The error of a sub-block is that of the method's uniform mask on the dense stream, every other sub-block dense: no
-    ratio of an earlier layer, which is not known yet, has a part in it.
+    The error is that of the sub-block under the method's uniform mask, on the dense stream, with all other sub-blocks
+    dense: it does not depend on the ratios of earlier layers, which are not known yet.
     """
-    assign_values(layer.weights, context.provider.dense(layer.index, layer.weights))  # whatever an earlier attempt left
+    assign_values(layer.weights, context.provider.dense(layer.index, layer.weights))  # of an earlier attempt
     batches = range(len(stream))
     state = yield from initialise(layer.index, layer.weights, config, batches, _replaying(layer, stream), context.ranks)
     found = 0
@@ -92,14 +92,14 @@ def _by_saliency(layer: Layer, stream: ActivationStream, context: PruningContext
         calls = SubBlockCalls.record(layer, block, stream, (), context.ranks)
         pruned = SubBlockWeights.of(dense, state, retain=False).initial
         seen = yield from dense_pass(
-            calls, dense, pruned, batches=batches, targets={}, learn_from=batches, gradients=True
+            calls, dense, pruned, batches=batches, targets={}, gather_on=batches, gradients=True
         )
         scores = {name: weight_times_gradient(dense[name], square) for name, square in seen.squared_gradients.items()}
         for name, score in scores.items():
             if not bool(score.isfinite().all()):
                 raise UserError(
                     f"The saliency of layers.{layer.index} {name} is not finite: its activations overflow in this "
-                    "dtype, so run it in float32 or bfloat16."
+                    "dtype, so run the model in float32 or bfloat16."
                 )
         found += outliers(list(scores.values()))
     return found

@@ -1,4 +1,4 @@
-"""How a run is carried out. Nothing here changes what it computes, but for rounding."""
+"""The context of a run: model, devices, memory and processes. It changes results only by rounding."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from barber.pruning.layer_states import LayerStates, MemoryStates
 from barber.pruning.refit import BATCH
 from barber.pruning.validation import split_sequences
 
-CALIBRATION_BATCH_TOKENS = 4096  # of one forward pass: enough to keep a processor busy
+CALIBRATION_BATCH_TOKENS = 4096  # tokens of one forward pass: enough to use a processor fully
 
 
 @dataclass(frozen=True)
 class PruningContext:
-    """The means of a run.
+    """The context of a run.
 
     Attributes:
         view: the model's structure.
-        provider: lends the model's layers.
-        store: where activations wait.
+        provider: gives access to the model's layers.
+        store: keeps activations.
         ranks: the processes that share the sequences.
         batch: sequences of one forward pass at most; None for CALIBRATION_BATCH_TOKENS tokens.
-        record_bytes: of dense forward passes that are kept until masks are known, rather than made again.
+        record_bytes: memory for forward records that are kept from the initial mask to the rebuild, to save a pass.
         compute: the dtype of matrix products, None for that of the weights.
-        states: where masks and values of finished layers are kept.
+        states: keeps masks and values of finished layers.
         name: of the model, for the run's first event.
-        resumed: the events of the run so far, if it was begun before; their layers are in `states`.
+        resumed: the events so far of a run that is resumed; its finished layers are in `states`.
     """
 
     view: DecoderView
@@ -53,17 +53,17 @@ class PruningContext:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> PruningContext:
-        """For a model that is in memory with all its layers, on one device. Raises UserError if it is no decoder."""
+        """For a model with all layers in memory, on one device. Raises UserError if it is not a decoder."""
         view = DecoderView(model)
         return cls(view, ResidentProvider(view), ActivationStore(view.device), name=type(model).__name__)
 
     def batch_of(self, seqlen: int, config: PruneConfig) -> int:
-        """Sequences of a forward pass. A refit takes steps of a few sequences, so its batches have no more."""
+        """Sequences of a forward pass. A step of the refit uses few sequences, which limits its batches."""
         size = self.batch or max(1, CALIBRATION_BATCH_TOKENS // seqlen)
         return min(size, max(1, BATCH // self.ranks.world)) if config.reconstruct else size
 
     def feed(self, calibration: CalibrationSet, config: PruneConfig) -> ActivationStream:
-        """This rank's calibration sequences in front of the first layer, in batches of train or of validation ones."""
+        """A stream at the first layer with this rank's calibration sequences, in train and validation batches."""
         samples, seqlen = calibration.tokens.shape
         size = self.batch_of(seqlen, config)
         modules = [layer.module for layer in self.view.layers]

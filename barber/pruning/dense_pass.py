@@ -1,4 +1,4 @@
-"""What the dense sub-block shows beside the pruned one: target outputs, errors, gradients, statistics of its inputs."""
+"""Passes of the dense sub-block: target outputs, errors of the pruned one, gradients and statistics of inputs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from barber.pruning.sub_block_calls import SubBlockCalls, squared_error
 
 @dataclass(frozen=True)
 class DensePass:
-    """What was seen of a sub-block with its dense weights.
+    """Results of a pass of a sub-block with its dense weights.
 
     Attributes:
-        targets: batch -> target output, as the activation store has it.
+        targets: batch -> target output, as in the activation store.
         errors: batch -> mean squared error of the pruned sub-block's output against the target, 0-dim, fp32.
-        squared_gradients: name -> mean over the sequences of the squared gradient of the error by the dense weight,
-            fp32 (out, in); empty where none was asked for.
-        statistics: name -> sum of a statistic of the weight's inputs; empty where none was asked for.
+        squared_gradients: name -> mean over the sequences of the squared gradient of the error with respect to the
+            dense weight, fp32 (out, in); empty without `gradients`.
+        statistics: name -> sum of a statistic of the weight's inputs; empty without `statistic`.
     """
 
     targets: Mapping[int, Tensor]
@@ -41,15 +41,15 @@ def dense_pass(
     *,
     batches: Iterable[int],
     targets: Mapping[int, Tensor],
-    learn_from: Collection[int] = (),
+    gather_on: Collection[int] = (),
     gradients: bool = False,
     statistic: str | None = None,
     records: dict[int, ForwardRecord] | None = None,
 ) -> Steps[DensePass]:
-    """Run the sub-block on batches with its pruned and its dense weights; it is dense afterwards.
+    """Run the sub-block on batches with its pruned and its dense weights; it ends with the dense ones.
 
-    targets: batch -> target output; the dense output is the target of batches that have none. learn_from: the batches
-    whose squared gradients, and whose statistic, are gathered. records: dense forward passes at hand, to be used up.
+    targets: batch -> target output; the dense output is the target of batches without one. gather_on: the batches for
+    squared gradients and the statistic. records: batch -> forward record made before; used ones are removed.
     """
     block, store, records = calls.block, calls.stream.store, {} if records is None else records
     found, errors, sums = dict(targets), {}, StatisticSums(statistic)
@@ -58,8 +58,8 @@ def dense_pass(
         assign_values(block.weights, pruned)
         sparse = calls.output(batch)
         assign_values(block.weights, dense)
-        learns = batch in learn_from
-        if learns and gradients:
+        gathers = batch in gather_on
+        if gathers and gradients:
             record = records.pop(batch, None) or calls.forward(batch)
             output = record.output.detach()
             target = store.load(found[batch]) if batch in found else output
@@ -67,7 +67,7 @@ def dense_pass(
             sums.add(record.taps)
             del record
         else:
-            with tapping(linears_of(block.weights if learns and statistic else ())) as taps:
+            with tapping(linears_of(block.weights if gathers and statistic else ())) as taps:
                 output = calls.output(batch)
             sums.add(taps)
             del taps
@@ -77,7 +77,7 @@ def dense_pass(
         errors[batch] = squared_error(target, sparse)
         yield TICK
     calls.ranks.sum([*squares.values(), *sums.values.values()])
-    sequences = calls.ranks.world * sum(calls.stream.sizes[batch] for batch in learn_from)
+    sequences = calls.ranks.world * sum(calls.stream.sizes[batch] for batch in gather_on)
     mean_squares = {name: square.div_(sequences) for name, square in squares.items()}
     return DensePass(found, errors, mean_squares, sums.values)
 
@@ -85,7 +85,7 @@ def dense_pass(
 def error_under(
     calls: SubBlockCalls, values: Values, targets: Mapping[int, Tensor], batches: Iterable[int]
 ) -> Steps[float]:
-    """Mean error over batches with these weights, which the sub-block then has."""
+    """Assign the sub-block these weights, and return the mean error over batches."""
     assign_values(calls.block.weights, values)
     errors = {}
     for batch in batches:
@@ -95,7 +95,7 @@ def error_under(
 
 
 def _zeros_like(values: Values) -> Values:
-    """Zeros in fp32 of each shape, all in one piece of memory, so that a swap over the sub-block need not copy them."""
+    """fp32 zeros of each shape, contiguous in memory, so that swaps within the sub-block need no copy."""
     sizes = [value.numel() for value in values.values()]
     row = torch.zeros(sum(sizes), device=next(iter(values.values())).device)
     return {name: part.view(value.shape) for (name, value), part in zip(values.items(), row.split(sizes), strict=True)}

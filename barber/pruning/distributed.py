@@ -1,4 +1,4 @@
-"""The processes that share one run: each has its own calibration sequences, and sums go over all of them."""
+"""Data parallelism: each process runs a part of the calibration sequences, and sums are over all processes."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ from torch import Tensor
 
 from barber.errors import UserError
 
-GONE = (
+PEER_ENDED = (
     "Another process of this run has ended or cannot be reached: start the run again, with --resume if it has a run "
     "directory."
 )
 
-MEETING = timedelta(minutes=10)  # how long the processes wait until all have begun
-PATIENCE = timedelta(hours=12)  # how long a rank waits for the others, while the first alone evaluates
+START_TIMEOUT = timedelta(minutes=10)  # for all processes to start
+TIMEOUT = timedelta(hours=12)  # of a collective operation: long, since only rank 0 evaluates while the others wait
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `world` processes. A run of one process has nobody to talk to."""
+    """The number of this process among `world` processes; with one process, no communication takes place."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes what the run leaves behind, and speaks."""
+        """Whether this process writes files and output."""
         return self.rank == 0
 
     def share(self, items: Sequence[int]) -> list[int]:
-        """This rank's part of the calibration sequences: as many as every other rank has."""
+        """This rank's part of the calibration sequences; all parts have the same size."""
         self.check_share(len(items))
         return list(items[self.rank :: self.world])
 
     def check_share(self, count: int) -> None:
-        """UserError unless so many calibration sequences can be shared evenly."""
+        """UserError unless the ranks can share `count` calibration sequences evenly."""
         if count % self.world:
             raise UserError(
-                f"{count} calibration sequences cannot be shared evenly by {self.world} processes: give a number "
-                f"of sequences that {self.world} divides, also after every fourth is held out where some are."
+                f"{count} calibration sequences cannot be shared evenly by {self.world} processes: give numbers "
+                f"of train and validation sequences (every fourth, if the run has any) that {self.world} divides."
             )
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Add up each tensor over all ranks, in place; every rank ends with the same bits."""
+        """Sum each tensor over all ranks, in place; the results are bit-identical on all ranks."""
         if self.world == 1:
             return
-        with talking():
+        with peer_errors_explained():
             for tensor in {id(tensor): tensor for tensor in tensors}.values():
                 distributed.all_reduce(tensor)
 
     def same(self, text: str, device: torch.device) -> None:
-        """UserError unless every rank gives the same text."""
+        """UserError unless the text is the same on every rank."""
         if self.world == 1:
             return
         number = int.from_bytes(sha256(text.encode()).digest()[:7])
         least = torch.tensor([number, -number], device=device)
-        with talking():
+        with peer_errors_explained():
             distributed.all_reduce(least, distributed.ReduceOp.MIN)
         if least[0] != -least[1]:
             raise UserError(
@@ -73,28 +73,27 @@ class Ranks:
             )
 
     def wait(self) -> None:
-        """Go on when every rank is here."""
+        """Wait until every rank has called this."""
         if self.world > 1:
-            with talking():
+            with peer_errors_explained():
                 distributed.barrier()
 
 
 @contextmanager
-def talking() -> Iterator[None]:
-    """Say in one sentence that another process of the run is gone."""
+def peer_errors_explained() -> Iterator[None]:
+    """Raise UserError if communication fails because another process has ended."""
     try:
         yield
     except (RuntimeError, distributed.DistBackendError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UserError(GONE) from error
+        raise UserError(PEER_ENDED) from error
 
 
 def join() -> Ranks:
-    """The ranks that torchrun started, or this process alone. Each rank of a CUDA machine takes the device of its own.
+    """The ranks that torchrun started, or this process alone. On CUDA, each rank uses its own device.
 
-    Raises UserError where the environment names only a part of what torchrun sets, or the processes cannot find each
-    other.
+    Raises UserError if variables that torchrun sets are missing or wrong, or if the processes cannot connect.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return Ranks()
@@ -106,33 +105,33 @@ def join() -> Ranks:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(_number("LOCAL_RANK", 0, torch.cuda.device_count() - 1, default="0"))
-    signal.signal(signal.SIGTERM, _told_to_end)
-    with talking():
-        store, rank, world = next(distributed.rendezvous("env://", rank, world, timeout=MEETING))
-        store.set_timeout(PATIENCE)
+    signal.signal(signal.SIGTERM, _end_on_sigterm)
+    with peer_errors_explained():
+        store, rank, world = next(distributed.rendezvous("env://", rank, world, timeout=START_TIMEOUT))
+        store.set_timeout(TIMEOUT)
         distributed.init_process_group(
-            "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE
+            "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT
         )
     return Ranks(rank, world)
 
 
 def _number(name: str, least: int, most: int, default: str = "") -> int:
-    """A whole number that torchrun puts into the environment."""
+    """An integer environment variable of torchrun."""
     text = os.environ.get(name, default)
     if not (text.isdecimal() and least <= int(text) <= most):
         raise UserError(
-            f"{name} is {text!r}, which is no number from {least} to {most}: start the processes with torchrun, or "
+            f"{name} is {text!r}, which is not a number from {least} to {most}: start the processes with torchrun, or "
             "unset WORLD_SIZE."
         )
     return int(text)
 
 
-def _told_to_end(number: int, frame: object) -> None:
-    """What torchrun asks of all processes where one has ended."""
-    raise UserError(GONE)
+def _end_on_sigterm(number: int, frame: object) -> None:
+    """Handle SIGTERM, which torchrun sends to all processes when one has ended."""
+    raise UserError(PEER_ENDED)
 
 
 def leave() -> None:
-    """End the talk with the other ranks, if there was any."""
+    """Leave the process group, if there is one."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

@@ -1,7 +1,7 @@
-"""The dense forward pass of a sub-block, kept until its error is known, and the squared gradients it then gives.
+"""Forward records: a dense forward pass of a sub-block, and squared gradients once the error is known.
 
-The backward pass only makes the gradients D of the outputs of linear layers. Those of a weight W are D^T X, one for
-each sequence, so a batch gives the sum of their squares without a backward pass of its own for each sequence.
+The backward pass computes the gradients D of the outputs of linear layers only. The gradient of a weight for a
+sequence with inputs X is D^T X, so one backward pass per batch suffices for the sum of squares over sequences.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from torch import Tensor
 from barber.models.decoder import Outputs, SubBlock
 from barber.models.replay import Call, Taps, tapping
 
-ELEMENTS = 2**18  # of gradients that are made at a time: small enough for a cache, and small matrices go together
+ELEMENTS = 2**18  # of gradients computed at a time: fits into a cache, and covers several small matrices at once
 
 
 @dataclass(frozen=True, eq=False)
 class ForwardRecord:
-    """A dense forward pass of a sub-block on one batch: its output (batch, seqlen, hidden), and its linears' calls."""
+    """A dense forward pass on one batch: the output (batch, seqlen, hidden) and the calls of the linears."""
 
     output: Tensor
     taps: Taps
 
     @classmethod
     def record(cls, block: SubBlock, call: Call, others: Outputs | None = None) -> ForwardRecord:
-        """Run the sub-block, which must hold its dense weights. others: as in SubBlock.replay."""
+        """Run the sub-block, which must have its dense weights. others: as in SubBlock.replay."""
         with torch.enable_grad(), tapping({w.name: w.module for w in block.weights}, leaves=True) as taps:
             return cls(block.replay(call, others), taps)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the linears' inputs and outputs, about half of what the record holds."""
+        """Bytes of the linears' inputs and outputs, about half of the record's memory."""
         tensors = [tensor for calls in self.taps.values() for tap in calls for tensor in (tap.x, tap.y)]
         return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
     def add_squared_gradients(self, block: SubBlock, difference: Tensor, total: Mapping[str, Tensor]) -> None:
-        """Add the squared gradient of each sequence's error by the dense weights to `total`, name -> fp32 (out, in).
+        """Add the squared gradient of each sequence's error to `total`, name -> fp32 (out, in).
 
-        difference: fp32 (batch, seqlen, hidden), the wanted output less the one that is had; a sequence's error is the
-        mean of its square. Half-precision gradients would underflow, so the difference is multiplied by a power of two,
-        which is divided out exactly.
+        The gradient is with respect to the dense weights. difference: fp32 (batch, seqlen, hidden), the target output
+        minus the sub-block's; a sequence's error is the mean of its square. Half-precision gradients would underflow,
+        so the difference is multiplied by a power of two, which is divided out exactly.
         """
         numel = difference[0].numel()
         scale = 2.0 ** round(math.log2(numel))
@@ -75,4 +75,4 @@ def _add_squares(total: Tensor, calls: list[tuple[Tensor, Tensor]], batch: int, 
         else:
             each = reduce(torch.add, (torch.bmm(d[part].transpose(1, 2), x[part]) for x, d in split)).float()
             total.add_(each.square_().sum(0), alpha=1 / scale**2)
-        del each  # before the next one is made
+        del each  # before computing the next one

@@ -1,4 +1,4 @@
-"""Initial masks of weights, by any method of the registry.
+"""Initial masks of weights, by the methods of the registry.
 
 A method scores weights from a statistic of their inputs, summed over the calibration sequences.
 """
@@ -32,10 +32,10 @@ def initialise(
     ranks: Ranks,
     plan: ZeroPlan | None = None,
 ) -> Steps[State]:
-    """The initial masks and updated values of some weights of a layer, which stay as they are.
+    """Initial masks and updated values of some weights of a layer; the weights do not change.
 
-    run: runs the model's part that holds the weights on a batch of calibration sequences; it is not called for a method
-    that needs none. plan: how many weights to prune, where it is not what the sparsity says.
+    run: runs the modules of the weights on a batch of calibration sequences; it is not called for a method without
+    calibration. plan: number of zeros of each weight, in place of that by the sparsity.
     """
     method = INITIAL_MASKS[config.method]
     statistics = yield from gather_statistic(method.statistic, weights, batches, run, ranks)
@@ -51,7 +51,7 @@ def make_masks(
     sparsity: Sparsity,
     plan: ZeroPlan | None = None,
 ) -> State:
-    """Masks, True = pruned, and updated values, if any, from the method's statistic of each weight's inputs."""
+    """Masks, True = pruned, and updated values, if any, from the statistic of each weight's inputs."""
     if method.calibrated:
         check_statistics(layer, weights, statistics)
     masks, updates, prepared = {}, {}, {}
@@ -70,10 +70,10 @@ def make_masks(
 def mask_of(
     weight: Tensor, method: InitialMask, prepared: Any, name: str, sparsity: Sparsity, zeros: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The mask of one weight (out, in), and its updated values in its dtype if the method gives it any.
+    """The mask of one weight (out, in), and its updated values, in its dtype, if the method has updates.
 
-    prepared: what the method's `prepare_call` made of the statistic. zeros: how many weights to prune, where it is not
-    what the sparsity says.
+    prepared: the result of the method's `prepare_call`. zeros: number of weights to prune, in place of that by the
+    sparsity.
     """
     if method.kind == "update":
         updated, mask = method.call(weight, prepared, sparsity, zeros)

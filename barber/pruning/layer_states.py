@@ -1,4 +1,4 @@
-"""Where the masks and values that a run gives its layers are kept until the run, or a later one, needs them again."""
+"""Layer states: masks and values of finished layers, for later stages and for a resumed run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from barber.models.decoder import State
 
 
 class LayerStates(Protocol):
-    """Keeps what each layer's weights are at a stage."""
+    """Stores masks and values of each layer at a stage."""
 
     def save(self, layer: int, stage: Stage, state: State) -> None:
-        """Keep the masks and values of some or all weights of a layer, beside those of its others."""
+        """Store masks and values of weights of a layer, in addition to those of its other weights."""
 
     def load(self, layer: int, stage: Stage) -> State:
-        """All that was kept of a layer at a stage."""
+        """The stored masks and values of a layer at a stage."""
 
 
 class MemoryStates:
-    """Keeps them as they are, on their device."""
+    """Keeps the tensors in memory, on their device."""
 
     def __init__(self) -> None:
         self._states: dict[tuple[int, Stage], State] = {}

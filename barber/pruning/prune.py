@@ -1,8 +1,8 @@
-"""prune(): the run as a stream of events, in the order of the paper's algorithm.
+"""prune(): a run as a stream of events, in the order of the algorithm of LLM-Barber (arXiv 2408.10631).
 
-The whole model gets its initial mask first, each layer on the stream that the pruned layers before it produce. Then
-the stream starts again, and every attention and MLP sub-block is rebuilt against its dense self. In one pass, each
-sub-block gets its initial mask just before it is rebuilt.
+First all layers get initial masks, each on the sparse stream of the pruned layers before it. Then the stream restarts
+at the first layer, and each attention and MLP sub-block is rebuilt against its target (see
+config.Target). In one pass, each sub-block gets its initial mask just before its rebuild.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def prune(
     initial: Mapping[int, State] | None = None,
     context: PruningContext | None = None,
 ) -> Generator[Event, None, None]:
-    """Prune a model in place and tell about it.
+    """Prune a model in place, as a stream of events.
 
     model: a decoder model of transformers. calibration: needed by every method but magnitude and random, and by the
-    rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as runs.directory.read_masks
-    gives them. context: how to go about it, of a model that `inspect` has seen and a request that `check_request`
-    has passed; without, the model is in memory on one device.
-    The model's weights get new tensors, those that it had stay as they are: DenseWeights taken before put them back. A
-    run that is stopped or fails does so itself.
-    Raises UserError for what the model or the settings do not allow, before anything is changed.
+    rebuild. initial: with method "masks", layer -> (name -> mask, name -> updated weight), as returned by
+    runs.directory.read_masks. context: of a model that `inspect` and a request that `check_request` has checked; None
+    for a model in memory on one device.
+    The run assigns new tensors to the model's weights and does not modify the old ones: DenseWeights made before the
+    run restore them. A run that is stopped or fails restores them itself.
+    Raises UserError for an unsupported model or setting, before any change.
     """
     check_differentiable(model)
     notices: list[Notice] = []
@@ -48,8 +48,8 @@ def prune(
         context = PruningContext.of(model)
         inspection = inspect(context.view, context.provider)
         check_request(context.view, config, initial)
-        said = [inspection.describe(config.sparsity.ratio), context.view.coverage.describe()]
-        notices = [Notice(sentence) for sentence in said if sentence]
+        sentences = [inspection.describe(config.sparsity.ratio), context.view.coverage.describe()]
+        notices = [Notice(sentence) for sentence in sentences if sentence]
     if config.needs_calibration and calibration is None:
         raise UserError(
             f"Method {config.method} with rebuild={config.refined} and allocation {config.allocation} needs "
@@ -102,17 +102,17 @@ def describe(context: PruningContext, calibration: CalibrationSet | None, config
 
 
 def _notices(tally: Tally, config: PruneConfig) -> Iterator[Notice]:
-    """What the user should know of the finished run."""
+    """Notices about the finished run."""
     if tally.candidates and not tally.swaps:
         yield Notice(_no_swaps(config))
     if tally.diverged:
         yield Notice(
-            f"The refit of the kept weights diverged in {', '.join(tally.diverged)} and went back to its best state."
+            f"The refit of the kept weights diverged in {', '.join(tally.diverged)} and went back to its best values."
         )
 
 
 def _no_swaps(config: PruneConfig) -> str:
-    """Why a rebuild that had candidates swapped nothing."""
+    """Why a rebuild with gaining pairs swapped none."""
     if config.auto or config.most_rounds > 1:
         return "No weights were swapped: no swap that was tried lowers the error on the validation sequences."
     return (
@@ -122,7 +122,7 @@ def _no_swaps(config: PruneConfig) -> str:
 
 
 def check_request(view: DecoderView, config: PruneConfig, initial: Mapping[int, State] | None) -> None:
-    """UserError unless a model can be pruned as asked: finite weights, a pattern that fits, initial masks that fit."""
+    """UserError unless weights are finite, and pattern and initial masks fit the model."""
     check_finite(view.model)
     view.check_width(config.sparsity.m)
     if config.method == GIVEN:
@@ -138,9 +138,9 @@ def check_request(view: DecoderView, config: PruneConfig, initial: Mapping[int, 
 
 
 def _check_initial(view: DecoderView, initial: Mapping[int, State], config: PruneConfig) -> None:
-    """UserError unless there is a mask of the right shape and pattern for every weight, and zeros as asked in all.
+    """UserError unless every weight has a mask of its shape and of the pattern, and the sparsity of all is right.
 
-    Methods count per matrix, row or block of columns, which loses less than one zero a row.
+    Methods round the count per matrix, row or block of columns, by less than one zero per row.
     """
     zeros = weights = rows = 0
     for layer in view.layers:
@@ -150,7 +150,7 @@ def _check_initial(view: DecoderView, initial: Mapping[int, State], config: Prun
             if mask is None or mask.shape != weight.view.shape:
                 found = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
                 raise UserError(
-                    f"The initial masks hold {found} for {name} {tuple(weight.view.shape)}: give masks of this model."
+                    f"The initial masks have {found} for {name} {tuple(weight.view.shape)}: give masks of this model."
                 )
             check_pattern(mask, config.sparsity, name)
             if config.reconstruct and bool(mask.all()):
@@ -160,6 +160,6 @@ def _check_initial(view: DecoderView, initial: Mapping[int, State], config: Prun
             zeros, weights, rows = zeros + int(mask.count_nonzero()), weights + mask.numel(), rows + len(mask)
     if abs(zeros - config.sparsity.ratio * weights) > rows:
         raise UserError(
-            f"The initial masks prune {zeros / weights:.2%} of the weights, but {config.sparsity} was asked: give the "
-            "sparsity that they have."
+            f"The initial masks prune {zeros / weights:.2%} of the weights, but the sparsity given is {config.sparsity}"
+            ": give the sparsity of the masks."
         )

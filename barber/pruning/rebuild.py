@@ -1,7 +1,7 @@
 """The block-aware rebuild of one sub-block's masks (LLM-Barber, arXiv 2408.10631).
 
-With a fixed threshold it is the published one. With threshold "auto", every round tries swaps of several sizes in
-several granularities, and exact one-swaps, and takes what lowers the error most on validation sequences.
+With a fixed threshold, it is as published. With threshold "auto", each round measures swaps of several fractions and
+granularities and exact one-swaps, and chooses the candidate with the lowest error on the validation sequences.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GRANULARITIES = (Granularity.BLOCK, Granularity.LAYER, Granularity.OUTPUT)
 
 @dataclass(frozen=True)
 class _Proposal:
-    """Masks that a round could end with; the first three fields are as in Candidate. candidates: pairs that gain."""
+    """Masks of a possible candidate; fields as in Candidate, and candidates: number of gaining pairs."""
 
     swap: SwapKind
     granularity: str
@@ -43,22 +43,22 @@ class _Proposal:
 
 
 def measures(config: PruneConfig) -> bool:
-    """Whether swaps are measured on validation sequences; a single round with a fixed threshold stands as it is."""
+    """Whether swaps are measured on validation sequences; not for a single round with a fixed threshold."""
     return config.auto or config.most_rounds > 1
 
 
 def train_batches(calls: SubBlockCalls, config: PruneConfig) -> Sequence[int]:
-    """The batches that saliency is measured on: all of them, unless "auto" keeps some for validation."""
+    """The batches that saliency is measured on: all, or with "auto" the train batches."""
     return calls.stream.train if config.auto else calls.batches
 
 
 def barber(calls: SubBlockCalls, weights: SubBlockWeights, seen: DensePass, config: PruneConfig) -> Steps[Refined]:
-    """Swap pruned and kept weights of one sub-block by their saliency, for as many rounds as the config allows.
+    """Swap pruned and kept weights of one sub-block by their saliency, in at most `most_rounds` rounds.
 
-    A single round with a fixed threshold is the published method: its swap stands whatever it does to the error.
-    Otherwise a swap must lower the error on the validation sequences; the first round that finds none is the last.
+    A single round with a fixed threshold is the published method: its swap is kept even if it raises the error.
+    Otherwise a swap must lower the error on the validation sequences; a round without such a swap is the last.
 
-    seen: of the initial weights on all batches, with the gradients of `train_batches`, and their grams for "auto".
+    seen: dense pass with the initial weights on all batches, with gradients, and for "auto" grams, on `train_batches`.
     """
     validation = calls.stream.validation if config.auto else calls.batches
     error = calls.finite_mean({batch: seen.errors[batch] for batch in validation}) if measures(config) else math.nan
@@ -69,7 +69,7 @@ def barber(calls: SubBlockCalls, weights: SubBlockWeights, seen: DensePass, conf
             train = train_batches(calls, config)
             now, targets = weights.under(masks), seen.targets
             latest = yield from dense_pass(
-                calls, weights.dense, now, batches=train, targets=targets, learn_from=train, gradients=True
+                calls, weights.dense, now, batches=train, targets=targets, gather_on=train, gradients=True
             )
             squares = latest.squared_gradients
         else:
@@ -98,7 +98,7 @@ def barber(calls: SubBlockCalls, weights: SubBlockWeights, seen: DensePass, conf
 
 
 def _saliency(calls: SubBlockCalls, weights: SubBlockWeights, squares: Values, config: PruneConfig) -> Values:
-    """Saliency of every weight, written over the squared gradients, which are as large as the sub-block.
+    """Saliency of every weight, computed in place in `squares` to save memory.
 
     Raises UserError that names the weight if one is not finite.
     """
@@ -108,13 +108,13 @@ def _saliency(calls: SubBlockCalls, weights: SubBlockWeights, squares: Values, c
         if not bool(square.isfinite().all()):
             raise UserError(
                 f"The saliency of {calls.where} {name} is not finite: its activations overflow in this dtype, so "
-                "run it in float32 or bfloat16."
+                "run the model in float32 or bfloat16."
             )
     return squares
 
 
 def _swaps(masks: Masks, scores: Values, config: PruneConfig) -> Iterator[_Proposal]:
-    """Swaps by saliency that a round may choose from; "auto" leaves out sizes that swap as many pairs as the last."""
+    """Swaps by saliency that a round measures; "auto" skips fractions with the same number of swaps as the last."""
     fractions = FRACTIONS if config.auto else (float(config.threshold),)
     for granularity in GRANULARITIES if config.auto else (config.granularity,):
         last = 0
@@ -128,7 +128,7 @@ def _swaps(masks: Masks, scores: Values, config: PruneConfig) -> Iterator[_Propo
 
 
 def _one_swaps(weights: SubBlockWeights, masks: Masks, grams: Values, config: PruneConfig) -> Steps[list[_Proposal]]:
-    """Exact one-swaps in every row, if any lower the error of the weight's own output."""
+    """Exact one-swaps in every row, if any lowers the error of a weight's output."""
     new, combined = dict(masks), weights.combined
     for name, gram in grams.items():
         new[name] = one_swap(masks[name], weights.dense[name], combined[name], gram, config.sparsity.m)
@@ -138,7 +138,7 @@ def _one_swaps(weights: SubBlockWeights, masks: Masks, grams: Values, config: Pr
 
 
 def barber_steps(train: int, validation: int, config: PruneConfig) -> int:
-    """Steps of `barber` at most, for so many train and validation batches, without its first dense pass."""
+    """Steps of `barber` at most, for numbers of train and validation batches, without the first dense pass."""
     if not measures(config):
         return 0
     proposals = len(FRACTIONS) * len(GRANULARITIES) + 1 if config.auto else 1

@@ -1,4 +1,4 @@
-"""What every refiner gives: the rebuilt masks of one sub-block, and how it came to them."""
+"""The result of every refiner: rebuilt masks of one sub-block, and its rounds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from barber.models.decoder import Masks, Values
 
 @dataclass(frozen=True)
 class Refined:
-    """Rebuilt masks of a sub-block, with as many zeros in every group as the initial ones.
+    """Rebuilt masks of a sub-block, with the same number of zeros in every group as the initial ones.
 
     Attributes:
         masks: name -> bool (out, in), True = pruned.
-        scores: name -> (out, in), the saliency of each weight to the refiner, as first measured.
+        scores: name -> (out, in), the refiner's saliency of each weight, as first measured.
         candidates: pairs that gain.
         swaps: pairs that were swapped.
         rounds: what each round chose.
-        changed: whether kept weights take their values anew, instead of keeping what the initialiser gave them.
+        changed: whether kept weights get new values (SubBlockWeights.under), or keep those of the initial state.
     """
 
     masks: Masks
@@ -30,5 +30,5 @@ class Refined:
 
 
 def grown_count(initial: Masks, rebuilt: Masks) -> int:
-    """How many weights the initial masks prune and the rebuilt ones keep."""
+    """Number of weights that the initial masks prune and the rebuilt ones keep."""
     return sum(int((initial[name] & ~mask).count_nonzero()) for name, mask in rebuilt.items())

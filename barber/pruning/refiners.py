@@ -1,4 +1,4 @@
-"""The refiners of a sub-block's masks, under one contract: calls, weights and a dense pass in, a Refined out."""
+"""The refiners of a sub-block's masks, with one signature: (calls, weights, dense pass, config) -> Refined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from barber.registry import REFINERS, Refiner
 
 
 def refine(calls: SubBlockCalls, weights: SubBlockWeights, seen: DensePass, config: PruneConfig) -> Steps[Refined]:
-    """Rebuild the masks with the refiner that the config names, or leave them where it names none."""
+    """Rebuild the masks with the refiner of the config, or return the initial ones if it has none."""
     if not config.barber:
         scores = {name: magnitude(value) for name, value in weights.dense.items()}
         return Refined(weights.masks, scores, 0, 0, changed=False)
@@ -27,20 +27,20 @@ def refine(calls: SubBlockCalls, weights: SubBlockWeights, seen: DensePass, conf
 
 
 def needs_of(calls: SubBlockCalls, config: PruneConfig) -> dict:
-    """What the refiner needs of the first dense pass, as keyword arguments of `dense_pass`."""
+    """Keyword arguments of the first `dense_pass`, as the refiner requires."""
     if not config.barber:
         return {}
     refiner = REFINERS[config.refiner]
     if refiner.by_row:
-        return {"learn_from": calls.batches, "statistic": refiner.statistic}
+        return {"gather_on": calls.batches, "statistic": refiner.statistic}
     statistic = "gram" if config.auto else None
-    return {"learn_from": train_batches(calls, config), "gradients": True, "statistic": statistic}
+    return {"gather_on": train_batches(calls, config), "gradients": True, "statistic": statistic}
 
 
 def _by_row(refiner: Refiner, weights: SubBlockWeights, seen: DensePass, config: PruneConfig) -> Refined:
-    """Masks refined row by row, on the error of each weight's own output; saliency is Wanda's score.
+    """Masks rebuilt row by row, by the error of each weight's output; saliency is Wanda's score.
 
-    A weight whose input text never reaches keeps its mask and has saliency zero.
+    A weight that is not called on text keeps its mask and has saliency zero.
     """
     combined, m = weights.combined, config.sparsity.m
     masks = dict(weights.masks)

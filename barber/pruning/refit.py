@@ -1,7 +1,7 @@
-"""Refit the kept weights of one sub-block to its target output; what is pruned stays zero.
+"""Refit the kept weights of one sub-block to its target output; pruned weights stay zero.
 
-Outside the paper, which promises masks without new weights: an option after the mask. Adam on the sub-block's own
-error, and the best state by the error on the validation sequences.
+An addition to LLM-Barber (arXiv 2408.10631), which does not change weights: Adam on the sub-block's error, after the
+masks are final. The result is the state with the lowest error on the validation sequences.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from barber.pruning.dense_pass import error_under
 from barber.pruning.sub_block_calls import SubBlockCalls, squared_error
 
 EPOCHS = 12  # passes over the train sequences
-BATCH = 4  # sequences of a step, on all ranks together
-RATE = 0.05  # of Adam at its peak, in units of the kept weights' root mean square
+BATCH = 4  # sequences of a step, over all ranks
+RATE = 0.05  # peak rate of Adam, in units of the kept weights' root mean square
 BETAS = (0.9, 0.95)
 
 
 def refit(
     calls: SubBlockCalls, masks: Masks, values: Values, targets: Mapping[int, Tensor]
 ) -> Steps[tuple[Values, Refit]]:
-    """Values name -> (out, in) with the zeros of `masks`, and what was reached.
+    """Values name -> (out, in) with the zeros of `masks`, and the refit's errors.
 
-    values: where to begin. targets: of all batches. The best state by the validation sequences stands, so the result is
-    never worse than `values` there; a pass that ends worse than the beginning (or not finite) goes back to the best
-    state and on at a quarter of the rate.
+    values: initial ones. targets: batch -> target output. The result has the lowest error on the validation sequences,
+    at most that of `values`. If a pass ends with a higher error than that of `values`, or one that is not finite, the
+    refit goes back to the best state and continues at a quarter of the rate.
     """
     kept = {name: ~mask for name, mask in masks.items()}
     master = {name: value.float().clone() for name, value in values.items()}
@@ -83,9 +83,9 @@ def _optimiser(master: Values, kept: Masks, rate: float) -> torch.optim.Adam:
 
 
 def _gradients(calls: SubBlockCalls, batch: int, targets: Mapping[int, Tensor]) -> Values:
-    """Gradient of the summed error of a batch by the weights that the sub-block has now, name -> fp32 (out, in).
+    """Gradient of a batch's summed error with respect to the current weights, name -> fp32 (out, in).
 
-    Times a power of two, since half-precision gradients underflow without; Adam does not look at the size.
+    Multiplied by a power of two against underflow in half precision; Adam does not depend on the scale.
     """
     weights, target = calls.block.weights, calls.stream.store.load(targets[batch])
     parameters = [weight.parameter for weight in weights]

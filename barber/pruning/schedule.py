@@ -1,4 +1,4 @@
-"""The two orders in which a run makes and rebuilds its masks."""
+"""The two orders of initial masks and rebuilds in a run."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from barber.pruning.initial_masks import ZeroPlan, initialise
 from barber.pruning.sub_block import dense_outputs, initialised_event, refine_sub_block, sub_block_steps
 from barber.registry import INITIAL_MASKS
 
-GIVEN = "masks"  # the method that takes the masks of an earlier run
+GIVEN = "masks"  # method: the masks of an earlier run
 
 
 @dataclass
 class Tally:
-    """What the events of a run have said so far.
+    """Totals over the events of a run so far.
 
     Attributes:
         counts: (layer, name) -> weights and zeros of each weight that has a mask.
-        rebuilt: layer -> how many of its sub-blocks are final.
-        swaps, candidates: pairs that were swapped, and pairs that gained.
+        rebuilt: layer -> number of its final sub-blocks.
+        swaps, candidates: number of swapped pairs, and of gaining pairs.
         diverged: sub-blocks whose refit went back to its best state.
-        zero_valued: layer -> how many of its prunable weights are zero, pruned or not.
+        zero_valued: layer -> number of its prunable weights that are zero, pruned or not.
     """
 
     counts: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
@@ -60,12 +60,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run's work in order.
+    """The steps of a run, in order.
 
     Attributes:
         context, calibration, config: as `prune` takes them.
         given: with method "masks", layer -> its initial masks and values.
-        done: what a run that is resumed had done before; the layers it finished are not done again.
+        done: totals of the events of a resumed run; its finished layers are skipped.
     """
 
     context: PruningContext
@@ -83,7 +83,7 @@ class Schedule:
             yield StageReached(Stage.REBUILT)
 
     def one_pass(self) -> Iterator[Event]:
-        """Initialise and rebuild sub-block by sub-block; then both stages are shown in turn."""
+        """Initialise and rebuild sub-block by sub-block; then assign and report both stages in turn."""
         plan = yield from self._allocate()
         yield from self._refine(one_pass=True, plan=plan)
         for stage in (Stage.INITIAL, Stage.REBUILT):
@@ -91,7 +91,7 @@ class Schedule:
             yield StageReached(stage)
 
     def _show(self, stage: Stage) -> None:
-        """Assign the layers that are in memory their weights of a stage."""
+        """Assign layers in memory their weights of a stage."""
         provider = self.context.provider
         if isinstance(provider, ResidentProvider):
             for layer in self.context.view.layers:
@@ -104,7 +104,7 @@ class Schedule:
         return (yield from allocate(self.context, self.calibration, self.config))
 
     def _initialise(self) -> Iterator[Event]:
-        """Initial masks layer by layer, by what the layer's dense weights see on the sparse stream, as published."""
+        """Initial masks layer by layer, from inputs of the layer's dense weights on the sparse stream, as published."""
         context, config = self.context, self.config
         layers, provider, states = context.view.layers, context.provider, context.states
         if all(map(self.done.is_initialised, layers)):
@@ -143,7 +143,7 @@ class Schedule:
         return (yield from initialise(layer.index, layer.weights, self.config, batches, run, ranks, plan))
 
     def _refine(self, one_pass: bool, plan: ZeroPlan | None) -> Iterator[Event]:
-        """Refine all layers; those that are final already only move the streams on."""
+        """Refine all layers; final layers only advance the streams."""
         context, config, states = self.context, self.config, self.context.states
         layers, provider = context.view.layers, context.provider
         stream = context.feed(self.calibration, config)
@@ -172,7 +172,7 @@ class Schedule:
             for block in layer.sub_blocks:
                 refine = partial(refine_sub_block, context, config, layer, block, stream, initial, plan)
                 result = yield from phase.follow(layer.index, block.kind, halving(streams, context.ranks, refine))
-                provider.forget(layer.index, [weight.name for weight in block.weights])
+                provider.release_dense(layer.index, [weight.name for weight in block.weights])
                 for event, stage in ((result.initialised, Stage.INITIAL), (result.rebuilt, Stage.REBUILT)):
                     if event:
                         states.save(layer.index, stage, (event.masks, event.weights))

@@ -16,9 +16,9 @@ from barber.pruning.distributed import Ranks
 
 
 class StatisticSums:
-    """Sums of a statistic over many forward passes, name -> tensor; linears that share inputs share their sum.
+    """Sums of a statistic over forward passes, name -> tensor; linears with the same inputs share a sum.
 
-    statistic: a name of kernels.statistics.STATISTICS, or None for nothing to be summed.
+    statistic: a name of kernels.statistics.STATISTICS, or None for no sums.
     """
 
     def __init__(self, statistic: str | None) -> None:
@@ -27,7 +27,7 @@ class StatisticSums:
 
     @torch.no_grad()
     def add(self, taps: Taps) -> None:
-        """Add what the linears saw in one forward pass: the statistic of inputs (tokens, in), once for shared ones."""
+        """Add the statistic of the inputs (tokens, in) of one forward pass, computed once for shared inputs."""
         if self._statistic is None:
             return
         known: dict[tuple[int, ...], Tensor] = {}
@@ -44,7 +44,7 @@ class StatisticSums:
 
 
 def linears_of(weights: Iterable[Weight]) -> dict[str, torch.nn.Module]:
-    """The modules of weights by name, to be tapped."""
+    """The modules of weights by name, for `tapping`."""
     return {weight.name: weight.module for weight in weights}
 
 
@@ -55,9 +55,9 @@ def gather_statistic(
     run: Callable[[int], object],
     ranks: Ranks,
 ) -> Steps[Values]:
-    """The statistic of the inputs of weights, name -> tensor, of all ranks; nothing is run where none is asked.
+    """The statistic of the inputs of weights, name -> tensor, over all ranks; nothing runs if it is None.
 
-    run: runs the model's part that holds the weights on a batch.
+    run: runs the modules of the weights on a batch.
     """
     sums = StatisticSums(statistic)
     for batch in batches if statistic else ():

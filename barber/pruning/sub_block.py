@@ -1,4 +1,4 @@
-"""One sub-block of a run: its initial masks, in one pass, and its final ones."""
+"""One sub-block of a run: initial masks (in one pass only), rebuild and refit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from barber.registry import BARBER, INITIAL_MASKS
 
 @dataclass(frozen=True)
 class SubBlockResult:
-    """What was done to a sub-block. Each part is None where it was not asked for.
+    """Events of a sub-block, each None if the step was not part of the run.
 
     Attributes:
         initialised: its initial masks, with the masks and values as payload.
@@ -48,10 +48,10 @@ def refine_sub_block(
     initial: State | None,
     plan: ZeroPlan | None,
 ) -> Steps[SubBlockResult]:
-    """Give a sub-block of an open layer its initial masks, where `initial` has none, and its final ones.
+    """Make a sub-block's initial masks if `initial` is None, and its final masks. The layer must be open.
 
-    stream: in front of the layer; it has the outputs of the sub-blocks before this one, and gets this one's. The
-    sub-block ends with its final weights. Everything can be begun again from the stream.
+    stream: at the layer's input, with the outputs of the sub-blocks before this one; this one's is added. The sub-block
+    ends with its final weights. The work can be restarted from the stream.
     """
     started = time.monotonic()
     reset_peak_memory(context.provider.device)
@@ -62,8 +62,8 @@ def refine_sub_block(
     initialised = None
     if initial is None:
         assign_values(block.weights, dense)
-        room = context.record_bytes if config.refined and not stream.halved else 0
-        initial = yield from _initialise(calls, layer, config, plan, room, records)
+        record_bytes = context.record_bytes if config.refined and not stream.halved else 0
+        initial = yield from _initialise(calls, layer, config, plan, record_bytes, records)
         initialised = initialised_event(layer.index, initial, time.monotonic() - started)
     weights = SubBlockWeights.of(dense, initial, config.retain_reconstruction)
     stream.outputs.pop(block, None)
@@ -125,30 +125,30 @@ def _initialise(
     layer: Layer,
     config: PruneConfig,
     plan: ZeroPlan | None,
-    room: int,
+    record_bytes: int,
     records: dict[int, ForwardRecord],
 ) -> Steps[State]:
-    """Initial masks by what the dense weights of the sub-block see.
+    """Initial masks from inputs of the sub-block's dense weights.
 
-    room: bytes of dense forward passes that may be kept for the rebuild, in `records`.
+    record_bytes: memory for forward records that are kept for the rebuild, in `records`.
     """
-    learns = train_batches(calls, config) if config.barber and config.refiner == BARBER else ()
+    train = train_batches(calls, config) if config.barber and config.refiner == BARBER else ()
 
     def run(batch: int) -> None:
-        nonlocal room
-        if room <= 0 or batch not in learns:
+        nonlocal record_bytes
+        if record_bytes <= 0 or batch not in train:
             calls.output(batch)
             return
         record = calls.forward(batch)
-        room -= record.nbytes
-        if room > 0:
+        record_bytes -= record.nbytes
+        if record_bytes > 0:
             records[batch] = record
 
     return (yield from initialise(layer.index, calls.block.weights, config, calls.batches, run, calls.ranks, plan))
 
 
 def dense_outputs(layer: Layer, stream: ActivationStream, dense_stream: ActivationStream) -> Steps[None]:
-    """Store what the dense model's sub-blocks put out with the stream; the layer has its dense weights."""
+    """Store the outputs of the dense model's sub-blocks in `stream`; the layer must have its dense weights."""
     for block in layer.sub_blocks:
         stream.outputs.pop((block, Target.DENSE_STREAM), None)
     for batch in range(len(dense_stream)):
@@ -162,7 +162,7 @@ def dense_outputs(layer: Layer, stream: ActivationStream, dense_stream: Activati
 
 
 def sub_block_steps(train: int, validation: int, config: PruneConfig) -> int:
-    """Steps of one sub-block at most, for so many train and validation batches (or sequences)."""
+    """Steps of one sub-block at most, for numbers of train and validation batches (or sequences)."""
     every = train + validation if config.uses_validation else train
     steps = every  # the final outputs
     if config.order is Order.ONE_PASS and INITIAL_MASKS[config.method].calibrated:
@@ -177,14 +177,14 @@ def sub_block_steps(train: int, validation: int, config: PruneConfig) -> int:
 
 
 def initialised_event(layer: int, state: State, seconds: float) -> LayerInitialised:
-    """The event that tells the initial masks of weights of a layer."""
+    """The event for initial masks of weights of a layer."""
     masks, updates = state
     counts = {name: MaskCounts(mask.numel(), int(mask.count_nonzero())) for name, mask in masks.items()}
     return LayerInitialised(layer, counts, seconds, masks=masks, weights=updates)
 
 
 def _change(scores: Tensor, initial: Tensor, rebuilt: Tensor) -> ModuleChange:
-    """What the rebuild did to one weight matrix; all tensors (out, in)."""
+    """The change of one weight matrix by the rebuild; all tensors (out, in)."""
     binned = Histogram.from_dict(histogram(scores, initial, rebuilt))
     total = {fate: sum(binned.of(fate)) + zeros for fate, zeros in binned.zeros.items()}
     return ModuleChange(

@@ -1,4 +1,4 @@
-"""One sub-block at work: how the stream calls it, and the weights that it may have."""
+"""Calls of one sub-block by the stream, and its possible weights."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def squared_error(target: Tensor, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SubBlockCalls:
-    """How the stream calls one sub-block of a layer.
+    """Calls of one sub-block of a layer, for all batches of the stream.
 
     Attributes:
         where: the layer as in "layers.3", for messages.
         block: the sub-block.
-        calls: of each batch; their hidden states wait in the stream's store.
-        stream: has the batches, and the outputs of the sub-blocks before this one.
-        before: the sub-blocks of the layer that run before this one and whose outputs the stream has.
+        calls: of each batch; hidden states are in the stream's store.
+        stream: with the batches, and outputs of the sub-blocks before this one.
+        before: the sub-blocks of the layer before this one with outputs in the stream.
         ranks: the processes that share the sequences.
     """
 
@@ -47,7 +47,7 @@ class SubBlockCalls:
     def record(
         cls, layer: Layer, block: SubBlock, stream: ActivationStream, before: tuple[SubBlock, ...], ranks: Ranks
     ) -> SubBlockCalls:
-        """Run the layer, with the weights that it has, up to the sub-block on every batch."""
+        """Run the layer up to the sub-block on every batch, with its current weights."""
         calls = []
         for batch in range(len(stream)):
             call = block.record(stream.call(layer.index, batch), stream.load_outputs(before, batch))
@@ -59,7 +59,7 @@ class SubBlockCalls:
         return range(len(self.calls))
 
     def call(self, batch: int) -> Call:
-        """The call of a batch, ready to be replayed."""
+        """The call of a batch, on the device."""
         stored = self.calls[batch]
         return stored.with_hidden(self.stream.store.load(stored.hidden))
 
@@ -69,15 +69,15 @@ class SubBlockCalls:
 
     @torch.no_grad()
     def output(self, batch: int) -> Tensor:
-        """The sub-block's output (batch, seqlen, hidden), with the weights that it has now."""
+        """The sub-block's output (batch, seqlen, hidden), with its current weights."""
         return self.block.replay(self.call(batch), self.others(batch))
 
     def forward(self, batch: int) -> ForwardRecord:
-        """A forward pass with the weights that it has now, recorded for gradients."""
+        """A forward record with the current weights."""
         return ForwardRecord.record(self.block, self.call(batch), self.others(batch))
 
     def mean(self, errors: Mapping[int, Tensor]) -> float:
-        """Mean of the errors of batches, weighed by their sequences, on all ranks together."""
+        """Mean of the errors of batches, weighted by their number of sequences, over all ranks."""
         total = torch.zeros(2, dtype=torch.float64, device=self.block.weights[0].view.device)
         for batch, error in errors.items():
             sequences = self.stream.sizes[batch]
@@ -86,25 +86,25 @@ class SubBlockCalls:
         return (total[0] / total[1]).item()
 
     def finite_mean(self, errors: Mapping[int, Tensor]) -> float:
-        """As `mean`. Raises UserError where it is not finite."""
+        """As `mean`. Raises UserError if it is not finite."""
         error = self.mean(errors)
         if not math.isfinite(error):
             raise UserError(
                 f"The output of {self.where} {self.block.name} is not finite: its activations overflow in this dtype, "
-                "so run it in float32 or bfloat16."
+                "so run the model in float32 or bfloat16."
             )
         return error
 
 
 @dataclass(frozen=True)
 class SubBlockWeights:
-    """The weights that a sub-block may have, name -> (out, in).
+    """The possible weights of a sub-block, name -> (out, in).
 
     Attributes:
         dense: before pruning.
         masks: the initial ones, True = pruned.
         updates: values that the initialiser changed, zero where pruned.
-        retain: whether a rebuilt mask keeps the initialiser's values where it had kept the weight.
+        retain: whether rebuilt masks keep updated values of weights that the initial mask kept (retained updates).
     """
 
     dense: Values
@@ -114,7 +114,7 @@ class SubBlockWeights:
 
     @classmethod
     def of(cls, dense: Values, initial: State, retain: bool) -> SubBlockWeights:
-        """With the dense values' device and dtype; other weights may be in the initial state, too."""
+        """On the device and in the dtype of the dense values; further weights in `initial` are ignored."""
         masks, updates = initial
         return cls(
             dense,
@@ -125,12 +125,12 @@ class SubBlockWeights:
 
     @property
     def initial(self) -> Values:
-        """The weights as the initialiser left them."""
+        """The weights under the initial masks, with updates."""
         return {n: masked(self.updates.get(n, self.dense[n]), mask) for n, mask in self.masks.items()}
 
     @property
     def combined(self) -> Values:
-        """The value that each weight has where it is kept: dense, or the initialiser's if that is retained."""
+        """The value of each weight where it is kept: dense, or a retained update."""
         if not self.retain:
             return self.dense
         updated = {name: torch.where(self.masks[name], self.dense[name], value) for name, value in self.updates.items()}
@@ -142,5 +142,5 @@ class SubBlockWeights:
         return {name: masked(combined[name], mask) for name, mask in masks.items()}
 
     def changed(self, masks: Masks, values: Values) -> Values:
-        """Those of the values that are not the dense ones under the masks."""
+        """The values that differ from the masked dense ones."""
         return {n: value for n, value in values.items() if not value.equal(masked(self.dense[n], masks[n]))}

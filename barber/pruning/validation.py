@@ -1,4 +1,4 @@
-"""Which calibration sequences a run learns from, and which ones it measures its choices on."""
+"""The split of the calibration sequences into train and validation sequences."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from barber.config import VALIDATION_EVERY, PruneConfig
 
 
 def split_sequences(sequences: int, config: PruneConfig) -> tuple[list[int], list[int]]:
-    """Train and validation sequences: every fourth validates where the run needs any, else all are both.
+    """Train and validation sequences: every fourth is for validation if the run needs any, else all are for both.
 
-    Raises UserError where none would be left to validate on.
+    Raises UserError if there are too few for validation.
     """
     config.split_sizes(sequences)
     every = list(range(sequences))

@@ -24,7 +24,7 @@ def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[Loa
     view = DecoderView(loaded.model)
     recorded = {(module["layer"], module["name"]) for module in run.config["modules"]}
     if recorded <= (own := {(layer.index, weight.name) for layer in view.layers for weight in layer.weights}):
-        view.settle(own - recorded)
+        view.leave_dense(own - recorded)
     if loaded.name != run.config["model"] or _sorted([module.to_dict() for module in view.describe()]) != _sorted(
         run.config["modules"]
     ):

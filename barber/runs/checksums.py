@@ -1,9 +1,9 @@
-"""How the files of a run are written, so that a killed process or a lost power supply never leaves one to be mistaken.
+"""Checksums of the files of a run, which detect what a killed process or a power failure left incomplete.
 
-checksums.jsonl vouches for them. Each line is {"files": {name: digest}, "events": n}: with event n (from 1), the files
-named have these contents; "events.jsonl" among them stands for its first n lines. A line without "events" vouches for
-contents that hold for every event. A line is on the disk before the files that it names are, so that a file is always
-either what it was or what a line says. Digests are blake2b of 16 bytes.
+Each line of checksums.jsonl is {"files": {name: digest}, "events": n}: after event n (counted from 1), the named files
+have these digests; the digest of "events.jsonl" covers its first n lines. A line without "events" is valid for every
+event. A line is flushed to disk before the files that it names, so a file has either its earlier content or the content
+of a line. Digests are blake2b of 16 bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from barber.errors import UserError
 
 CHECKSUMS, EVENTS = "checksums.jsonl", "events.jsonl"
 
-JOB, ENVIRONMENT, SAVED = LASTING = "job.json", "environment.json", "saved.json"  # hold for every event
+JOB, ENVIRONMENT, SAVED = LASTING = "job.json", "environment.json", "saved.json"  # valid for every event
 
 
 def checksum_line(files: dict[str, str], event: int | None = None) -> bytes:
@@ -27,32 +27,32 @@ def checksum_line(files: dict[str, str], event: int | None = None) -> bytes:
 
 
 def read_checksums(run: Path) -> list[dict]:
-    """The lines of checksums.jsonl; those that are torn or damaged vouch for nothing and are left out."""
-    notes = []
+    """The valid lines of checksums.jsonl; incomplete and damaged lines are skipped."""
+    lines = []
     for line in (run / CHECKSUMS).read_bytes().split(b"\n") if (run / CHECKSUMS).is_file() else ():
         with contextlib.suppress(ValueError):
             data = json.loads(line)
             files, event = (data.get("files"), data.get("events", 1)) if isinstance(data, dict) else (None, None)
             if isinstance(files, dict) and isinstance(event, int):
-                notes.append(data)
-    return notes
+                lines.append(data)
+    return lines
 
 
-def read_vouched(run: Path, name: str) -> dict | None:
-    """A JSON object of a run that no event belongs to, None if the run has none.
+def read_verified(run: Path, name: str) -> dict | None:
+    """Read a JSON object of a run that is valid for every event; None if the run does not have it.
 
-    Raises UserError unless the checksums know it: it is damaged then.
+    Raises UserError if no checksum matches: the file is damaged.
     """
-    known = {one["files"][name] for one in read_checksums(run) if name in one["files"]}
-    if not known and not (run / name).is_file():
+    digests = {one["files"][name] for one in read_checksums(run) if name in one["files"]}
+    if not digests and not (run / name).is_file():
         return None
-    if digest(run / name) not in known:
+    if digest(run / name) not in digests:
         raise UserError(f"The run in {run} is damaged ({name}): begin a new one.")
     return json.loads((run / name).read_text("utf-8"))
 
 
 def commit(run: Path, names: Iterable[str], event: int | None = None, lines: str | None = None) -> None:
-    """Put the drafts of files of a run in their places, after their digests are on the disk.
+    """Record the digests of drafts of a run's files on disk, then rename the drafts to the files.
 
     names: relative to the run directory. event: number of the event that they belong to. lines: digest of events.jsonl
     with that event.

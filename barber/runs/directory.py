@@ -1,7 +1,7 @@
-"""The run directory: what is in it, and reading it.
+"""Read a run directory. Its files:
 
-job.json             the job that was asked for (job_spec.JobSpec), to resume it
-config.json          the run as asked: model, PruneConfig, calibration, prunable weights
+job.json             the job (job_spec.JobSpec), from which it is resumed
+config.json          the run's model, PruneConfig, calibration, prunable weights
 environment.json     versions, device, hashes of everything that the run reads (see environment.py)
 events.jsonl         every event, one per line (without Progress and growing texts)
 masks/layer_000.safetensors    bit-packed masks, "initial/<name>" and "rebuilt/<name>", True = pruned
@@ -9,10 +9,10 @@ weights/layer_000.safetensors  values of the same keys, only where they are not 
 saliency/layer_000.json        name -> histogram (see events.Histogram)
 perplexity.json, generations.jsonl, zeroshot.json
 saved.json           the files of the model that the run saved (see saved_model.py)
-checksums.jsonl      what files and events can be known again by (see checksums.py)
-run.lock, writer.json    held by the process that writes here, and which that is or was (see writer_lock.py)
+checksums.jsonl      digests of files and events (see checksums.py)
+run.lock, writer.json    the lock of the writing process, and its name (see writer_lock.py)
 
-recorder.py writes it as a run goes, resume.py finds what is left of an interrupted one.
+recorder.py writes it during the run; resume.py reads and repairs that of an interrupted run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TYPES = {"model": str, "config": dict, "calibration": dict, "modules": list, "de
 
 
 class RunDirectory:
-    """A run as it lies on disk. Raises UserError if the folder holds no run."""
+    """A recorded run. Raises UserError if the folder has no run."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -63,24 +63,24 @@ class RunDirectory:
 
     @property
     def environment(self) -> dict:
-        """What the run was made with, {} if that was not recorded; see environment.py."""
+        """The environment of the run, {} if it was not recorded; see environment.py."""
         return read_environment(self.path)
 
     def events(self) -> list[Event]:
-        """All events; a last line that a killed run left torn is not one. UserError where a line is damaged."""
-        known = {one["events"]: one["files"].get(EVENTS) for one in read_checksums(self.path) if "events" in one}
+        """All events; an incomplete last line is ignored. Raises UserError where a line is damaged."""
+        digests = {one["events"]: one["files"].get(EVENTS) for one in read_checksums(self.path) if "events" in one}
         events: list[Event] = []
         sofar = hasher()
         for number, line in enumerate((self.path / EVENTS).read_bytes().split(b"\n")[:-1], 1):
             sofar.update(line + b"\n")
             try:
-                if known.get(number, sofar.hexdigest()) != sofar.hexdigest():
+                if digests.get(number, sofar.hexdigest()) != sofar.hexdigest():
                     raise ValueError("not as it was written")
                 events.append(Event.read(json.loads(line)))
             except (ValueError, TypeError, KeyError):
                 raise UserError(
                     f"The run in {self.path} is damaged (line {number} of {EVENTS}): resume it, which "
-                    "takes it back to what can be trusted, or give another one."
+                    "removes what is damaged, or give another one."
                 ) from None
         return events
 

@@ -1,4 +1,4 @@
-"""What a run is made with: versions, device, and what can tell its inputs from others, so that none get mixed."""
+"""The environment of a run: versions, device, and hashes of its inputs, so that a run resumes only with equal ones."""
 
 from __future__ import annotations
 
@@ -17,17 +17,28 @@ from barber.errors import UserError
 from barber.events import RunStarted
 from barber.models.decoder import DecoderView
 from barber.models.providers import LayerProvider
-from barber.runs.checksums import ENVIRONMENT, read_checksums, read_vouched
+from barber.runs.checksums import ENVIRONMENT, read_checksums, read_verified
 
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number -> integers as wide
+BITS = {
+    1: torch.uint8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+}  # bytes of a number -> integer type of that width
 
 PACKAGES = ("torch", "transformers", "datasets", "safetensors")
 
-IDLE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}  # no part of a forward pass
+IDLE = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+}  # without effect on a forward pass
 
 
 def describe_environment(started: RunStarted, seed: int, inputs: dict) -> dict:
-    """JSON-able: versions, device, dtype, seed, and `inputs` as `describe_inputs` gives them."""
+    """JSON-able: versions, device, dtype, seed, and `inputs` from `describe_inputs`."""
     device = torch.device(started.device)
     return {
         "python": platform.python_version(),
@@ -48,10 +59,10 @@ def describe_inputs(
     tokenizer: str | None,
     masks: Path | str | None,
 ) -> dict:
-    """JSON-able: what a run reads beside its calibration data, each part by hashes.
+    """JSON-able: hashes of everything that a run reads except its calibration data.
 
     The model must be dense. evaluation: name -> tokens (windows, seqlen) of each data set. tokenizer: its fingerprint.
-    masks: where initial masks come from.
+    masks: the file or run directory that initial masks are read from.
     """
     weights, others = hash_model(provider, view)
     config = json.loads(view.model.config.to_json_string(use_diff=False))
@@ -72,15 +83,15 @@ def describe_inputs(
 
 
 def check_inputs(path: Path, model: str, inputs: dict) -> None:
-    """UserError, which tells the difference, unless the run in `path` was begun with these inputs.
+    """Raise a UserError that names the differences unless the run in `path` was started with these inputs.
 
-    inputs: as `describe_inputs` gives them, or some of them. What the run did not record, as older ones did not, counts
-    as the same.
+    inputs: from `describe_inputs`, all or some of them. An input that the run did not record, as in runs of older
+    versions, counts as equal.
     """
     there = read_environment(path)
     if there.get("model_hash") not in (None, inputs["model_hash"]):
         raise UserError(
-            f"{model} does not have the weights that the run in {path} was begun with: give back that model, or start "
+            f"{model} does not have the weights that the run in {path} was started with: give that model, or start "
             "a new run."
         )
     parts = [part for part in inputs if part in there]
@@ -88,19 +99,19 @@ def check_inputs(path: Path, model: str, inputs: dict) -> None:
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UserError(
-            f"The run in {path} was begun with other inputs ({'; '.join(found[:3])}{more}): give back what it began "
-            "with, or start a new run."
+            f"The run in {path} was begun with other inputs ({'; '.join(found[:3])}{more}): give the inputs that it "
+            "began with, or start a new run."
         )
 
 
 def read_environment(path: Path) -> dict:
     """environment.json of a run, {} if it has none. Raises UserError if it is damaged."""
     if any(ENVIRONMENT in one["files"] for one in read_checksums(path)):
-        return read_vouched(path, ENVIRONMENT)
-    try:  # a run of an older version, whose checksums do not know it
+        return read_verified(path, ENVIRONMENT)
+    try:  # a run of an older version has no checksum of it
         text = (path / ENVIRONMENT).read_text("utf-8") if (path / ENVIRONMENT).is_file() else "{}"
-        if isinstance(told := json.loads(text), dict):
-            return told
+        if isinstance(data := json.loads(text), dict):
+            return data
     except ValueError:
         pass
     raise UserError(f"The run in {path} is damaged ({ENVIRONMENT}): begin a new one.")
@@ -110,7 +121,7 @@ def hash_model(provider: LayerProvider, view: DecoderView) -> tuple[str, dict[st
     """A hash of all prunable weights, and hashes of all other parameters and buffers: those outside the layers by
     name, those of a layer together under "layers.0".
 
-    Of the sums of the tensors' bits over rows and over columns, which are exact on every device and quickly made.
+    Hashes the sums of the tensors' bits over rows and columns, which are exact on every device and fast to compute.
     """
     weights, others = hashlib.blake2b(digest_size=16), {}
     inside: set[str] = set()
@@ -141,7 +152,7 @@ def _tensors(module: torch.nn.Module) -> Mapping[str, Tensor]:
 
 @torch.no_grad()
 def _add(digest: hashlib.blake2b, name: str, tensor: Tensor) -> None:
-    """Add a tensor of any shape to a hash; it is taken as a matrix."""
+    """Add a tensor of any shape to a hash; it is viewed as a matrix."""
     bits = tensor.detach().contiguous().view(-1).view(BITS[tensor.element_size()])
     bits = bits.view(len(tensor) if tensor.dim() > 1 else 1, -1)
     digest.update(name.encode())
@@ -150,17 +161,17 @@ def _add(digest: hashlib.blake2b, name: str, tensor: Tensor) -> None:
 
 
 def _hash_masks(path: Path) -> str:
-    """Of a file, or of the masks and values in a run directory."""
+    """The hash of a file, or of the masks and values in a run directory."""
     if path.is_file():
         return digest(path)
-    whole = hashlib.blake2b(digest_size=16)
+    total = hashlib.blake2b(digest_size=16)
     for file in sorted([*path.glob("masks/*.safetensors"), *path.glob("weights/*.safetensors")]):
-        whole.update(f"{file.relative_to(path).as_posix()} {digest(file)}".encode())
-    return whole.hexdigest()
+        total.update(f"{file.relative_to(path).as_posix()} {digest(file)}".encode())
+    return total.hexdigest()
 
 
 def difference(there: dict, here: dict, prefix: str = "") -> list[str]:
-    """One short text for each value that differs, at any depth: "nsamples: 64 there, 128 here"."""
+    """One text for each value that differs, at any depth, like "nsamples: 64 there, 128 here"."""
     found: list[str] = []
     for key in there | here:
         old, new = there.get(key), here.get(key)

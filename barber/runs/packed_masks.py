@@ -37,6 +37,6 @@ def draft_tensors(path: Path, tensors: dict[str, Tensor], shapes: dict[str, list
     draft_of(path).unlink(missing_ok=True)
     draft_of(path).touch()
     mode = draft_of(path).stat().st_mode & 0o777  # the library's own file is for its owner alone
-    held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(held, draft_of(path), metadata={key: json.dumps(shape) for key, shape in (shapes or {}).items()})
+    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(contiguous, draft_of(path), metadata={key: json.dumps(shape) for key, shape in (shapes or {}).items()})
     draft_of(path).chmod(mode)

@@ -1,7 +1,7 @@
-"""Writing a run directory as the run goes (see directory.py for its layout), so that it can be resumed after any death.
+"""Write a run directory during the run (layout: directory.py), so that it can be resumed after the process was killed.
 
-For each event, its digests come first, then the files of its layer, then what readers want beside them, and its line
-in events.jsonl last: an event that is there has everything that belongs to it.
+For each event, the recorder writes the digests first, then the files of the layer, then the copies for readers, and the
+line in events.jsonl last: all files of a recorded event are complete.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ BEFORE_JOB = {
 
 
 def is_new(path: Path) -> bool:
-    """Whether a folder can become a run directory: it holds nothing, or what a run wrote that died before its job."""
+    """Whether a folder can become a run directory: it is empty, or has only files written before the job."""
     return path.is_dir() and all(
         place.name in BEFORE_JOB and not (place.is_dir() and any(place.iterdir())) for place in path.iterdir()
     )
@@ -57,8 +57,7 @@ def is_new(path: Path) -> bool:
 def create(path: Path, spec: JobSpec | None = None, environment: dict | None = None) -> Path:
     """Make a new run directory; UserError if it cannot be written or holds something already.
 
-    spec: the job, kept so that the run can be resumed without being told again what it was. environment: see
-    environment.py.
+    spec: the job, from which the run can be resumed. environment: see environment.py.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -102,7 +101,7 @@ def record(path: Path, events: Generator[Event, None, None], skip: int = 0) -> G
 
 
 def follow(path: Path, event: Event) -> None:
-    """Write what can be told from the event alone: the copies of it that readers want in a place of their own."""
+    """Write the copies of an event that readers find in separate files."""
     match event:
         case RunStarted():
             write_json(path / "config.json", event.to_dict())
@@ -115,8 +114,8 @@ def follow(path: Path, event: Event) -> None:
 
 
 def _extend(path: Path, event: Event) -> None:
-    known = json.loads(path.read_text("utf-8")) if path.exists() else []
-    write_json(path, [*known, event.to_dict()])
+    earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
+    write_json(path, [*earlier, event.to_dict()])
 
 
 def _draft(path: Path, event: Event) -> list[str]:
@@ -127,7 +126,9 @@ def _draft(path: Path, event: Event) -> list[str]:
         case SubBlockRebuilt():
             name = f"saliency/layer_{event.layer:03}.json"
             make_folder(path / name)
-            known = json.loads((path / name).read_text("utf-8")) if (path / name).exists() else {}
-            draft_json(path / name, known | {key: module.histogram.to_dict() for key, module in event.modules.items()})
+            earlier = json.loads((path / name).read_text("utf-8")) if (path / name).exists() else {}
+            draft_json(
+                path / name, earlier | {key: module.histogram.to_dict() for key, module in event.modules.items()}
+            )
             return [*drafted_layer(path, event.layer, Stage.REBUILT, event.masks, event.weights), name]
     return []

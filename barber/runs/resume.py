@@ -1,4 +1,4 @@
-"""What an interrupted run has left: its job, the events and files that can be trusted, and nothing else."""
+"""Read and repair the directory of an interrupted run: its job, and the events and files whose digests match."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from barber.runs.checksums import (
     checksum_line,
     commit,
     read_checksums,
-    read_vouched,
+    read_verified,
 )
 from barber.runs.environment import difference
 from barber.runs.packed_masks import draft_tensors, read_packed
@@ -40,76 +40,78 @@ DRAFT = re.compile(OF_LAYER.pattern + r"\.part|\.tmp\w{6}")  # the latter of the
 
 FOLLOWING = ("perplexity.json", "zeroshot.json", "generations.jsonl")  # grow with the events, see record.follow
 
-BEFORE = {"window_start": "none"}  # how jobs were done that were recorded before there was this setting
+BEFORE = {"window_start": "none"}  # the value in jobs recorded before this setting existed
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What an interrupted run has left that can be trusted.
+    """The valid part of an interrupted run.
 
-    events: the events to be kept, without tensors, in order, from RunStarted on; empty if the run had not begun.
-    initial: layers 0..initial-1 have all their initial masks. rebuilt: layers 0..rebuilt-1 are final.
-    before: the events to be kept that came before RunStarted (what was measured of the dense model).
+    Attributes:
+        events: valid events without tensors, in order, from RunStarted on; empty if the run had not started.
+        initial: layers 0..initial-1 have all their initial masks.
+        rebuilt: layers 0..rebuilt-1 are final.
+        dense_events: valid events before RunStarted (measurements of the dense model).
     """
 
     events: list[Event]
     initial: int
     rebuilt: int
-    before: list[Event] = field(default_factory=list)
+    dense_events: list[Event] = field(default_factory=list)
 
     @property
     def event_count(self) -> int:
-        """How many events the directory holds: what recorder.record is to skip."""
-        return len(self.before) + len(self.events)
+        """Number of events in the directory, which recorder.record skips."""
+        return len(self.dense_events) + len(self.events)
 
 
 def read_job(path: Path) -> JobSpec:
-    """The job that a run directory was made for, with its run_dir there. Raises UserError if it cannot be told."""
+    """The job of a run directory, with run_dir set to `path`. Raises UserError if it cannot be read."""
     if not (path / JOB).is_file():
         missing = f"has no {JOB}" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {missing}, so it cannot be resumed: give the folder of a run, or begin a new one.")
-    return replace(JobSpec.from_dict(BEFORE | read_vouched(path, JOB)), run_dir=path)
+    return replace(JobSpec.from_dict(BEFORE | read_verified(path, JOB)), run_dir=path)
 
 
 def job_difference(path: Path, spec: JobSpec) -> list[str]:
-    """What a job asks otherwise than the one recorded, like "nsamples: 64 there, 128 here"; run_dir does not count."""
+    """How a job differs from the recorded one, like "nsamples: 64 there, 128 here"; ignores run_dir."""
     there, here = (replace(job, run_dir=path).absolute().to_dict() for job in (read_job(path), spec))
     return difference(there, here)
 
 
 def is_saved(path: Path, target: Path) -> bool:
     """Whether a run saved its model to `target` and recorded that."""
-    notes = read_checksums(path)
-    events = _parsed(path, _trusted(path, notes, _current(path, notes)))
+    checksums = read_checksums(path)
+    events = _parsed(path, _trusted(path, checksums, _current(path, checksums)))
     return Saved("model", str(target)) in events
 
 
 def reopen(path: Path, started: RunStarted) -> Finished:
-    """Bring a run directory back to where everything in it can be trusted, and tell what that is.
+    """Remove everything from a run directory that is damaged or incomplete; return the valid part.
 
-    started: the run as it would begin now. Raises UserError if that is another run, before anything is changed.
-    A layer that was half done at a stage is taken back to where that stage of it begins. It may die at any point and
-    be called again.
+    started: the RunStarted event of the run that resumes. Raises UserError, before any change, if it is another run.
+    A layer that is incomplete at a stage loses its events and files of that stage. If the process is killed here, the
+    next call completes the repair.
     """
     if not path.is_dir():
         raise UserError(f"{path} does not exist: give the folder of the run to be resumed.")
-    notes = read_checksums(path)
-    current = _current(path, notes)
-    trusted = _trusted(path, notes, current)
+    checksums = read_checksums(path)
+    current = _current(path, checksums)
+    trusted = _trusted(path, checksums, current)
     events = _parsed(path, trusted)
     recorded = next((event for event in events if isinstance(event, RunStarted)), None)
     if recorded and (found := difference(_identity(recorded), _identity(started))):
         raise UserError(f"The run in {path} was another one ({'; '.join(found)}): resume it with what it began with.")
     events = _whole(events, started)
-    kept = [one for one in notes if 1 <= one.get("events", 0) <= len(events)]
+    kept = [one for one in checksums if 1 <= one.get("events", 0) <= len(events)]
     needed = {name for one in kept for name in one["files"]} - {EVENTS}
-    lasting = [{name: one["files"][name] for name in LASTING if name in one["files"]} for one in notes]
-    vouched = [checksum_line(files) for files in lasting if files]
-    vouched += [checksum_line(one["files"], one["events"]) for one in kept]
-    vouched += [checksum_line({name: current[name] for name in sorted(needed)})]
+    lasting = [{name: one["files"][name] for name in LASTING if name in one["files"]} for one in checksums]
+    verified_lines = [checksum_line(files) for files in lasting if files]
+    verified_lines += [checksum_line(one["files"], one["events"]) for one in kept]
+    verified_lines += [checksum_line({name: current[name] for name in sorted(needed)})]
     try:
         write_lines(path / EVENTS, trusted[: len(events)])
-        write_lines(path / CHECKSUMS, vouched)
+        write_lines(path / CHECKSUMS, verified_lines)
         _remove(path, events, needed)
         for name in FOLLOWING if recorded else (*FOLLOWING, "config.json"):
             (path / name).unlink(missing_ok=True)
@@ -126,30 +128,30 @@ def reopen(path: Path, started: RunStarted) -> Finished:
     return Finished(events[begin:], initial, rebuilt, events[:begin])
 
 
-def _current(path: Path, notes: list[dict]) -> dict[str, str]:
-    """The digests that the files named in checksums have now."""
-    return {name: digest(path / name) for name in {name for one in notes for name in one["files"]} - {EVENTS}}
+def _current(path: Path, checksums: list[dict]) -> dict[str, str]:
+    """The present digests of the files named in checksums.jsonl."""
+    return {name: digest(path / name) for name in {name for one in checksums for name in one["files"]} - {EVENTS}}
 
 
 def _parsed(path: Path, lines: Iterable[bytes]) -> list[Event]:
-    """The events of lines that are as they were written. Raises UserError where another version wrote them."""
+    """The events of valid lines. Raises UserError where another version wrote them."""
     try:
         return [Event.read(json.loads(line)) for line in lines]
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f"The run in {path} has events that this version does not know: go on with the version that it was begun "
-            "with."
+            f"The run in {path} has events that this version does not support: resume it with the version that began "
+            "it."
         ) from None
 
 
-def _trusted(path: Path, notes: list[dict], current: dict[str, str]) -> list[bytes]:
-    """The first lines of events.jsonl that are as they were written, as are all files that belong to them.
+def _trusted(path: Path, checksums: list[dict], current: dict[str, str]) -> list[bytes]:
+    """The first lines of events.jsonl whose digests match, as do those of all files of these events.
 
-    current: digests of the files as they are. A file may have gone on since an event, but not have gone back.
+    current: present digests of the files. A file may have the content of a later event, but not of an earlier one.
     """
-    own = {one["events"]: one["files"] for one in notes if "events" in one}
+    own = {one["events"]: one["files"] for one in checksums if "events" in one}
     reached: dict[str, float] = defaultdict(float)  # file -> the last event whose content it can be
-    for one in notes:
+    for one in checksums:
         for name, value in one["files"].items():
             if value == current.get(name):
                 reached[name] = max(reached[name], one.get("events", math.inf))
@@ -186,9 +188,9 @@ def _done(events: Iterable[Event]) -> dict[tuple[Stage, int], set[str]]:
 
 
 def _whole(events: list[Event], started: RunStarted) -> list[Event]:
-    """The first events, up to where a layer is begun at a stage and not ended.
+    """The first events, up to the first layer that is incomplete at a stage.
 
-    Where sub-blocks are rebuilt before the whole model is initialised, a layer is whole with both of its stages.
+    Where sub-blocks are rebuilt before the whole model is initialised, a layer is complete with both of its stages.
     """
     names = _names(started)
     while True:
@@ -208,7 +210,7 @@ def _whole(events: list[Event], started: RunStarted) -> list[Event]:
 
 
 def _remove(path: Path, events: list[Event], needed: set[str]) -> None:
-    """Take away drafts, files and keys that belong to no event."""
+    """Remove drafts, files and keys that belong to no event."""
     keys: dict[str, set[str]] = defaultdict(set)  # "layer_000" -> "initial/<name>", "rebuilt/<name>"
     for (stage, layer), names in _done(events).items():
         keys[f"layer_{layer:03}"] |= {f"{stage}/{name}" for name in names}
@@ -222,18 +224,18 @@ def _remove(path: Path, events: list[Event], needed: set[str]) -> None:
         if name not in needed:
             place.unlink()
         elif place.suffix == ".json":
-            held = json.loads(place.read_text("utf-8"))
-            if extra := {key for key in held if f"{Stage.REBUILT}/{key}" not in wanted}:
-                draft_json(place, {key: value for key, value in held.items() if key not in extra})
+            histograms = json.loads(place.read_text("utf-8"))
+            if extra := {key for key in histograms if f"{Stage.REBUILT}/{key}" not in wanted}:
+                draft_json(place, {key: value for key, value in histograms.items() if key not in extra})
                 commit(path, [name])
         else:
-            held, shapes = read_packed(place)
-            if extra := held.keys() - wanted:
-                kept = {key: value for key, value in held.items() if key not in extra}
+            tensors, shapes = read_packed(place)
+            if extra := tensors.keys() - wanted:
+                kept = {key: value for key, value in tensors.items() if key not in extra}
                 draft_tensors(place, kept, {key: shape for key, shape in shapes.items() if key in kept})
                 commit(path, [name])
 
 
 def _identity(started: RunStarted) -> dict:
-    """What two runs must share for one to go on with the other; JSON-able. The index of a device does not count."""
+    """The fields that must be equal for a run to resume another; JSON-able. The index of a device does not count."""
     return json.loads(json.dumps(started.to_dict())) | {"device": started.device.partition(":")[0]}

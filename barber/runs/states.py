@@ -1,4 +1,4 @@
-"""The masks and values of a recorded run's layers, in its directory, which a run at work reads back from there."""
+"""The masks and values of a recorded run's layers, in its directory, from which the run reads them again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from barber.runs.packed_masks import draft_tensors, pack, read_packed
 
 
 class RecordedStates:
-    """Keeps the states of layers in a run directory.
+    """Stores the states of layers in a run directory, so that not all masks of a large model are in memory.
 
-    `save` writes drafts; whoever records the run commits them with the event that tells of them, after which `load`
-    gives them back. So a model that is larger than the memory need not have all its masks there.
+    `save` writes drafts. The recorder commits them with the event of the layer; after that, `load` reads them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +36,7 @@ def layer_files(layer: int, values: Values) -> list[str]:
 
 
 def draft_layer(path: Path, layer: int, stage: Stage, masks: Masks, values: Values) -> list[str]:
-    """Write the drafts of the files of a layer, which also hold what was in them before; their names."""
+    """Write drafts of a layer's files, with the earlier content of the files; return their names."""
     names = layer_files(layer, values)
     target = path / names[0]
     make_folder(target)
@@ -48,13 +47,13 @@ def draft_layer(path: Path, layer: int, stage: Stage, masks: Masks, values: Valu
     if values:
         target = path / names[1]
         make_folder(target)
-        known = load_file(target) if target.exists() else {}
-        draft_tensors(target, known | {f"{stage}/{name}": value for name, value in values.items()})
+        earlier = load_file(target) if target.exists() else {}
+        draft_tensors(target, earlier | {f"{stage}/{name}": value for name, value in values.items()})
     return names
 
 
 def drafted_layer(path: Path, layer: int, stage: Stage, masks: Masks, values: Values) -> list[str]:
-    """The names of a layer's files, whose drafts are written unless `RecordedStates.save` has done so."""
+    """The names of a layer's files, whose drafts this writes unless `RecordedStates.save` wrote them."""
     names = layer_files(layer, values)
     if all(draft_of(path / name).exists() for name in names):
         return names

@@ -1,4 +1,4 @@
-"""A run directory has one writer: a lock that dies with its process."""
+"""A run directory has one writer: a lock that ends with its process."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LOCK, WRITER = "run.lock", "writer.json"
 
 @contextmanager
 def one_writer(path: Path) -> Iterator[str]:
-    """Let this process alone write into a run directory, which is made if need be.
+    """Lock a run directory for this process, and create the directory if it does not exist.
 
-    Gives "", or a sentence for the user where the file system knows no locks. Raises UserError that names the process
-    which writes there now, or if the directory cannot be written.
+    Yields "", or a warning for the user where the file system does not support locks. Raises a UserError that names the
+    other process that writes the run, or if the directory cannot be written.
     """
-    lock = FileLock(path / LOCK, thread_local=False)  # a stream may be closed by another thread than began it
+    lock = FileLock(path / LOCK, thread_local=False)  # another thread may close the stream
     try:
         path.mkdir(parents=True, exist_ok=True)
         try:
@@ -35,7 +35,7 @@ def one_writer(path: Path) -> Iterator[str]:
             if isinstance(error, Timeout | PermissionError):
                 raise
             warning = (
-                f"The file system of {path} knows no locks ({error}): see that no other process writes into this run."
+                f"The file system of {path} has no locks ({error}): make sure that no other process writes this run."
             )
         write_json(path / WRITER, {"process": os.getpid(), "machine": platform.node()})
     except Timeout:
@@ -55,6 +55,6 @@ def one_writer(path: Path) -> Iterator[str]:
 
 def _other(path: Path) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        told = json.loads((path / WRITER).read_text("utf-8"))
-        return f"process {told['process']} on {told['machine']}"
+        writer = json.loads((path / WRITER).read_text("utf-8"))
+        return f"process {writer['process']} on {writer['machine']}"
     return "another process"

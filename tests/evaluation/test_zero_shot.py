@@ -137,7 +137,7 @@ def test_a_task_without_data_is_skipped_and_the_others_run(lost, task):
     assert [type(event) for event in events] == [Progress, ZeroShotSkipped, Progress, ZeroShotMeasured, Progress]
     skipped = events[1]
     assert skipped.task == lost
-    assert skipped.reason.endswith("cannot be had because the hub cannot be reached: connect to the network.")
+    assert skipped.reason.endswith("cannot be loaded because the hub cannot be reached: connect to the network.")
     assert "\n" not in skipped.reason
     assert events[3].samples == 4
 

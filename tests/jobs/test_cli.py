@@ -181,15 +181,15 @@ MISTAKES = {
     "broken tokenizer": (["--model", "{workspace}/mumbling", *PRUNE], "tokenizer"),
     "misshapen": (["--model", "{workspace}/misshapen", *PRUNE], "does not fit its config.json"),
     "quantised": (["--model", "{workspace}/quantised", *PRUNE], "quantised"),
-    "run without pruning": (["--run_dir", "{workspace}/r"], "no pruning was asked"),
-    "one place twice": ([*PRUNE, "--run_dir", "{workspace}/x", "--save_model", "{workspace}/x"], "a place of its own"),
+    "run without pruning": (["--run_dir", "{workspace}/r"], "the job does not prune"),
+    "one place twice": ([*PRUNE, "--run_dir", "{workspace}/x", "--save_model", "{workspace}/x"], "separate paths"),
     "results in the model": (
         [*PRUNE, "--save_ppl", "{workspace}/x/p", "--save_model", "{workspace}/x"],
-        "a place of its own",
+        "separate paths",
     ),
     "deleted results": (
         [*PRUNE, "--save_ppl", "{workspace}/x", "--save_model", "{workspace}/x", "--delete"],
-        "its own",
+        "separate paths",
     ),
     "data without suffix": ([*PRUNE, "--save_data", "{workspace}/tokens"], "ends in .npy"),
     "endless name": ([*PRUNE, "--save_model", "{workspace}/" + "n" * 300], "cannot be written"),
@@ -207,7 +207,7 @@ MISTAKES = {
     ),
     "chosen by auto": (
         [*PRUNE, "--prune_barber", "--threshold", "auto", "--prune_granularity", "layer"],
-        "what --threshold auto chooses",
+        "is chosen by --threshold auto",
     ),
     "target of nothing": ([*PRUNE, "--target", "block"], "of the rebuild and of --reconstruct"),
     "order of nothing": ([*PRUNE, "--order", "paper"], "of the rebuild and of --reconstruct"),

@@ -94,7 +94,7 @@ def test_an_argument_that_is_not_valid_text_is_refused(argument):
     environment = NARROW if argument.isascii() or argument[0] != 0xFF else {}
     code, _, err = finish(start([*SMALL, "--prompt", argument], env=environment))
     assert code == 2
-    assert "is no text in this locale" in sentence(err)
+    assert "is not text in this locale" in sentence(err)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_requested_or_sole_evaluation_data_must_be_available(workspace, tmp_path
     assert main(dense) == 2
     assert "Data set wikitext2" in capsys.readouterr().err
     assert main([*dense, "--save_ppl", str(tmp_path / "p")]) == 2
-    assert "None of wikitext2, ptb, c4 can be had" in capsys.readouterr().err
+    assert "None of wikitext2, ptb, c4 can be loaded" in capsys.readouterr().err
     assert main([*dense, "--window_start", "bos", "--eval_data", "none", "--model", str(workspace / "bare")]) == 2
     assert "needs a tokenizer" in capsys.readouterr().err
 

@@ -65,7 +65,7 @@ def test_a_bert_that_is_a_decoder_passes():
 def test_a_hidden_state_that_changes_between_layers_is_refused(loops):
     """Dory changes the hidden state around its middle layers, and may run them twice."""
     sizes = {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1, "head_dim": 8}
-    with pytest.raises(UserError, match="what layer 0 puts out is changed before layer 1"):
+    with pytest.raises(UserError, match="the output of layer 0 is changed before layer 1"):
         inspected(of("dory", n_recurrent_loops=loops, **sizes))
 
 
@@ -77,7 +77,7 @@ def test_looped_layers_are_refused():
         return once(inputs_embeds=once(**inputs).last_hidden_state, use_cache=False)
 
     model.model.forward = twice
-    with pytest.raises(UserError, match="layer 0 is called where layer 2 is due"):
+    with pytest.raises(UserError, match="layer 0 is called instead of layer 2"):
         inspected(model)
 
 
@@ -105,7 +105,7 @@ def test_layers_that_depend_on_another_call_are_refused():
         return plain(hidden, **kwargs) + noted
 
     first.forward, second.forward = recording, adding
-    with pytest.raises(UserError, match="layer 1 gives something else by itself than inside the model"):
+    with pytest.raises(UserError, match="layer 1 returns another output alone than inside the model"):
         inspected(model)
 
 
@@ -190,7 +190,7 @@ class TestWhatStaysDense:
     def test_a_model_of_which_nothing_can_be_pruned(self):
         model = build("llama")
         model.model.layers = nn.ModuleList(nn.Sequential(nn.Conv1d(4, 4, 2)) for _ in range(2))
-        with pytest.raises(UserError, match=r"hold no linear layer that can be pruned \(0\)"):
+        with pytest.raises(UserError, match=r"have no linear layer that can be pruned \(0\)"):
             DecoderView(model)
 
     def test_layerwise_and_resident_inspections_agree(self, tmp_path):
@@ -224,8 +224,8 @@ class TestZeros:
         assert (
             found.describe(None) == f"{found.zeros} of 18432 prunable weights of the model are zero already (59.38%)."
         )
-        assert "more than the 50.00% that are to be pruned" in found.describe(0.5)
-        assert "what is called dense here is that pruned model" in found.describe(0.7)
+        assert "more than the 50.00% to prune" in found.describe(0.5)
+        assert "this run calls that model dense" in found.describe(0.7)
         workspace = save_inputs(tmp_path, model)
         notes = [event.message for event in run_job(job(workspace, method="wanda")) if isinstance(event, Notice)]
         assert found.describe(0.5) in notes

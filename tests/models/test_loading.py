@@ -68,7 +68,7 @@ class TestAdapters:
 class TestFolders:
     def test_without_config(self, way, folder):
         (folder / "config.json").unlink()
-        refused(way, folder, r"holds no config\.json: give the folder that save_pretrained wrote")
+        refused(way, folder, r"has no config\.json: give the folder that save_pretrained wrote")
 
     def test_of_the_hubs_cache(self, way, folder, tmp_path):
         cached = tmp_path / "models--some--model"
@@ -91,15 +91,15 @@ class TestFolders:
     @pytest.mark.parametrize("key", ["max_position_embeddings", "num_hidden_layers", "vocab_size"])
     def test_sizes_of_zero(self, way, key, folder):
         configure(folder, **{key: 0})
-        refused(way, folder, rf"says {key} 0, which no language model has")
+        refused(way, folder, rf"has {key} 0, which no language model has")
 
     @pytest.mark.parametrize(
         ("values", "message"),
         [
             ({"hidden_size": 33}, r"does not fit its architecture \(The hidden size \(33\) is not a multiple"),
             ({"num_hidden_layers": "two"}, r"does not fit its architecture \(Field 'num_hidden_layers' expected int"),
-            ({"hidden_act": "nonesuch"}, "says 'nonesuch', which this version of transformers does not know"),
-            ({"num_attention_heads": -4}, "says num_attention_heads -4, which no language model has"),
+            ({"hidden_act": "nonesuch"}, "has 'nonesuch', which this version of transformers does not know"),
+            ({"num_attention_heads": -4}, "has num_attention_heads -4, which no language model has"),
             ({"model_type": "nonesuch"}, "this version of transformers does not know: upgrade transformers"),
         ],
     )
@@ -107,7 +107,7 @@ class TestFolders:
         configure(folder, **values)
         refused(way, folder, message)
 
-    @pytest.mark.parametrize(("text", "message"), [("{}", "does not say its model_type"), ("{", "damaged JSON file")])
+    @pytest.mark.parametrize(("text", "message"), [("{}", "has no model_type"), ("{", "damaged JSON file")])
     def test_configs_that_are_damaged(self, way, text, message, folder):
         (folder / "config.json").write_text(text, "utf-8")
         refused(way, folder, message)

@@ -66,10 +66,10 @@ def in_parallel():
     [
         (with_adapter, r"adapter of PEFT.*merge_and_unload\(\)"),
         (with_adapter_inside, r"adapter of PEFT.*merge_and_unload\(\)"),
-        (compiled, r"torch\.compile.*as it was before"),
+        (compiled, r"torch\.compile.*before compilation"),
         (compiled_in_place, r"its model\.layers\.1 went through torch\.compile"),
-        (pruned_by_torch, r"its model\.layers\.0\.mlp\.up_proj makes its weight anew.*prune\.remove"),
-        (parametrized, r"up_proj makes its weight anew.*remove_parametrizations"),
+        (pruned_by_torch, r"its model\.layers\.0\.mlp\.up_proj computes its weight.*prune\.remove"),
+        (parametrized, r"up_proj computes its weight.*remove_parametrizations"),
         (in_parallel, r"not a model of transformers.*model\.module"),
         (lambda: nn.Linear(2, 2), "one that AutoModelForCausalLM loads"),
     ],

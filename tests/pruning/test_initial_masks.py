@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from barber.config import Sparsity
 from barber.kernels.masks import check_pattern, prune_smallest, smallest_by_row, zero_count
 from barber.kernels.scores import random, ria
-from barber.kernels.sparsegpt import Curvature, sparsegpt
+from barber.kernels.sparsegpt import InverseHessian, sparsegpt
 from barber.kernels.statistics import STATISTICS
 from barber.pruning.initial_masks import mask_of
 from barber.registry import INITIAL_MASKS
@@ -112,5 +112,5 @@ def test_rows_share_a_count_evenly(data):
 
 def test_sparsegpt_shares_a_count_evenly_over_its_blocks():
     weight, x = torch.randn(5, 300), torch.randn(400, 300)
-    _, mask = sparsegpt(weight, Curvature.of(x.T @ x), Sparsity(0.5), zeros=1000)
+    _, mask = sparsegpt(weight, InverseHessian.of(x.T @ x), Sparsity(0.5), zeros=1000)
     assert [int(part.sum()) for part in mask.split(128, dim=1)] == [426, 427, 147]

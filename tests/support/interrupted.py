@@ -157,7 +157,7 @@ def content(path: Path) -> dict[str, object]:
 def check(order: str, path: Path) -> Finished:
     """Reopen a directory; its finished part equals the complete run, and nothing else remains."""
     finished = reopen(path, started(order))
-    kept = finished.before + finished.events
+    kept = finished.dense_events + finished.events
     assert kept == written(order)[: len(kept)]
     assert len(kept) == finished.event_count == boundary(order, len(kept))
     assert not finished.events or isinstance(finished.events[0], RunStarted)
@@ -182,7 +182,7 @@ def check(order: str, path: Path) -> Finished:
 
 def resume_and_finish(order: str, path: Path, finished: Finished) -> None:
     """Record the rest of the run; the directory then equals that of the complete run."""
-    kept = finished.before + finished.events
+    kept = finished.dense_events + finished.events
     rest = written(order)[len(kept) :]
     again = list(record(path, stream([*kept, Progress("rebuild", 1, 2), *rest]), skip=finished.event_count))
     assert [event for event in again if not isinstance(event, Progress)] == written(order)

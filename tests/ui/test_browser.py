@@ -63,7 +63,7 @@ def test_a_link_fills_the_form_and_what_has_no_effect_is_hidden(browser, server,
     page.get_by_role("button", name="Memory").click()
     expect(page.locator("#stream input")).to_be_checked()
     expect(page.locator("#max_memory").get_by_role("textbox")).to_have_value("2GiB")
-    page.locator("#swaps").get_by_label("chosen by held-out error").check()
+    page.locator("#swaps").get_by_label("chosen by validation error").check()
     expect(threshold).not_to_be_visible()
     expect(page.locator("#granularity")).not_to_be_visible()
     expect(rounds).to_be_visible()

@@ -115,9 +115,9 @@ def test_every_setting_of_the_form_has_a_group_and_a_title():
         ({"seqlen": 0}, "Sequence length 0 is not allowed"),
         ({"rounds": float("inf")}, "Rounds inf is not allowed"),
         ({"model": " "}, "Model is empty"),
-        ({"evaluation": " , "}, "names nothing"),
+        ({"evaluation": " , "}, "is empty"),
         ({"rebuild": "perhaps"}, "neither on nor off"),
-        ({"threshold": "auto", "nsamples": 3}, "held|holds every 4th"),
+        ({"threshold": "auto", "nsamples": 3}, "uses every 4th"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_a_sentence(wrong, sentence):
