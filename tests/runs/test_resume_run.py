@@ -164,7 +164,7 @@ def test_other_weights_in_the_folder_are_refused(workspace, whole, tmp_path):
     finally:
         shutil.rmtree(model)
         shutil.copytree(away, model)
-    assert f"{model} does not have the weights that the run in {path} was begun with" in message
+    assert f"{model} does not have the weights that the run in {path} was started with" in message
 
 
 @pytest.mark.parametrize("harm", ["torn", "flipped"])

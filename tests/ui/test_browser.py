@@ -59,7 +59,7 @@ def test_a_link_fills_the_form_and_what_has_no_effect_is_hidden(browser, server,
     expect(threshold).to_have_value("0.2")
     expect(rounds).to_have_value("2")
     expect(page.locator("#granularity input")).to_have_value("one matrix")
-    expect(page.locator("#order input")).to_have_value("each block before its rebuild")
+    expect(page.locator("#order input")).to_have_value("each sub-block before its rebuild")
     page.get_by_role("button", name="Memory").click()
     expect(page.locator("#stream input")).to_be_checked()
     expect(page.locator("#max_memory").get_by_role("textbox")).to_have_value("2GiB")
