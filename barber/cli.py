@@ -42,11 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for flag in FLAGS:
         text = f"{flag.described}{flag.usual and f' (default {flag.usual})'}".replace("%", "%%")
-        parser.add_argument(f"--{flag.flag}", help=text, **_parsed(flag))
+        parser.add_argument(f"--{flag.flag}", help=text, **_argparse_options(flag))
     return parser
 
 
-def _parsed(flag: Setting) -> dict[str, Any]:
+def _argparse_options(flag: Setting) -> dict[str, Any]:
     """Arguments of `add_argument` for a flag; the configuration checks bounds and the rest."""
     if flag.kind is bool:
         return {"action": "store_true"}
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ranks = join()
         who = f"[process {ranks.rank}] " if ranks.world > 1 else ""
         try:
-            _run(given, ranks)
+            _run_command(given, ranks)
         finally:
             leave()
     except UserError as error:
@@ -118,7 +118,7 @@ def _job(given: dict) -> tuple[JobSpec, bool]:
     return job, True
 
 
-def _run(given: dict, ranks: Ranks) -> None:
+def _run_command(given: dict, ranks: Ranks) -> None:
     from transformers.utils import logging as transformers_logging
 
     from barber.events import Estimated, Notice, Saved

@@ -51,19 +51,19 @@ def nested(build: Callable[[Any], Any], key: str = "") -> dict[str, Any]:
     return {"build": build, "key": key}
 
 
-def _plain(value: Any) -> Any:
+def _json_form(value: Any) -> Any:
     """The JSON form of a value: records as dicts."""
     if is_dataclass(value):
         own = [f for f in fields(value) if "payload" not in f.metadata]
-        return {f.metadata.get("key") or f.name: _plain_field(f, getattr(value, f.name)) for f in own}
+        return {f.metadata.get("key") or f.name: _json_field(f, getattr(value, f.name)) for f in own}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _json_form(item) for key, item in value.items()}
+    return [_json_form(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _plain_field(declared: Field[Any], value: Any) -> Any:
+def _json_field(declared: Field[Any], value: Any) -> Any:
     """The JSON form of a record's field; None for a nested record is an empty dict."""
-    return {} if value is None and "build" in declared.metadata else _plain(value)
+    return {} if value is None and "build" in declared.metadata else _json_form(value)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Record:
     """Base of events and their nested records; `to_dict` and `from_dict` convert to and from JSON form."""
 
     def to_dict(self) -> dict[str, Any]:
-        return cast("dict[str, Any]", _plain(self))
+        return cast("dict[str, Any]", _json_form(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

@@ -247,7 +247,7 @@ class JobSpec:
         """A JSON-able dict; paths as text, tuples as lists, the pruning as PruneConfig.to_dict has it."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["prune"] = self.prune and self.prune.to_dict()
-        return {name: _plain(value) for name, value in values.items()}
+        return {name: _json_value(value) for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> JobSpec:
@@ -276,7 +276,7 @@ def _absolute_data(spec: str) -> str:
     return spec if spec in DATA_SOURCES else _absolute(spec)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value

@@ -84,7 +84,7 @@ def _open(path: Path, newline: str | None = None) -> TextIO:
     return opened(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
-def _whole(path: Path, field: str) -> Rows:
+def _one_document(path: Path, field: str) -> Rows:
     with _open(path) as file:
         yield "The text", file.read()
 
@@ -147,7 +147,7 @@ def _parquet(path: Path, field: str) -> Rows:
 
 
 READERS: dict[str, Callable[[Path, str], Rows]] = {
-    ".txt": _whole,
+    ".txt": _one_document,
     ".jsonl": _lines,
     ".json": _array,
     ".csv": _csv,

@@ -19,7 +19,7 @@ from barber.registry import DATA_SOURCES
 
 FILE_TYPES = (*READERS, ".npy")
 
-PIECE = 32  # number of texts that are tokenised between two events
+TEXTS_PER_EVENT = 32  # number of texts that are tokenised between two events
 
 
 class Part(Enum):
@@ -84,7 +84,7 @@ def file_tokens(path: Path, tokenizer, part: Part, text_field: str) -> Generator
     documents = part.of(documents)
     pieces = []
     for index, text in enumerate(documents):
-        if index % PIECE == 0:
+        if index % TEXTS_PER_EVENT == 0:
             yield Progress("data", index, len(documents), path.name)
         pieces.append(torch.tensor(tokenise(tokenizer, text), dtype=torch.int64))
     return torch.cat(pieces)
@@ -104,7 +104,7 @@ def story_rows(
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     full, stories = room_for(rows, seqlen), iterate_stories(split, seed)
     for index in range(rows):
-        if index % PIECE == 0:
+        if index % TEXTS_PER_EVENT == 0:
             yield Progress("data", index, rows, STORYTELLER)
         row: list[int] = []
         while len(row) < seqlen:

@@ -16,7 +16,7 @@ import torch
 
 from barber.bundled import STORYTELLER
 from barber.data.hub import hub_texts, recall_tokens, remember_tokens, tokenizer_fingerprint
-from barber.data.sources import PIECE, Part, file_tokens, local_file, need_tokenizer, story_rows, tokenise
+from barber.data.sources import TEXTS_PER_EVENT, Part, file_tokens, local_file, need_tokenizer, story_rows, tokenise
 from barber.data.windows import begin_with, cut, draw, first_token, random_window, room_for
 from barber.errors import UserError
 from barber.events import Event, Progress
@@ -238,7 +238,7 @@ def _long_document(
 ) -> Generator[Progress, None, torch.Tensor]:
     """Return the tokens of a random document longer than `seqlen`; yield `here` repeatedly during the search."""
     for tried in range(DRAWS):
-        if tried % PIECE == 0:
+        if tried % TEXTS_PER_EVENT == 0:
             yield here
         tokens = _tokens(reading.tokenizer, texts[rng.randint(0, len(texts) - 1)])
         if len(tokens) > reading.seqlen:

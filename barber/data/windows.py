@@ -12,7 +12,7 @@ from barber.errors import UserError
 from barber.events import Progress
 from barber.registry import WindowStart
 
-PIECE = 1024  # windows between two events; a job can be stopped at each event
+WINDOWS_PER_EVENT = 1024  # windows between two events; a job can be stopped at each event
 
 
 def first_token(tokenizer, start: str) -> int | None:
@@ -41,7 +41,7 @@ def draw(
     check_length(len(tokens), seqlen + 1, source)
     rows = room_for(samples, seqlen)
     for index in range(samples):
-        if index % PIECE == 0:
+        if index % WINDOWS_PER_EVENT == 0:
             yield Progress("data", index, samples, source)
         rows[index] = random_window(tokens, seqlen, rng, first)
     return rows

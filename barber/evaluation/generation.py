@@ -43,7 +43,7 @@ def generate(
             f"Temperature {temperature:g} is not allowed: give 0 for greedy text or a positive number like 0.8."
         )
     ids = check_prompt(model, tokenizer, prompt)
-    positions = _positions(model)
+    positions = _position_limit(model)
     room = max_new_tokens if positions is None else min(max_new_tokens, positions - len(ids))
     ends = _end_tokens(model, tokenizer)
     generator = torch.Generator().manual_seed(seed % 2**63)
@@ -84,7 +84,7 @@ def _next_token(model, ids: list[int], cache, temperature: float, generator: tor
 
 def check_prompt(model, tokenizer, prompt: str) -> list[int]:
     """Return the token ids of the prompt. Raises UserError if the model cannot process them."""
-    positions, known = _positions(model), model.get_input_embeddings().num_embeddings
+    positions, known = _position_limit(model), model.get_input_embeddings().num_embeddings
     if positions is not None and len(prompt) > CHARACTERS_PER_TOKEN * positions:  # before tokenisation
         raise UserError(
             f"The prompt has {len(prompt)} characters, but the model has room for {positions - 1} tokens: shorten it."
@@ -99,7 +99,7 @@ def check_prompt(model, tokenizer, prompt: str) -> list[int]:
     return ids
 
 
-def _positions(model) -> int | None:
+def _position_limit(model) -> int | None:
     """Return the number of positions of the model, or None if it has no limit (BLOOM)."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 

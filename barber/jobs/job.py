@@ -46,7 +46,7 @@ def run_job(
     try:
         with ExitStack() as stack:
             spec = spec if resumed else spec.absolute()
-            yield from _run(spec, loaded, ranks or Ranks(), stack, resumed)
+            yield from _job_events(spec, loaded, ranks or Ranks(), stack, resumed)
     except Exception as error:  # running out of memory raises errors of several types
         if not is_out_of_memory(error):
             raise
@@ -56,7 +56,9 @@ def run_job(
         ) from None
 
 
-def _run(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitStack, resumed: bool) -> Iterator[Event]:
+def _job_events(
+    spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitStack, resumed: bool
+) -> Iterator[Event]:
     """Check and load everything before the first forward pass, with notices, and then run the job."""
     if not ranks.writes:  # only the first rank evaluates and writes
         spec = replace(spec, prompts=(), zeroshot_tasks=(), save_model=None, save_data=None)

@@ -18,7 +18,7 @@ from barber.runs.recorder import is_new
 
 FRESH = ("save_model", "run_dir")  # folders that must be new, and that nothing else may be written into
 
-FOLDERS = ("save_ppl", "save_zeroshot")
+RESULT_FOLDERS = ("save_ppl", "save_zeroshot")
 
 
 def check_outputs(outputs: Mapping[str, Path | None]) -> None:
@@ -41,7 +41,7 @@ def check_outputs(outputs: Mapping[str, Path | None]) -> None:
                 raise UserError(f"--{flag} {path} is not empty: give a new or empty folder, nothing is overwritten.")
             if flag == "save_data" and (path.suffix != ".npy" or (path.exists() and not path.is_file())):
                 raise UserError(f"--save_data {path} is not a .npy file: give a name that ends in .npy.")
-            if flag in FOLDERS and path.exists() and not path.is_dir():
+            if flag in RESULT_FOLDERS and path.exists() and not path.is_dir():
                 raise UserError(f"--{flag} {path} is not a folder: give a new one, or one that is there.")
             _try(path, draft_root(path).name if flag == "save_model" else path.name)
             if flag == "save_model":

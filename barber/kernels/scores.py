@@ -43,7 +43,8 @@ def wandd(weight: Tensor, squares: Tensor) -> Tensor:
 
 def ria(weight: Tensor, squares: Tensor) -> Tensor:
     """(|W| / row sum of |W| + |W| / column sum of |W|) * ||x||^0.5, (out, in) (RIA,
-    "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models", ICLR 2024).
+    "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models", ICLR 2024,
+    https://openreview.net/forum?id=Tr0lPx9woF).
 
     squares: (in,) sums of squared inputs over all calibration tokens. The share of a row or column of zeros is 0.
     """

@@ -47,7 +47,7 @@ class LayerwiseModel:
     def open(self, index: int) -> None:
         """Load the dense weights and persistent buffers of a layer onto the device unless it is open."""
         if any(parameter.is_meta for parameter in self.view.layers[index].module.parameters()):
-            _place(self.loaded.model, self._read(index))
+            _set_tensors(self.loaded.model, self._read(index))
 
     def close(self, index: int) -> None:
         """Free the parameters of a layer, with all changes to them. Buffers stay."""
@@ -129,7 +129,7 @@ def load_layerwise(source: Source) -> LayerwiseModel:
         places = {module: place for place, module in model.named_modules()}
         prefixes = tuple(f"{places[layer.module]}." for layer in view.layers)
         outside = [key for key, target in checkpoint.names.items() if not target.startswith(prefixes)]
-        _place(model, checkpoint.read(outside))
+        _set_tensors(model, checkpoint.read(outside))
         info = checkpoint.info
         model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         model._adjust_missing_and_unexpected_keys(info)
@@ -141,7 +141,7 @@ def load_layerwise(source: Source) -> LayerwiseModel:
         return LayerwiseModel(finish(source, model), view, checkpoint, prefixes, sum(here))
 
 
-def _place(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
+def _set_tensors(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
     """Assign tensors to a model by name, without a copy."""
     for name, value in values.items():
         set_module_tensor_to_device(model, name, value.device, value=value, clear_cache=False)

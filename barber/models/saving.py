@@ -43,7 +43,7 @@ def draft_folder(path: Path, placing: Placing | None = None) -> Iterator[Path]:
                 sync_file(file)
         if placing:
             placing(draft)
-        _place(draft, path)
+        _replace_by_draft(draft, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The model cannot be written to {path} {reason_and_remedy(error)}.") from None
     except (RuntimeError, ValueError) as error:  # transformers refuses to save some models that it loads
@@ -75,7 +75,7 @@ def clear_draft(path: Path, root: Path | None = None) -> None:
         raise UserError(f"{root} is in the way of the model to write: move it, or give another folder.")
 
 
-def _place(draft: Path, path: Path) -> None:
+def _replace_by_draft(draft: Path, path: Path) -> None:
     if not path.is_dir():
         os.replace(draft, path)
         sync_folder(path.parent)

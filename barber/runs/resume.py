@@ -30,7 +30,7 @@ from barber.runs.environment import difference
 from barber.runs.packed_masks import draft_tensors, read_packed
 from barber.runs.recorder import follow
 
-FOLDERS = ("masks", "weights", "saliency")
+LAYER_FOLDERS = ("masks", "weights", "saliency")
 
 OfLayer = LayerInitialised | SubBlockRebuilt
 
@@ -82,7 +82,7 @@ def job_difference(path: Path, spec: JobSpec) -> list[str]:
 def is_saved(path: Path, target: Path) -> bool:
     """Whether a run saved its model to `target` and recorded that."""
     checksums = read_checksums(path)
-    events = _parsed(path, _trusted(path, checksums, _current(path, checksums)))
+    events = _read_events(path, _trusted(path, checksums, _current(path, checksums)))
     return Saved("model", str(target)) in events
 
 
@@ -98,11 +98,11 @@ def reopen(path: Path, started: RunStarted) -> Finished:
     checksums = read_checksums(path)
     current = _current(path, checksums)
     trusted = _trusted(path, checksums, current)
-    events = _parsed(path, trusted)
+    events = _read_events(path, trusted)
     recorded = next((event for event in events if isinstance(event, RunStarted)), None)
     if recorded and (found := difference(_identity(recorded), _identity(started))):
         raise UserError(f"The run in {path} was another one ({'; '.join(found)}): resume it with what it began with.")
-    events = _whole(events, started)
+    events = _without_unfinished_layer(events, started)
     kept = [one for one in checksums if 1 <= one.get("events", 0) <= len(events)]
     needed = {name for one in kept for name in one["files"]} - {EVENTS}
     lasting = [{name: one["files"][name] for name in LASTING if name in one["files"]} for one in checksums]
@@ -133,7 +133,7 @@ def _current(path: Path, checksums: list[dict]) -> dict[str, str]:
     return {name: digest(path / name) for name in {name for one in checksums for name in one["files"]} - {EVENTS}}
 
 
-def _parsed(path: Path, lines: Iterable[bytes]) -> list[Event]:
+def _read_events(path: Path, lines: Iterable[bytes]) -> list[Event]:
     """The events of valid lines. Raises UserError where another version wrote them."""
     try:
         return [Event.read(json.loads(line)) for line in lines]
@@ -187,7 +187,7 @@ def _done(events: Iterable[Event]) -> dict[tuple[Stage, int], set[str]]:
     return done
 
 
-def _whole(events: list[Event], started: RunStarted) -> list[Event]:
+def _without_unfinished_layer(events: list[Event], started: RunStarted) -> list[Event]:
     """The first events, up to the first layer that is incomplete at a stage.
 
     Where sub-blocks are rebuilt before the whole model is initialised, a layer is complete with both of its stages.
@@ -216,7 +216,7 @@ def _remove(path: Path, events: list[Event], needed: set[str]) -> None:
         keys[f"layer_{layer:03}"] |= {f"{stage}/{name}" for name in names}
     for name in (*LASTING, *FOLLOWING, EVENTS, CHECKSUMS, "config.json"):
         (path / f"{name}.part").unlink(missing_ok=True)
-    files = [file for folder in FOLDERS for file in sorted((path / folder).glob("*"))]
+    files = [file for folder in LAYER_FOLDERS for file in sorted((path / folder).glob("*"))]
     for draft in [file for file in files if DRAFT.fullmatch(file.name)]:
         draft.unlink()
     for place in [file for file in files if OF_LAYER.fullmatch(file.name)]:
