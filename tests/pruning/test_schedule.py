@@ -178,7 +178,7 @@ def test_orders_differ_only_behind_the_first_rebuild(method):
     ("settings", "said"),
     [
         ({"method": "masks", "initial_masks": "run"}, "has masks already"),
-        ({"method": "wanda", "barber": False}, "rebuilds nothing"),
+        ({"method": "wanda", "barber": False}, "has no rebuild"),
         ({"order": "two-pass"}, "choose one of paper, one-pass"),
     ],
 )
