@@ -147,7 +147,7 @@ def hostile(folder: Path) -> dict[str, tuple[str, str]]:
         "loop": (str(folder / "loop.txt"), "is a loop of links|Too many levels"),
         "user": ("~nosuchuser/a.txt", "names an unknown user"),
         "long": (str(folder / ("n" * 300 + ".txt")), "File name too long"),
-        "NUL": ("a\0.txt", "not a possible path"),
+        "NUL": ("a\0.txt", "is not a possible path"),
         "under a file": (str(folder / "notes.pdf" / "a.txt"), "does not exist"),
         "other format": (str(folder / "notes.pdf"), "is of a format that is not read: give one of c4.*parquet"),
     }

@@ -186,7 +186,7 @@ def test_orders_differ_only_after_the_first_rebuild(method):
     ("settings", "message"),
     [
         ({"method": "masks", "initial_masks": "run"}, "has masks already"),
-        ({"method": "wanda", "barber": False}, "rebuilds nothing"),
+        ({"method": "wanda", "barber": False}, "has no rebuild"),
         ({"order": "two-pass"}, "choose one of paper, one-pass"),
     ],
 )
