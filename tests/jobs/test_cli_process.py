@@ -119,7 +119,7 @@ def test_an_environment_that_is_not_torchruns_is_refused(monkeypatch, change, na
 
 
 def test_a_process_whose_peers_never_start_is_a_user_error():
-    patient = "import barber.pruning.distributed as d, datetime, sys; d.MEETING = datetime.timedelta(seconds=2); "
+    patient = "import barber.pruning.distributed as d, datetime, sys; d.START_TIMEOUT = datetime.timedelta(seconds=2); "
     code, _, err = finish(start(SMALL, ("-c", patient + "from barber.cli import main; sys.exit(main())"), env=TORCHRUN))
     assert code == 2
     assert "cannot be reached" in err
