@@ -141,7 +141,7 @@ def _cause(losses: list[float], dtype: torch.dtype) -> str:
 @torch.no_grad()
 def _window_losses(model, tokens: torch.Tensor) -> list[float]:
     tokens = tokens.to(model.device)
-    with eval_mode(model), fast_products(model.device):
+    with eval_mode(model), fast_products(model.device, model.dtype):
         return losses_of(model(input_ids=tokens, use_cache=False).logits, tokens)
 
 

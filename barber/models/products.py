@@ -1,4 +1,4 @@
-"""Products of 16-bit matrices on processors that have no instructions for them."""
+"""Matrix products in 16 bits, which some CPUs have no instructions for."""
 
 from __future__ import annotations
 
@@ -14,13 +14,26 @@ from torch.overrides import TorchFunctionMode
 PRODUCTS = (F.linear, torch.addmm)  # of nn.Linear, and of GPT-2's Conv1D
 
 
-def _wide(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) else value
+def slow_dtypes() -> set[torch.dtype]:
+    """The dtypes in which this CPU multiplies matrices several times more slowly than in float32."""
+    bfloat16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return {torch.float16} if bfloat16 else {torch.float16, torch.bfloat16}
+
+
+@contextmanager
+def fast_products(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the context, linear layers make their products in float32 if a CPU is slow in the dtype.
+
+    The inputs and weights are those of the dtype, and each sum is rounded to it once.
+    """
+    if device.type == "cpu" and dtype in slow_dtypes():
+        with _ByFloat32():
+            yield
+    else:
+        yield
 
 
 class _ByFloat32(TorchFunctionMode):
-    """Makes products of 16-bit matrices in fp32, in which each product of two numbers is exact, and rounds the sums."""
-
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -31,16 +44,5 @@ class _ByFloat32(TorchFunctionMode):
         return func(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()}).to(dtypes.pop())
 
 
-def has_half_products(device: torch.device) -> bool:
-    """Whether the device multiplies 16-bit matrices as fast as fp32: x86 processors do so from AVX-512 on."""
-    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
-
-
-@contextmanager
-def fast_products(device: torch.device) -> Iterator[None]:
-    """Inside the context, products of 16-bit matrices are made in fp32, and rounded, where that is faster."""
-    if has_half_products(device):
-        yield
-    else:
-        with _ByFloat32():
-            yield
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value

@@ -81,8 +81,8 @@ class Form:
 
 def call_module(module: nn.Module, call: Call) -> Any:
     """Call the module as recorded, in the caller's grad mode; its return value."""
-    device = call.hidden.device
-    with torch.autocast(device.type, call.compute, enabled=call.compute is not None), fast_products(device):
+    device, dtype = call.hidden.device, call.hidden.dtype
+    with torch.autocast(device.type, call.compute, enabled=call.compute is not None), fast_products(device, dtype):
         return module(*call.args, **call.kwargs)
 
 

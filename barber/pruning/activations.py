@@ -154,7 +154,7 @@ class ActivationStream:
         hidden = self.store.load(self.hidden[batch])
         forms = [(layer, self._forms[type(layer)]) for layer in self.layers]
         passing = {layer: lambda *_a, form=form, **_k: form.wrap(hidden) for layer, form in forms}
-        with replacing(passing), fast_products(self.store.device):
+        with replacing(passing), fast_products(hidden.device, hidden.dtype):
             return self.model(self._tokens[batch].to(self.store.device), use_cache=False).logits
 
     def halve(self) -> None:
