@@ -108,7 +108,7 @@ def count(weights: list[torch.Tensor], sparsity: Sparsity) -> dict:
 
 def rows(options: argparse.Namespace) -> Iterator[dict]:
     """A row for each case, repetition and tool; the tools take turns. Quality is that of the first repetition."""
-    theirs = find_environment(options.environment, options.install)
+    theirs = find_environment(options.environment.absolute(), options.install)  # processes run in the project's root
     loaded = load(options.model, "cpu", "float32")  # as exact as can be; pruning has the dtypes that are asked for
     calibration = load_calibration(options.calibration, loaded.tokenizer, options.samples, options.seqlen, options.seed)
     evaluation = load_evaluation(options.evaluation, loaded.tokenizer, options.seqlen, windows=options.windows)
