@@ -15,6 +15,7 @@ from barber.errors import UserError
 from barber.events import Event, Notice, PerplexityMeasured, Progress
 from barber.models.decoder import State
 from barber.models.modes import eval_mode
+from barber.models.products import fast_products
 from barber.pruning.activations import ActivationStream
 from barber.pruning.context import PruningContext
 
@@ -140,7 +141,7 @@ def _cause(losses: list[float], dtype: torch.dtype) -> str:
 @torch.no_grad()
 def _window_losses(model, tokens: torch.Tensor) -> list[float]:
     tokens = tokens.to(model.device)
-    with eval_mode(model):
+    with eval_mode(model), fast_products(model.device, model.dtype):
         return losses_of(model(input_ids=tokens, use_cache=False).logits, tokens)
 
 

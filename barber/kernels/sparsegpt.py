@@ -76,23 +76,23 @@ def sparsegpt(
     mask = torch.zeros_like(updated, dtype=torch.bool)
     for start in range(0, updated.shape[1], width):
         columns = slice(start, min(start + width, updated.shape[1]))
-        block, inverse = updated[:, columns].clone(), factor[columns, columns]
-        pruned = mask[:, columns]
+        inverse, pruned = factor[columns, columns], mask[:, columns]
         if not sparsity.m:
-            scores = (block / inverse.diagonal()).abs().view(1, -1)
-            count = sparsity.count(block.numel())
+            scores = (updated[:, columns] / inverse.diagonal()).abs().view(1, -1)
+            count = sparsity.count(scores.numel())
             if zeros is not None:
                 count = zeros * columns.stop // updated.shape[1] - zeros * start // updated.shape[1]
-            pruned |= prune_smallest(scores, count).view_as(block)
+            pruned |= prune_smallest(scores, count).view_as(pruned)
+        block = updated[:, columns].T.contiguous()  # (in, out), since the loop works column by column
         errors = torch.zeros_like(block)
-        for i in range(block.shape[1]):
+        for i in range(len(block)):
             if sparsity.m and i % sparsity.m == 0:
                 group = slice(i, i + sparsity.m)
-                scores = (block[:, group] / inverse.diagonal()[group]).abs()
+                scores = (block[group].T / inverse.diagonal()[group]).abs()
                 pruned[:, group] = prune_smallest(scores, sparsity.n)
-            errors[:, i] = torch.where(pruned[:, i], block[:, i], 0) / inverse[i, i]
-            block[:, i:] -= errors[:, i : i + 1] * inverse[i, i:]
-        updated[:, columns] = block
-        updated[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
+            errors[i] = torch.where(pruned[:, i], block[i], 0) / inverse[i, i]
+            block[i:] -= inverse[i, i:, None] * errors[i]
+        updated[:, columns] = block.T
+        updated[:, columns.stop :] -= errors.T.contiguous() @ factor[columns, columns.stop :]
     updated[:, dead] = original[:, dead]
     return updated.masked_fill(mask, 0), mask

@@ -28,6 +28,7 @@ from barber.bundled import MODEL_DIR, STORYTELLER
 from barber.errors import UserError, first_line
 from barber.hub_access import quick_offline
 from barber.memory import is_out_of_memory
+from barber.models.products import slow_dtypes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -193,12 +194,6 @@ def _pick_dtype(dtype: str, config: PreTrainedConfig, place: torch.device) -> to
         return DTYPES[dtype]
     native: Any = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
     return torch.float32 if place.type == "cpu" and native in slow_dtypes() else native
-
-
-def slow_dtypes() -> set[torch.dtype]:
-    """The dtypes in which this CPU multiplies matrices several times more slowly than in float32."""
-    bfloat16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return {torch.float16} if bfloat16 else {torch.float16, torch.bfloat16}
 
 
 def _max_seqlen(config: PreTrainedConfig) -> int:

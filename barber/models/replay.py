@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from barber.errors import UserError
+from barber.models.products import fast_products
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Form:
 
 def call_module(module: nn.Module, call: Call) -> Any:
     """Call the module as recorded, in the caller's grad mode; its return value."""
-    with torch.autocast(call.hidden.device.type, call.compute, enabled=call.compute is not None):
+    device, dtype = call.hidden.device, call.hidden.dtype
+    with torch.autocast(device.type, call.compute, enabled=call.compute is not None), fast_products(device, dtype):
         return module(*call.args, **call.kwargs)
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from barber.events import Event, Notice
 from barber.memory import is_out_of_memory
 from barber.models.decoder import Layer, Outputs
+from barber.models.products import fast_products
 from barber.models.replay import Call, Form, record_layer_calls, replacing
 from barber.progress import TICK, Steps, T, Tick
 from barber.pruning.activation_store import ActivationStore
@@ -153,7 +154,7 @@ class ActivationStream:
         hidden = self.store.load(self.hidden[batch])
         forms = [(layer, self._forms[type(layer)]) for layer in self.layers]
         passing = {layer: lambda *_a, form=form, **_k: form.wrap(hidden) for layer, form in forms}
-        with replacing(passing):
+        with replacing(passing), fast_products(hidden.device, hidden.dtype):
             return self.model(self._tokens[batch].to(self.store.device), use_cache=False).logits
 
     def halve(self) -> None:
