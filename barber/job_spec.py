@@ -192,7 +192,11 @@ class JobSpec:
         group=Group.MEMORY,
     )
     device: str = setting("auto", help="auto, cpu, cuda, cuda:1 and so on", example="cpu")
-    dtype: str = setting("auto", help="auto, float32, bfloat16 or float16", example="bfloat16")
+    dtype: str = setting(
+        "auto",
+        help="float32, bfloat16, float16, or auto: that of the checkpoint, or float32 where a CPU is slow in it",
+        example="bfloat16",
+    )
     compute: str = setting(
         "native",
         help="dtype of the matrix products of the pruning; sums are always fp32",
