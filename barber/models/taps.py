@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers.integrations.moe  # noqa: F401 registers an operator, see GROUPED
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -71,7 +72,9 @@ def tapping(watch: Mapping[str, Weight], leaves: bool = False) -> Iterator[Taps]
         yield taps
 
 
-GROUPED = {torch._grouped_mm, F.grouped_mm}  # multiply rows by (experts, in, out), by offsets of the experts' rows
+# These multiply rows by (experts, in, out), given the ends of each expert's rows. The second is an operator that
+# transformers registers for devices without the first.
+GROUPED = {torch._grouped_mm, torch.ops.transformers.grouped_mm_fallback}
 BY_INPUT = GROUPED | {torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm}  # by (..., in, out)
 BY_OUTPUT = {F.linear}  # multiply by (out, in)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.integrations import moe
 
 from barber.models.decoder import DecoderView, DenseWeights, assign_values
 from barber.models.inspection import inspect
@@ -38,13 +39,16 @@ def test_every_slice_is_a_weight(family, dtype):
     assert len(weight.view) == 32
 
 
-@pytest.mark.parametrize("way", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("way", ["eager", "grouped_mm", "fallback"])
 @pytest.mark.parametrize("family", EXPERTS)
 @torch.no_grad()
-def test_taps_are_the_calls_of_each_expert(family, way):
+def test_taps_are_the_calls_of_each_expert(family, way, monkeypatch):
     """Each tap has y = x W^T, and the experts of a layer have as many inputs as the router sends."""
     model = build(family)
-    model.set_experts_implementation(way) if model._can_set_experts_implementation() else None
+    if way == "fallback":
+        monkeypatch.setattr(moe, "_can_use_grouped_mm", lambda *_: False)
+    elif model._can_set_experts_implementation():
+        model.set_experts_implementation(way)
     view = inspected(model)
     layer = view.layers[-1]
     tokens = torch.randint(3, 96, (2, 24), generator=torch.Generator().manual_seed(1))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.integrations import moe
 
 from barber.config import PruneConfig, Sparsity
 from barber.data.token_sets import CalibrationSet
@@ -98,12 +99,15 @@ def test_counts_of_every_expert_are_exact(family, pattern):
         assert id(parameter) in pruned or torch.equal(parameter, others[name])
 
 
-@pytest.mark.parametrize("way", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("way", ["eager", "grouped_mm", "fallback"])
 @pytest.mark.parametrize("family", EXPERTS)
-def test_gradients_are_those_of_the_fused_weights(family, way):
+def test_gradients_are_those_of_the_fused_weights(family, way, monkeypatch):
     """Of each sequence squared, and of a batch for the refit, against autograd of the whole parameters."""
     model = build(family).requires_grad_(False)
-    model.set_experts_implementation(way) if model._can_set_experts_implementation() else None
+    if way == "fallback":
+        monkeypatch.setattr(moe, "_can_use_grouped_mm", lambda *_: False)
+    elif model._can_set_experts_implementation():
+        model.set_experts_implementation(way)
     view = inspected(model)
     context = PruningContext(view, PruningContext.of(model).provider, PruningContext.of(model).store)
     config = PruneConfig(Sparsity.parse("50%"), "wanda")
