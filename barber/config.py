@@ -327,6 +327,11 @@ class PruneConfig:
         return self.barber or self.reconstruct
 
     @property
+    def needs_gradients(self) -> bool:
+        """Whether saliency is measured, from the gradients of each sequence."""
+        return (self.barber and self.refiner == BARBER) or self.allocation is Allocation.SALIENCY
+
+    @property
     def uses_validation(self) -> bool:
         """Whether some calibration sequences are for validation only."""
         return self.auto or self.reconstruct

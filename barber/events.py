@@ -312,6 +312,7 @@ class LayerInitialised(Event):
         layer: its number.
         modules: name -> counts.
         seconds: wall time.
+        starved: names of experts that too few calibration tokens reached, so that their masks are by magnitude.
         masks: name -> bool (out, in), True = pruned.
         weights: name -> (out, in), only if the method updated kept values (SparseGPT).
     """
@@ -319,6 +320,7 @@ class LayerInitialised(Event):
     layer: int
     modules: dict[str, MaskCounts] = field(metadata=nested(MaskCounts.by_name))
     seconds: float
+    starved: list[str] = field(default_factory=list)
     masks: dict[str, Tensor] = payload()
     weights: dict[str, Tensor] = payload()
 

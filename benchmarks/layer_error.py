@@ -31,7 +31,7 @@ from barber.kernels.one_swap import SHORTLIST, one_swap
 from barber.kernels.scores import wanda
 from barber.models.decoder import DecoderView, Weight
 from barber.models.loading import LoadedModel, load
-from barber.models.replay import tapping
+from barber.models.taps import tapping
 from barber.pruning.statistics import StatisticSums
 from benchmarks.measure import machine, table, this_command, write
 
@@ -90,7 +90,7 @@ def gather(loaded: LoadedModel, weights: dict[str, Weight], tokens: Tensor) -> d
     """Gram matrices (in, in) of the inputs of the weights, name -> sum over the tokens (sequences, seqlen)."""
     sums, device = StatisticSums("gram"), next(loaded.model.parameters()).device
     for batch in tokens.split(BATCH):
-        with tapping({name: weight.module for name, weight in weights.items()}) as taps:
+        with tapping(weights) as taps:
             loaded.model(batch.to(device), use_cache=False, logits_to_keep=1)
         sums.add(taps)
     return sums.values

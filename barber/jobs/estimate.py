@@ -38,6 +38,8 @@ class Model:
         spread: largest sum of the input and output sizes of the linears of a sub-block, per token.
         other_bytes: bytes of the parameters that are not prunable weights of the layers.
         element: bytes of one number in the dtype of the model.
+        idle: prunable weights of the largest layer that one token does not use, of experts that it is not routed to.
+        grams: numbers in the gram matrices of the experts of the largest layer, each of which has inputs of its own.
     """
 
     layers: int
@@ -48,6 +50,8 @@ class Model:
     spread: int
     other_bytes: int
     element: int
+    idle: int = 0
+    grams: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,9 @@ def estimate(
     copies = WORK + REFIT * config.reconstruct
     method = INITIAL_MASKS.get(config.method)
     matrices = max(method.hessians if method else 0, GRAMS if config.auto else 0)
-    hessian = matrices * 4 * model.width**2
-    products = 2 * model.layer_parameters + 4 * seqlen * model.hidden  # per token and layer; attention reads half
+    hessian = 4 * (matrices * model.width**2 + (model.grams if matrices else 0))
+    products = 2 * (model.layer_parameters - model.idle)  # per token and layer
+    products += 4 * seqlen * model.hidden  # attention reads half
     return Needs(
         weights=model.other_bytes + parameters * model.element,  # dense weights, and the new values of rebuilt layers
         activations=int(KEPT * tokens * model.hidden * model.element),

@@ -193,6 +193,13 @@ def sizes(setup: JobSetup) -> Model:
     view, layerwise = setup.context.view, setup.layerwise
     layers = [[[weight.view.shape for weight in block.weights] for block in la.sub_blocks] for la in view.layers]
     blocks = [block for layer in layers for block in layer]
+    experts = [[w.view.shape for w in layer.weights if w.is_expert] for layer in view.layers]
+    idle = 1 - setup.inspection.routed  # share of the tokens that do not reach an expert
+    spread = [
+        sum(sum(w.view.shape) * (1 - idle * w.is_expert) for w in block.weights)
+        for layer in view.layers
+        for block in layer.sub_blocks
+    ]
     prunable = {id(weight.parameter) for layer in view.layers for weight in layer.weights}
     others = sum(p.nbytes for p in setup.loaded.model.parameters() if id(p) not in prunable and not p.is_meta)
     return Model(
@@ -201,7 +208,9 @@ def sizes(setup: JobSetup) -> Model:
         layer_parameters=max(sum(shape.numel() for block in layer for shape in block) for layer in layers),
         block_parameters=max(sum(shape.numel() for shape in block) for block in blocks),
         width=max(shape[1] for block in blocks for shape in block),
-        spread=max(sum(sum(shape) for shape in block) for block in blocks),
+        spread=int(max(spread)),
         other_bytes=layerwise.other_bytes if layerwise else others,
         element=view.dtype.itemsize,
+        idle=int(idle * max(sum(shape.numel() for shape in layer) for layer in experts)),
+        grams=max(sum(shape[1] ** 2 for shape in layer) for layer in experts),
     )

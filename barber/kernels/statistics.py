@@ -21,7 +21,7 @@ def gram(x: Tensor) -> Tensor:
 def moments(x: Tensor) -> Tensor:
     """Count, sum and sum of squares of each input of x (tokens, in): fp32 (3, in)."""
     x = x.float()
-    return torch.stack([torch.full_like(x[0], len(x)), x.sum(0), x.square().sum(0)])
+    return torch.stack([x.new_full(x.shape[1:], len(x)), x.sum(0), x.square().sum(0)])
 
 
 def squares_of(statistic: str, total: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,30 +24,58 @@ State = tuple[Masks, Values]  # masks, and values where they differ from the mas
 
 @dataclass(frozen=True)
 class Weight:
-    """A prunable weight. `name` is within its layer, like "self_attn.q_proj"."""
+    """A prunable weight: that of a linear layer, or the slice of one expert in a fused weight (experts, ..., ...).
+
+    Attributes:
+        name: within its layer, like "self_attn.q_proj", or "mlp.experts.down_proj.3" for a slice.
+        module: the module that has the parameter.
+        key: name of the parameter in the module.
+        index: number of the expert; None if the weight is the whole parameter.
+        transposed: whether the parameter stores (in, out), as GPT-2's Conv1D does.
+    """
 
     name: str
     module: nn.Module
+    key: str = "weight"
+    index: int | None = None
+    transposed: bool = False
 
     @property
     def parameter(self) -> nn.Parameter:
-        return self.module.get_parameter("weight")
+        return self.module.get_parameter(self.key)
+
+    @property
+    def whole(self) -> str:
+        """The name without the expert's number: all slices of a fused weight have the same."""
+        return self.name if self.index is None else self.name.removesuffix(f".{self.index}")
+
+    @property
+    def path(self) -> str:
+        """Name of the parameter within the layer."""
+        return f"{self.whole}.weight" if self.key == "weight" else self.whole
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether only some tokens may reach it, as a slice of a fused weight or as a member of a list."""
+        return self.index is not None or _collected(self.name) != self.name
 
     def oriented(self, tensor: Tensor) -> Tensor:
-        """A view as (out, in) of a tensor of the parameter's shape: GPT-2's Conv1D stores (in, out)."""
-        return tensor.T if isinstance(self.module, Conv1D) else tensor
+        """The weight's part of a tensor of the parameter's shape, as a view (out, in)."""
+        part = tensor if self.index is None else tensor[self.index]
+        return part.T if self.transposed else part
 
     @property
     def view(self) -> Tensor:
         """The weight as (out, in), sharing memory with the model; do not modify it."""
         return self.oriented(self.parameter.data)
 
-    def assign(self, value: Tensor) -> None:
-        """Replace the parameter's tensor by this value, (out, in); the old tensor does not change.
+    def stored(self, value: Tensor) -> Tensor:
+        """A value (out, in) as the parameter stores it."""
+        return value.T if self.transposed else value
 
-        So dense weights need no copy, and a forward record stays valid while other values are assigned.
-        """
-        self.parameter.data = self.oriented(value.to(self.parameter)).contiguous()
+    def assign(self, value: Tensor) -> None:
+        """As `assign_values`, for this weight alone."""
+        assign_values((self,), {self.name: value})
 
 
 @dataclass(frozen=True)
@@ -82,17 +110,20 @@ class SubBlock:
             return record_call(self.layer, self.module, call)
 
     def replay(self, call: Call, outputs: Outputs | None = None) -> Tensor:
-        """The sub-block's output (..., hidden) for a recorded call, in the caller's grad mode.
+        """The sub-block's output (batch, seqlen, hidden) for a recorded call, in the caller's grad mode.
 
         outputs: as in `record`; used only if there is no module.
         """
+        shape = call.hidden.shape[:-1]
         if self.module is None:
             with replacing(_known_forwards(outputs)):
                 output = record_output(self.layer, self.weights[-1].module, call)
-            return output.view(*call.hidden.shape[:-1], -1)  # OPT flattens the positions of a batch
+            return output.view(*shape, -1)  # OPT flattens the positions of a batch
         output = call_module(self.module, call)
-        self.returns["form"] = Form.of(output)
-        return first_tensor(output)
+        hidden = first_tensor(output)
+        flat = hidden.dim() < call.hidden.dim()  # so does the mixture of experts of Llama 4
+        self.returns["form"] = replace(Form.of(output), flat=flat)
+        return hidden.view(*shape, -1) if flat else hidden
 
 
 Outputs = Mapping[SubBlock, Tensor]
@@ -127,8 +158,8 @@ class Layer:
 
     def zeros(self, but: Collection[str] = ()) -> int:
         """Number of prunable weights that are zero, masked or not, without those in `but`. The layer must be open."""
-        counted = [weight.parameter for weight in self.weights if weight.name not in but]
-        return sum(parameter.numel() - int(parameter.count_nonzero()) for parameter in counted)
+        counted = [weight.view for weight in self.weights if weight.name not in but]
+        return sum(view.numel() - int(view.count_nonzero()) for view in counted)
 
     @torch.no_grad()
     def replay(self, call: Call, outputs: Outputs | None = None) -> Tensor:
@@ -139,9 +170,10 @@ class Layer:
     @torch.no_grad()
     def assign(self, dense: Mapping[str, Tensor], masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         """Assign the weights their dense values or those in `values`, zero under the masks; all (out, in)."""
-        for weight in self.weights:
-            value = values.get(weight.name, dense[weight.name]).to(weight.parameter)
-            weight.assign(masked(value, masks[weight.name].to(value.device)))
+        for weights in by_parameter(self.weights):
+            like = weights[0].parameter
+            given = {weight.name: values.get(weight.name, dense[weight.name]).to(like) for weight in weights}
+            assign_values(weights, {name: masked(value, masks[name].to(value.device)) for name, value in given.items()})
 
 
 @dataclass(frozen=True)
@@ -176,6 +208,49 @@ NAMED = 6  # names in one sentence
 def _collected(name: str) -> str:
     """One name for all members of a list, as "experts.*.w1"."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
+def by_parameter(weights: Iterable[Weight]) -> list[list[Weight]]:
+    """The weights of each parameter: one, or the slices of a fused weight."""
+    found: dict[str, list[Weight]] = {}
+    for weight in weights:
+        found.setdefault(weight.path, []).append(weight)
+    return list(found.values())
+
+
+def joined(weights: Sequence[Weight], values: Mapping[str, Tensor]) -> Tensor:
+    """The parameter of these weights, which are all that it has, with these values, name -> (out, in).
+
+    It shares memory with a single value, and with slices that lie one after the other in one tensor.
+    """
+    parts = [weight.stored(values[weight.name]) for weight in weights]
+    first, size = parts[0], parts[0].numel()
+    if weights[0].index is None:
+        return first.contiguous()
+    storage, start = first.untyped_storage().data_ptr(), first.storage_offset()
+    if first.is_contiguous() and all(
+        part.untyped_storage().data_ptr() == storage
+        and part.storage_offset() == start + number * size
+        and part.stride() == first.stride()
+        for number, part in enumerate(parts)
+    ):
+        return first.as_strided((len(parts), *first.shape), (size, *first.stride()))
+    return torch.stack(parts)
+
+
+def assign_values(weights: Iterable[Weight], values: Mapping[str, Tensor]) -> None:
+    """Replace the tensors of the weights' parameters by these values, name -> (out, in); old tensors do not change.
+
+    So dense weights need no copy, and a forward record stays valid while other values are assigned. Slices of a fused
+    weight that are not among the weights keep their values.
+    """
+    for given in by_parameter(weights):
+        parameter = given[0].parameter
+        new = {weight.name: values[weight.name].to(parameter) for weight in given}
+        if given[0].index is not None and len(given) < len(parameter):
+            given = [replace(given[0], name=f"{given[0].whole}.{i}", index=i) for i in range(len(parameter))]
+            new = {weight.name: new.get(weight.name, weight.view) for weight in given}
+        parameter.data = joined(given, new)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -220,24 +295,46 @@ def _expert_counts(module: nn.Module) -> set[int]:
     return (fused | lists) - {0, 1}
 
 
-def _linears(name: str, child: nn.Module) -> tuple[Weight, ...]:
-    """The prunable linears below a child of a layer. Routers, with one output per expert, are left out."""
-    experts = _expert_counts(child)
-    linears = [(n, m) for n, m in child.named_modules() if _is_linear(m)]
-    return tuple(
-        Weight(f"{name}.{n}", m) for n, m in linears if not isinstance(m, nn.Linear) or m.out_features not in experts
-    )
+def _linear(name: str, module: nn.Module) -> Weight:
+    """The weight of a linear layer."""
+    return Weight(name, module, transposed=isinstance(module, Conv1D))
+
+
+def _weights(name: str, child: nn.Module) -> tuple[Weight, ...]:
+    """The weights below a child of a layer: of linears, and slices of fused weights, as far as they look prunable.
+
+    Routers, with one output per expert, are left out.
+    """
+    experts, found = _expert_counts(child), []
+    for n, module in child.named_modules(prefix=name):
+        if not _is_linear(module):
+            found += _slices(n, module)
+        elif not isinstance(module, nn.Linear) or module.out_features not in experts:
+            found.append(_linear(n, module))
+    return tuple(found)
+
+
+def _slices(name: str, module: nn.Module) -> list[Weight]:
+    """The slices of the fused weights that a module itself has. How they are stored is known once they are used."""
+    if isinstance(module, nn.Conv1d):
+        return []
+    fused = [(key, p) for key, p in module.named_parameters(recurse=False) if p.dim() == 3 and min(p.shape) > 1]
+    return [
+        Weight(f"{name if key == 'weight' else f'{name}.{key}'}.{index}", module, key, index)
+        for key, parameter in fused
+        for index in range(len(parameter))
+    ]
 
 
 def _sub_blocks(layer: nn.Module) -> tuple[SubBlock, ...]:
     blocks, direct = [], []
     for name, child in layer.named_children():
         if _is_linear(child):
-            direct.append(Weight(name, child))
+            direct.append(_linear(name, child))
             continue
-        if linears := _linears(name, child):
+        if weights := _weights(name, child):
             attention = any("attn" in text or "attention" in text for text in (name, type(child).__name__.lower()))
-            blocks.append(SubBlock(name, "attention" if attention else "mlp", linears, layer, child))
+            blocks.append(SubBlock(name, "attention" if attention else "mlp", weights, layer, child))
     if direct:
         blocks.append(SubBlock("+".join(weight.name for weight in direct), "mlp", tuple(direct), layer, None))
     return tuple(sorted(blocks, key=lambda block: block.kind != "attention"))
@@ -258,7 +355,7 @@ class DecoderView:
         dense: dict[str, int] = {}
         for layer in self.layers:
             for weight in layer.weights:
-                name = f"layers.{layer.index}.{weight.name}"
+                name = f"layers.{layer.index}.{weight.whole}"
                 other = owner.setdefault(id(weight.parameter), name)
                 if other != name:
                     raise UserError(f"{other} and {name} share one tensor, but need two masks: untie them first.")
@@ -266,7 +363,7 @@ class DecoderView:
                 if sum(size > 1 for size in parameter.shape) > 1 and id(parameter) not in owner:
                     name = _collected(name.removesuffix(".weight"))
                     dense[name] = dense.get(name, 0) + parameter.numel()
-        self.coverage = Coverage(sum(w.parameter.numel() for layer in self.layers for w in layer.weights), dense)
+        self.coverage = Coverage(sum(w.view.numel() for layer in self.layers for w in layer.weights), dense)
         self._check()
         if not self._first.parameter.is_floating_point():
             raise UserError(
@@ -278,28 +375,38 @@ class DecoderView:
         if not self.coverage.prunable:
             raise UserError(
                 f"The layers of {type(self.model).__name__} have no linear layer that can be pruned "
-                f"({', '.join(list(self.coverage.dense)[:NAMED]) or 'no matrix at all'}): fused mixture-of-experts "
-                "weights and convolutions are not supported, give a model with linear layers."
+                f"({', '.join(list(self.coverage.dense)[:NAMED]) or 'no matrix at all'}): convolutions, and experts "
+                "that are not used one by one, are not supported, give a model with linear layers."
             )
 
     @property
     def _first(self) -> Weight:
         return next(weight for layer in self.layers for weight in layer.weights)
 
-    def leave_dense(self, names: Collection[tuple[int, str]], order: Mapping[int, Sequence[str]] | None = None) -> None:
+    def leave_dense(
+        self,
+        names: Collection[tuple[int, str]],
+        order: Mapping[int, Sequence[str]] | None = None,
+        transposed: Collection[tuple[int, str]] = (),
+    ) -> None:
         """Exclude these weights, (layer, name within the layer), from pruning.
 
         order: layer -> names of its modules in the order of their calls, by which its sub-blocks are then sorted.
+        transposed: (layer, Weight.whole) of fused weights that are stored as (in, out).
         Raises UserError if no prunable weight is left.
         """
         prunable, dense, layers = self.coverage.prunable, dict(self.coverage.dense), []
         for layer in self.layers:
             blocks = []
             for block in layer.sub_blocks:
-                kept = tuple(weight for weight in block.weights if (layer.index, weight.name) not in names)
+                kept = tuple(
+                    replace(weight, transposed=True) if (layer.index, weight.whole) in transposed else weight
+                    for weight in block.weights
+                    if (layer.index, weight.name) not in names
+                )
                 for weight in block.weights:
-                    if weight not in kept:
-                        size, name = weight.parameter.numel(), _collected(weight.name)
+                    if (layer.index, weight.name) in names:
+                        size, name = weight.view.numel(), _collected(weight.whole)
                         prunable, dense[name] = prunable - size, dense.get(name, 0) + size
                 if kept:
                     blocks.append(replace(block, weights=kept))
@@ -322,7 +429,12 @@ class DecoderView:
     @property
     def packed_bytes(self) -> int:
         """Bytes of one mask of every weight, eight weights a byte."""
-        return sum(weight.parameter.numel() // 8 + 1 for layer in self.layers for weight in layer.weights)
+        return sum(weight.view.numel() // 8 + 1 for layer in self.layers for weight in layer.weights)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether there are weights that only some tokens may reach."""
+        return any(weight.is_expert for layer in self.layers for weight in layer.weights)
 
     def describe(self) -> list[ModuleInfo]:
         """The prunable weights, in the model's order."""
@@ -362,7 +474,15 @@ class DenseWeights:
 
     def __init__(self, view: DecoderView) -> None:
         self.view = view
-        self.tensors = {(la.index, w.name): w.view for la in view.layers for w in la.weights}
+        self._parameters = {(la.index, w.path): w.parameter.data for la in view.layers for w in la.weights}
+
+    def of(self, layer: int, weight: Weight) -> Tensor:
+        """The dense weight (out, in) of a layer."""
+        return weight.oriented(self._parameters[layer, weight.path])
+
+    @property
+    def tensors(self) -> dict[tuple[int, str], Tensor]:
+        return {(layer.index, w.name): self.of(layer.index, w) for layer in self.view.layers for w in layer.weights}
 
     def __getitem__(self, key: tuple[int, str]) -> Tensor:
         return self.tensors[key]
@@ -370,11 +490,4 @@ class DenseWeights:
     def restore(self) -> None:
         """Assign the model its dense weights again."""
         for layer in self.view.layers:
-            for weight in layer.weights:
-                weight.assign(self.tensors[layer.index, weight.name])
-
-
-def assign_values(weights: Sequence[Weight], values: Values) -> None:
-    """Assign the weights these values, name -> (out, in)."""
-    for weight in weights:
-        weight.assign(values[weight.name])
+            assign_values(layer.weights, {w.name: self.of(layer.index, w) for w in layer.weights})

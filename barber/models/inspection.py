@@ -18,20 +18,28 @@ from transformers import PreTrainedModel
 
 from barber.errors import UserError, first_line
 from barber.memory import is_out_of_memory
-from barber.models.decoder import DecoderView, Layer
+from barber.models.decoder import DecoderView, Layer, Weight
 from barber.models.modes import eval_mode
 from barber.models.providers import LayerProvider
 from barber.models.replay import Call, first_tensor, record_layer_calls, replacing, replay
+from barber.models.taps import Following, Tap
 
 TOKENS, SHARED = 16, 4  # tokens of each of the two prompts, and of their common prefix
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Number of prunable weights of a model, and number of zeros among them before pruning."""
+    """What a short run shows of a model.
+
+    Attributes:
+        weights: number of prunable weights.
+        zeros: number of zeros among them before pruning.
+        routed: share of the tokens that reach an expert, on average; 1 without experts.
+    """
 
     weights: int
     zeros: int
+    routed: float = 1.0
 
     def describe(self, target: float | None) -> str | None:
         """One sentence on zeros that the model has already; None for a dense model. target: the sparsity of the run."""
@@ -87,8 +95,8 @@ def inspect(view: DecoderView, provider: LayerProvider) -> Inspection:
             f"{name} is not a decoder here: its logits at a position change with later tokens, as in encoders "
             "like BERT, so give a decoder-only language model."
         )
-    view.leave_dense(chain.dense, chain.order)
-    return Inspection(view.coverage.prunable, chain.zeros)
+    view.leave_dense(chain.dense, chain.order, chain.transposed)
+    return Inspection(view.coverage.prunable, chain.zeros, chain.routed)
 
 
 def _attempt(model: nn.Module, run: Callable[[], Any]) -> tuple[Any, UserError | None]:
@@ -117,6 +125,8 @@ class _Chain:
         self.name = type(view.model).__name__
         self.zeros = self.reached = 0
         self.dense: set[tuple[int, str]] = set()  # weights that are not pruned
+        self.transposed: set[tuple[int, str]] = set()  # fused weights that are stored as (in, out)
+        self.rows: list[int] = []  # number of tokens that reached each expert
         self.order: dict[int, list[str]] = {}  # layer -> names of its modules in the order of their calls
         self.before: Tensor | None = None  # output of the layer before
 
@@ -137,9 +147,13 @@ class _Chain:
                 raise self._refusal(f"the hidden state of layer {layer.index} is {found}")
             hidden = real.hidden.clone()
             self.provider.open(layer.index)
-            with _calls(layer) as (called, odd):
+            rows: dict[str, int] = {}
+            with _calls(layer, rows) as (called, odd), _followed(layer, rows, called) as transposed:
                 output = forward(*args, **kwargs)
             dense = _unused(layer, called) | odd
+            self.transposed |= {(layer.index, name) for name in transposed}
+            experts = [weight.name for weight in layer.weights if weight.is_expert and weight.name not in dense]
+            self.rows += [rows.get(name, 0) for name in experts]
             self.zeros += layer.zeros(but=dense)
             self.dense |= {(layer.index, name) for name in dense}
             self.order[layer.index] = list(called)
@@ -156,6 +170,10 @@ class _Chain:
 
         return call
 
+    @property
+    def routed(self) -> float:
+        return sum(self.rows) / (len(self.rows) * self.shape.numel()) if self.rows else 1.0
+
     def check_end(self) -> None:
         if self.reached < len(self.view.layers):
             raise self._refusal(f"layer {self.reached} is not called")
@@ -168,17 +186,23 @@ class _Chain:
 
 
 @contextmanager
-def _calls(layer: Layer) -> Iterator[tuple[dict[str, None], set[str]]]:
-    """Names of a layer's modules in the order of their calls, and of linears that do not compute x W^T + b."""
+def _calls(layer: Layer, rows: dict[str, int]) -> Iterator[tuple[dict[str, None], set[str]]]:
+    """Names of a layer's modules in the order of their calls, and of linears that do not compute x W^T + b.
+
+    rows: the number of inputs of each linear is added to it.
+    """
     called: dict[str, None] = {"": None}  # the layer itself
     odd: set[str] = set()
     with ExitStack() as stack:
         for name, module in layer.module.named_modules():
             stack.enter_context(module.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name)))
         for weight in layer.weights:
+            if weight.index is not None:
+                continue
 
             def compare(module, args, output, weight=weight):
                 x, bias = args[0], getattr(module, "bias", None)
+                rows[weight.name] = rows.get(weight.name, 0) + x[..., 0].numel()
                 if x.shape[-1] != weight.view.shape[1] or not _alike(output, F.linear(x, weight.view, bias)):
                     odd.add(weight.name)
 
@@ -186,12 +210,35 @@ def _calls(layer: Layer) -> Iterator[tuple[dict[str, None], set[str]]]:
         yield called, odd
 
 
+@contextmanager
+def _followed(layer: Layer, rows: dict[str, int], called: dict[str, None]) -> Iterator[set[str]]:
+    """Add the slices of fused weights that are used to `called`, and the number of their inputs to `rows`.
+
+    Yields the names of the fused weights that are stored as (in, out). A weight that is used in both ways, as (in, out)
+    and as (out, in), is as if it were not used.
+    """
+    uses: dict[tuple[str, bool], list[str]] = {}
+
+    def note(weight: Weight, tap: Tap, transposed: bool) -> None:
+        rows[weight.name] = rows.get(weight.name, 0) + tap.own(tap.x)[..., 0].numel()
+        uses.setdefault((weight.whole, transposed), []).append(weight.name)
+
+    found: set[str] = set()
+    with Following([weight for weight in layer.weights if weight.index is not None], note):
+        yield found
+    for (name, transposed), slices in uses.items():
+        if (name, not transposed) not in uses:
+            called.update(dict.fromkeys(slices))
+            found |= {name} if transposed else set()
+
+
 def _unused(layer: Layer, called: Collection[str]) -> set[str]:
-    """Linears that are not called on text: their child of the layer is not called, or uses their weight directly.
+    """Weights that are not called on text: their child of the layer is not called, or uses them in another way.
 
     An expert without tokens is not among them, since other tokens may be routed to it.
     """
-    unused = set()
+    used = {weight.whole for weight in layer.weights if weight.name in called}
+    unused = {weight.name for weight in layer.weights if weight.index is not None and weight.whole not in used}
     for block in layer.sub_blocks:
         names = {weight.name for weight in block.weights}
         idle = names.isdisjoint(called) or (block.module is not None and block.name not in called)

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from barber.models.checkpoint_files import META, Checkpoint, empty_model, quiet
-from barber.models.decoder import DecoderView
+from barber.models.decoder import DecoderView, by_parameter, joined
 from barber.models.loading import LoadedModel, Source, cache_if_unreachable, check_complete, explained, finish
 from barber.models.safetensors_file import read_header
 from barber.models.saving import Placing, draft_folder
@@ -59,7 +59,7 @@ class LayerwiseModel:
     def dense(self, index: int) -> dict[str, Tensor]:
         """Name within the layer -> dense weight (out, in) on the device, read from disk, not shared with the model."""
         values = self._read(index)
-        return {w.name: w.oriented(values[self._full(index, w.name)]) for w in self.view.layers[index].weights}
+        return {w.name: w.oriented(values[self.prefixes[index] + w.path]) for w in self.view.layers[index].weights}
 
     def layer_bytes(self, index: int) -> int:
         """Bytes that `open` loads onto the device."""
@@ -95,9 +95,6 @@ class LayerwiseModel:
             if self.loaded.tokenizer is not None:
                 self.loaded.tokenizer.save_pretrained(draft)
 
-    def _full(self, index: int, name: str) -> str:
-        return f"{self.prefixes[index]}{name}.weight"
-
     def _read(self, index: int) -> dict[str, Tensor]:
         keys = [key for key, name in self.checkpoint.names.items() if name.startswith(self.prefixes[index])]
         with explained(self.loaded.name):
@@ -109,10 +106,11 @@ class LayerwiseModel:
 
     def _final(self, index: int, final: Callable[[int], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The state of a layer with its final weights. The dense ones are freed first."""
-        weights = {self._full(index, weight.name): weight for weight in self.view.layers[index].weights}
+        found = by_parameter(self.view.layers[index].weights)
+        weights = {self.prefixes[index] + slices[0].path: slices for slices in found}
         state = {name: tensor for name, tensor in self._read(index).items() if name not in weights}
         given = final(index)
-        return state | {name: w.oriented(given[w.name]).to(w.parameter.dtype) for name, w in weights.items()}
+        return state | {name: joined(ws, given).to(ws[0].parameter.dtype) for name, ws in weights.items()}
 
 
 def load_layerwise(source: Source) -> LayerwiseModel:

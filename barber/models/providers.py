@@ -46,7 +46,7 @@ class ResidentProvider:
         """No effect: all layers stay in memory."""
 
     def dense(self, index: int, weights: Sequence[Weight]) -> dict[str, Tensor]:
-        return {weight.name: self.weights[index, weight.name] for weight in weights}
+        return {weight.name: self.weights.of(index, weight) for weight in weights}
 
     def release_dense(self, index: int, names: Iterable[str]) -> None:
         """No effect: `restore` needs them."""

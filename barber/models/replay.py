@@ -6,7 +6,7 @@ This is independent of the family: recorded calls contain rotary embeddings, att
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,10 +62,14 @@ def first_tensor(output: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Form:
-    """How a module returns its hidden state: alone (container None), or first of `size` things in a tuple or list."""
+    """How a module returns its hidden state: alone (container None), or first of `size` things in a tuple or list.
+
+    flat: as (positions, hidden) for all sequences together.
+    """
 
     container: type[tuple] | type[list] | None
     size: int = 1
+    flat: bool = False
 
     @classmethod
     def of(cls, output: Any) -> Form:
@@ -75,7 +79,7 @@ class Form:
 
     def wrap(self, output: Tensor) -> Any:
         """A stored output in this form, copied, since models add residuals in place."""
-        copied = output.clone()
+        copied = output.clone().flatten(0, -2) if self.flat else output.clone()
         return self.container((copied, *[None] * (self.size - 1))) if self.container else copied
 
 
@@ -181,34 +185,3 @@ def record_layer_calls(
     if not calls:
         raise _never_called(model, layers[0])
     return calls[0].hidden.clone(), calls
-
-
-@dataclass(frozen=True, eq=False)
-class Tap:
-    """One call of a linear layer: its input (..., in) and its output (..., out)."""
-
-    x: Tensor
-    y: Tensor
-
-
-Taps = dict[str, list[Tap]]
-
-
-@contextmanager
-def tapping(watch: Mapping[str, nn.Module], leaves: bool = False) -> Iterator[Taps]:
-    """Collect the calls of each linear in `watch` by name, inside the context.
-
-    leaves: make outputs that do not require a gradient into leaves that do. So the backward pass of a sub-block ends at
-    its first linears, and does not compute the gradient of its input.
-    """
-    taps: Taps = {}
-    with ExitStack() as stack:
-        for name, linear in watch.items():
-
-            def look(_module, args, output, name=name):
-                if leaves and not output.requires_grad:
-                    output.requires_grad_(True)
-                taps.setdefault(name, []).append(Tap(args[0], output))
-
-            stack.enter_context(linear.register_forward_hook(look))
-        yield taps

@@ -70,11 +70,12 @@ def _passes(layer: Layer, config: PruneConfig) -> int:
 
 def _by_owl(layer: Layer, stream: ActivationStream, context: PruningContext, config: PruneConfig) -> Steps[int]:
     """Outliers among Wanda's scores of all weights of the layer (OWL, section 3.2)."""
-    squares = yield from gather_statistic(
+    sums = yield from gather_statistic(
         "squares", layer.weights, range(len(stream)), _replaying(layer, stream), context.ranks
     )
-    check_statistics(layer.index, layer.weights, squares)
-    return outliers([wanda(weight.view, squares[weight.name]) for weight in layer.weights])
+    reached = [weight for weight in layer.weights if weight.name in sums.values or not weight.is_expert]
+    check_statistics(layer.index, reached, sums.values)
+    return outliers([wanda(weight.view, sums.values[weight.name]) for weight in reached])
 
 
 def _by_saliency(layer: Layer, stream: ActivationStream, context: PruningContext, config: PruneConfig) -> Steps[int]:
@@ -85,12 +86,12 @@ def _by_saliency(layer: Layer, stream: ActivationStream, context: PruningContext
     """
     assign_values(layer.weights, context.provider.dense(layer.index, layer.weights))  # of an earlier attempt
     batches = range(len(stream))
-    state = yield from initialise(layer.index, layer.weights, config, batches, _replaying(layer, stream), context.ranks)
+    made = yield from initialise(layer.index, layer.weights, config, batches, _replaying(layer, stream), context.ranks)
     found = 0
     for block in layer.sub_blocks:
         dense = context.provider.dense(layer.index, block.weights)
         calls = SubBlockCalls.record(layer, block, stream, (), context.ranks)
-        pruned = SubBlockWeights.of(dense, state, retain=False).initial
+        pruned = SubBlockWeights.of(dense, made.state, retain=False).initial
         seen = yield from dense_pass(
             calls, dense, pruned, batches=batches, targets={}, gather_on=batches, gradients=True
         )

@@ -58,8 +58,14 @@ class PruningContext:
         return cls(view, ResidentProvider(view), ActivationStore(view.device), name=type(model).__name__)
 
     def batch_of(self, seqlen: int, config: PruneConfig) -> int:
-        """Sequences of a forward pass. A step of the refit uses few sequences, which limits its batches."""
+        """Sequences of a forward pass.
+
+        A step of the refit uses few sequences, which limits its batches. Squared gradients are by sequence, and the
+        tokens of an expert do not say which sequence they are of, so each is a batch of its own.
+        """
         size = self.batch or max(1, CALIBRATION_BATCH_TOKENS // seqlen)
+        if self.view.has_experts and config.needs_gradients:
+            size = 1
         return min(size, max(1, BATCH // self.ranks.world)) if config.reconstruct else size
 
     def feed(self, calibration: CalibrationSet, config: PruneConfig) -> ActivationStream:

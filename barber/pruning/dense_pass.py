@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from barber.models.decoder import Values, assign_values
-from barber.models.replay import tapping
+from barber.models.taps import by_name, tapping
 from barber.progress import TICK, Steps
 from barber.pruning.gradients import ForwardRecord
-from barber.pruning.statistics import StatisticSums, linears_of
+from barber.pruning.statistics import StatisticSums
 from barber.pruning.sub_block_calls import SubBlockCalls, squared_error
 
 
@@ -24,7 +24,7 @@ class DensePass:
         targets: batch -> target output, as in the activation store.
         errors: batch -> mean squared error of the pruned sub-block's output against the target, 0-dim, fp32.
         squared_gradients: name -> mean over the sequences of the squared gradient of the error with respect to the
-            dense weight, fp32 (out, in); empty without `gradients`.
+            dense weight, fp32 (out, in); empty without `gradients`. Experts that no token reached are left out.
         statistics: name -> sum of a statistic of the weight's inputs; empty without `statistic`.
     """
 
@@ -67,7 +67,7 @@ def dense_pass(
             sums.add(record.taps)
             del record
         else:
-            with tapping(linears_of(block.weights if gathers and statistic else ())) as taps:
+            with tapping(by_name(block.weights if gathers and statistic else ())) as taps:
                 output = calls.output(batch)
             sums.add(taps)
             del taps
@@ -76,9 +76,11 @@ def dense_pass(
             found[batch] = store.save(output)
         errors[batch] = squared_error(target, sparse)
         yield TICK
-    calls.ranks.sum([*squares.values(), *sums.values.values()])
+    calls.ranks.sum(list(squares.values()))
+    sums.finish(block.weights, calls.ranks)
     sequences = calls.ranks.world * sum(calls.stream.sizes[batch] for batch in gather_on)
-    mean_squares = {name: square.div_(sequences) for name, square in squares.items()}
+    unreached = {weight.name for weight in block.weights if weight.is_expert and not sums.tokens.get(weight.name)}
+    mean_squares = {name: square.div_(sequences) for name, square in squares.items() if name not in unreached}
     return DensePass(found, errors, mean_squares, sums.values)
 
 

@@ -15,14 +15,18 @@ import torch
 from torch import Tensor
 
 from barber.models.decoder import Outputs, SubBlock
-from barber.models.replay import Call, Taps, tapping
+from barber.models.replay import Call
+from barber.models.taps import Taps, by_name, tapping
 
 ELEMENTS = 2**18  # of gradients computed at a time: fits into a cache, and covers several small matrices at once
 
 
 @dataclass(frozen=True, eq=False)
 class ForwardRecord:
-    """A dense forward pass on one batch: the output (batch, seqlen, hidden) and the calls of the linears."""
+    """A dense forward pass on one batch: the output (batch, seqlen, hidden) and the calls of the weights.
+
+    With experts the batch is one sequence, since the tokens of an expert do not say which sequence they are of.
+    """
 
     output: Tensor
     taps: Taps
@@ -30,12 +34,12 @@ class ForwardRecord:
     @classmethod
     def record(cls, block: SubBlock, call: Call, others: Outputs | None = None) -> ForwardRecord:
         """Run the sub-block, which must have its dense weights. others: as in SubBlock.replay."""
-        with torch.enable_grad(), tapping({w.name: w.module for w in block.weights}, leaves=True) as taps:
+        with torch.enable_grad(), tapping(by_name(block.weights), leaves=True) as taps:
             return cls(block.replay(call, others), taps)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the linears' inputs and outputs, about half of the record's memory."""
+        """Bytes of the weights' inputs and outputs, about half of the record's memory."""
         tensors = [tensor for calls in self.taps.values() for tap in calls for tensor in (tap.x, tap.y)]
         return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
@@ -48,19 +52,18 @@ class ForwardRecord:
         """
         numel = difference[0].numel()
         scale = 2.0 ** round(math.log2(numel))
-        taps = [(name, tap) for name, calls in self.taps.items() for tap in calls]
+        outputs = {id(tap.y): tap.y for calls in self.taps.values() for tap in calls}
         gradients = torch.autograd.grad(
             self.output,
-            [tap.y for _, tap in taps],
+            list(outputs.values()),
             (difference * (2 * scale / numel)).to(self.output.dtype),
             allow_unused=True,
             materialize_grads=True,
         )
-        seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for (name, tap), gradient in zip(taps, gradients, strict=True):
-            seen.setdefault(name, []).append((tap.x.detach(), gradient))
+        of = dict(zip(outputs, gradients, strict=True))
         for weight in block.weights:
-            _add_squares(total[weight.name], seen.get(weight.name, []), len(difference), scale)
+            calls = [(tap.own(tap.x.detach()), tap.own(of[id(tap.y)])) for tap in self.taps.get(weight.name, [])]
+            _add_squares(total[weight.name], calls, len(difference), scale)
 
 
 def _add_squares(total: Tensor, calls: list[tuple[Tensor, Tensor]], batch: int, scale: float) -> None:

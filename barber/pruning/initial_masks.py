@@ -1,11 +1,14 @@
 """Initial masks of weights, by the methods of the registry.
 
-A method scores weights from a statistic of their inputs, summed over the calibration sequences.
+A method scores weights from a statistic of their inputs, summed over the calibration sequences. An expert that too few
+tokens reached gets its mask by magnitude: one without tokens has no statistic, and the gram matrix of fewer tokens than
+inputs has directions of error zero, along which a method would change weights as it likes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,13 +17,33 @@ from torch import Tensor
 from barber.config import PruneConfig, Sparsity
 from barber.errors import UserError
 from barber.kernels.masks import initial_mask
-from barber.models.decoder import State, Values, Weight
+from barber.kernels.scores import magnitude
+from barber.models.decoder import Masks, State, Values, Weight
 from barber.progress import Steps
 from barber.pruning.distributed import Ranks
 from barber.pruning.statistics import gather_statistic
 from barber.registry import INITIAL_MASKS, InitialMask
 
 ZeroPlan = Mapping[tuple[int, str], int]  # (layer, name) -> how many weights to prune
+
+
+@dataclass(frozen=True)
+class InitialMasks:
+    """The initial masks of some weights of a layer.
+
+    Attributes:
+        masks: name -> bool (out, in), True = pruned.
+        updates: name -> (out, in), values that the method updated.
+        starved: names of experts that too few tokens reached.
+    """
+
+    masks: Masks
+    updates: Values
+    starved: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> State:
+        return self.masks, self.updates
 
 
 def initialise(
@@ -31,15 +54,25 @@ def initialise(
     run: Callable[[int], object],
     ranks: Ranks,
     plan: ZeroPlan | None = None,
-) -> Steps[State]:
+) -> Steps[InitialMasks]:
     """Initial masks and updated values of some weights of a layer; the weights do not change.
 
     run: runs the modules of the weights on a batch of calibration sequences; it is not called for a method without
     calibration. plan: number of zeros of each weight, in place of that by the sparsity.
     """
     method = INITIAL_MASKS[config.method]
-    statistics = yield from gather_statistic(method.statistic, weights, batches, run, ranks)
-    return make_masks(layer, weights, method, statistics, config.sparsity, plan)
+    sums = yield from gather_statistic(method.statistic, weights, batches, run, ranks)
+    starved = starved_experts(weights, method, sums.tokens)
+    masks, updates = make_masks(layer, weights, method, sums.values, config.sparsity, plan, starved)
+    return InitialMasks(masks, updates, starved)
+
+
+def starved_experts(weights: Iterable[Weight], method: InitialMask, tokens: Mapping[str, int]) -> tuple[str, ...]:
+    """Names of the experts that fewer tokens reached than the method needs: one, or with a gram one for each input."""
+    if not method.calibrated:
+        return ()
+    needed = {w.name: w.view.shape[1] if method.statistic == "gram" else 1 for w in weights if w.is_expert}
+    return tuple(name for name, least in needed.items() if tokens.get(name, 0) < least)
 
 
 @torch.no_grad()
@@ -50,14 +83,21 @@ def make_masks(
     statistics: Values,
     sparsity: Sparsity,
     plan: ZeroPlan | None = None,
+    starved: Collection[str] = (),
 ) -> State:
-    """Masks, True = pruned, and updated values, if any, from the statistic of each weight's inputs."""
+    """Masks, True = pruned, and updated values, if any, from the statistic of each weight's inputs.
+
+    starved: names of weights that are masked by magnitude, in the groups of the method.
+    """
     if method.calibrated:
-        check_statistics(layer, weights, statistics)
+        check_statistics(layer, [weight for weight in weights if weight.name not in starved], statistics)
     masks, updates, prepared = {}, {}, {}
     for weight in weights:
         name, statistic = f"layers.{layer}.{weight.name}", statistics.get(weight.name)
         zeros = (plan or {}).get((layer, weight.name))
+        if weight.name in starved:
+            masks[weight.name] = initial_mask(magnitude(weight.view), sparsity, method.within, zeros)
+            continue
         if id(statistic) not in prepared:
             prepared[id(statistic)] = method.prepare_call(statistic, name)
         mask, updated = mask_of(weight.view, method, prepared[id(statistic)], name, sparsity, zeros)

@@ -17,7 +17,7 @@ from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.events import Event, Notice, RunFinished, RunStarted
 from barber.kernels.masks import check_pattern, zero_count
-from barber.models.decoder import DecoderView, State, check_finite
+from barber.models.decoder import NAMED, DecoderView, State, check_finite
 from barber.models.inspection import inspect
 from barber.models.wrappers import check_differentiable
 from barber.pruning.context import PruningContext
@@ -105,6 +105,13 @@ def _notices(tally: Tally, config: PruneConfig) -> Iterator[Notice]:
     """Notices about the finished run."""
     if tally.candidates and not tally.swaps:
         yield Notice(_no_swaps(config))
+    if tally.starved:
+        others = len(tally.starved) - NAMED
+        names = ", ".join(tally.starved[:NAMED]) + (f" and {others} more" if others > 0 else "")
+        yield Notice(
+            f"{len(tally.starved)} of {len(tally.counts)} weights have their initial mask by magnitude, since too few "
+            f"calibration tokens reached their experts for {config.method}: {names}; give more calibration sequences."
+        )
     if tally.diverged:
         yield Notice(
             f"The refit of the kept weights diverged in {', '.join(tally.diverged)} and went back to its best values."

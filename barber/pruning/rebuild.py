@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import torch
+
 from barber.config import Granularity, PruneConfig
 from barber.errors import UserError
 from barber.events import Candidate, Round, SwapKind
@@ -75,7 +77,7 @@ def barber(calls: SubBlockCalls, weights: SubBlockWeights, seen: DensePass, conf
         else:
             squares = seen.squared_gradients
         salient = _saliency(calls, weights, squares, config)
-        scores = scores or salient
+        scores = scores or {n: salient.get(n, torch.zeros_like(m, dtype=torch.float32)) for n, m in masks.items()}
         proposals = _swaps(masks, salient, config)
         if seen.statistics:
             proposals = chain(proposals, (yield from _one_swaps(weights, masks, seen.statistics, config)))
@@ -114,16 +116,20 @@ def _saliency(calls: SubBlockCalls, weights: SubBlockWeights, squares: Values, c
 
 
 def _swaps(masks: Masks, scores: Values, config: PruneConfig) -> Iterator[_Proposal]:
-    """Swaps by saliency that a round measures; "auto" skips fractions with the same number of swaps as the last."""
+    """Swaps by saliency that a round measures; "auto" skips fractions with the same number of swaps as the last.
+
+    Weights without a score, which are experts that no token reached, keep their masks.
+    """
+    scored = [masks[name] for name in scores]
     fractions = FRACTIONS if config.auto else (float(config.threshold),)
     for granularity in GRANULARITIES if config.auto else (config.granularity,):
         last = 0
-        results = swap_matrices(list(masks.values()), list(scores.values()), fractions, granularity, config.sparsity.m)
+        results = swap_matrices(scored, list(scores.values()), fractions, granularity, config.sparsity.m)
         for fraction, result in zip(fractions, results, strict=True):
             if config.auto and result.swaps == last:
                 continue
             last = result.swaps
-            new = dict(zip(masks, result.masks, strict=True))
+            new = masks | dict(zip(scores, result.masks, strict=True))
             yield _Proposal(SwapKind.BY_SALIENCY, str(granularity), fraction, new, result.candidates, result.swaps)
 
 

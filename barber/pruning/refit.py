@@ -14,6 +14,7 @@ from torch import Tensor
 
 from barber.events import Refit
 from barber.models.decoder import Masks, Values, assign_values
+from barber.models.taps import tapping
 from barber.progress import TICK, Steps
 from barber.pruning.dense_pass import error_under
 from barber.pruning.sub_block_calls import SubBlockCalls, squared_error
@@ -88,15 +89,32 @@ def _gradients(calls: SubBlockCalls, batch: int, targets: Mapping[int, Tensor]) 
     Multiplied by a power of two against underflow in half precision; Adam does not depend on the scale.
     """
     weights, target = calls.block.weights, calls.stream.store.load(targets[batch])
-    parameters = [weight.parameter for weight in weights]
+    whole = {weight.name: weight for weight in weights if weight.index is None}
+    slices = {weight.name: weight for weight in weights if weight.index is not None}
+    parameters = [weight.parameter for weight in whole.values()]
     scale = 2.0 ** round(math.log2(target[0].numel()))
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), tapping(slices, leaves=True) as taps:
             error = squared_error(target, calls.block.replay(calls.call(batch), calls.others(batch)))
-            gradients = torch.autograd.grad(error * (scale * len(target)), parameters, materialize_grads=True)
+            outputs = {id(tap.y): tap.y for of_slice in taps.values() for tap in of_slice}
+            found = torch.autograd.grad(
+                error * (scale * len(target)), [*parameters, *outputs.values()], materialize_grads=True
+            )
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
-    return {w.name: w.oriented(g).float() for w, g in zip(weights, gradients, strict=True)}
+    gradients = {w.name: w.oriented(g).float() for w, g in zip(whole.values(), found, strict=False)}
+    of_output = dict(zip(outputs, found[len(parameters) :], strict=True))
+    for name, weight in slices.items():  # a fused weight has no gradient of its own, which all its slices would add to
+        gradients[name] = torch.zeros_like(weight.view, dtype=torch.float32)
+        for tap in taps.get(name, []):
+            gradients[name] += _product(tap.own(of_output[id(tap.y)]), tap.own(tap.x.detach()))
+    return gradients
+
+
+def _product(gradient: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a weight, fp32 (out, in), from that of its outputs (..., out) and its inputs (..., in)."""
+    flat = gradient.flatten(0, -2)
+    return (flat.T @ x.flatten(0, -2).to(flat.dtype)).float()

@@ -16,7 +16,7 @@ from barber.progress import TICK, Phase, Steps
 from barber.pruning.activations import ActivationStream, halving
 from barber.pruning.allocation import allocate
 from barber.pruning.context import PruningContext
-from barber.pruning.initial_masks import ZeroPlan, initialise
+from barber.pruning.initial_masks import InitialMasks, ZeroPlan, initialise
 from barber.pruning.sub_block import dense_outputs, initialised_event, refine_sub_block, sub_block_steps
 from barber.registry import INITIAL_MASKS
 
@@ -32,6 +32,7 @@ class Tally:
         rebuilt: layer -> number of its final sub-blocks.
         swaps, candidates: number of swapped pairs, and of gaining pairs.
         diverged: sub-blocks whose refit went back to its best state.
+        starved: experts with initial masks by magnitude, since too few tokens reached them.
         zero_valued: layer -> number of its prunable weights that are zero, pruned or not.
     """
 
@@ -41,10 +42,13 @@ class Tally:
     candidates: int = 0
     diverged: list[str] = field(default_factory=list)
     zero_valued: dict[int, int] = field(default_factory=dict)
+    starved: list[str] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         if isinstance(event, LayerInitialised | SubBlockRebuilt):
             self.counts |= {(event.layer, name): (m.weights, m.zeros) for name, m in event.modules.items()}
+        if isinstance(event, LayerInitialised):
+            self.starved += [f"layers.{event.layer}.{name}" for name in event.starved]
         if isinstance(event, SubBlockRebuilt):
             self.rebuilt[event.layer] = self.rebuilt.get(event.layer, 0) + 1
             self.swaps, self.candidates = self.swaps + event.swaps, self.candidates + event.candidates
@@ -120,20 +124,23 @@ class Schedule:
                 started = time.monotonic()
                 attempt = partial(self._initialise_layer, layer, stream, plan)
                 work = halving([stream], context.ranks, attempt) if stream else attempt()
-                state = yield from phase.follow(layer.index, "", work)
-                states.save(layer.index, Stage.INITIAL, state)
-                yield initialised_event(layer.index, state, time.monotonic() - started)
+                made = yield from phase.follow(layer.index, "", work)
+                states.save(layer.index, Stage.INITIAL, made.state)
+                yield initialised_event(layer.index, made, time.monotonic() - started)
             layer.assign(provider.dense(layer.index, layer.weights), *states.load(layer.index, Stage.INITIAL))
             self.done.zero_valued[layer.index] = layer.zeros()
             yield from phase.follow(layer.index, "", stream.advance_all(layer) if stream else _tick())
             provider.close(layer.index)
 
-    def _initialise_layer(self, layer: Layer, stream: ActivationStream | None, plan: ZeroPlan | None) -> Steps[State]:
+    def _initialise_layer(
+        self, layer: Layer, stream: ActivationStream | None, plan: ZeroPlan | None
+    ) -> Steps[InitialMasks]:
         """The initial masks and updated values of an open, dense layer."""
         if self.config.method == GIVEN:
             masks, updates = self.given[layer.index]
             names = [weight.name for weight in layer.weights]
-            return {name: masks[name] for name in names}, {name: updates[name] for name in names if name in updates}
+            given = {name: updates[name] for name in names if name in updates}
+            return InitialMasks({name: masks[name] for name in names}, given)
 
         def run(batch: int) -> None:
             layer.replay(stream.call(layer.index, batch))

@@ -18,7 +18,7 @@ from barber.pruning.activations import ActivationStream
 from barber.pruning.context import PruningContext
 from barber.pruning.dense_pass import dense_pass
 from barber.pruning.gradients import ForwardRecord
-from barber.pruning.initial_masks import ZeroPlan, initialise
+from barber.pruning.initial_masks import InitialMasks, ZeroPlan, initialise
 from barber.pruning.rebuild import barber_steps, train_batches
 from barber.pruning.refiners import needs_of, refine
 from barber.pruning.refit import EPOCHS, refit
@@ -63,8 +63,8 @@ def refine_sub_block(
     if initial is None:
         assign_values(block.weights, dense)
         record_bytes = context.record_bytes if config.refined and not stream.halved else 0
-        initial = yield from _initialise(calls, layer, config, plan, record_bytes, records)
-        initialised = initialised_event(layer.index, initial, time.monotonic() - started)
+        made = yield from _initialise(calls, layer, config, plan, record_bytes, records)
+        initial, initialised = made.state, initialised_event(layer.index, made, time.monotonic() - started)
     weights = SubBlockWeights.of(dense, initial, config.retain_reconstruction)
     stream.outputs.pop(block, None)
     if not config.refined:
@@ -127,7 +127,7 @@ def _initialise(
     plan: ZeroPlan | None,
     record_bytes: int,
     records: dict[int, ForwardRecord],
-) -> Steps[State]:
+) -> Steps[InitialMasks]:
     """Initial masks from inputs of the sub-block's dense weights.
 
     record_bytes: memory for forward records that are kept for the rebuild, in `records`.
@@ -176,11 +176,10 @@ def sub_block_steps(train: int, validation: int, config: PruneConfig) -> int:
     return steps
 
 
-def initialised_event(layer: int, state: State, seconds: float) -> LayerInitialised:
+def initialised_event(layer: int, made: InitialMasks, seconds: float) -> LayerInitialised:
     """The event for initial masks of weights of a layer."""
-    masks, updates = state
-    counts = {name: MaskCounts(mask.numel(), int(mask.count_nonzero())) for name, mask in masks.items()}
-    return LayerInitialised(layer, counts, seconds, masks=masks, weights=updates)
+    counts = {name: MaskCounts(mask.numel(), int(mask.count_nonzero())) for name, mask in made.masks.items()}
+    return LayerInitialised(layer, counts, seconds, list(made.starved), masks=made.masks, weights=made.updates)
 
 
 def _change(scores: Tensor, initial: Tensor, rebuilt: Tensor) -> ModuleChange:

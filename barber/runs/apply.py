@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from barber.errors import UserError
 from barber.events import Stage
 from barber.models.decoder import DecoderView, DenseWeights
+from barber.models.inspection import inspect
 from barber.models.loading import LoadedModel
+from barber.models.providers import ResidentProvider
 from barber.runs.directory import RunDirectory
 
 
@@ -22,6 +24,8 @@ def at_stage(loaded: LoadedModel, run: RunDirectory, stage: str) -> Iterator[Loa
         yield loaded
         return
     view = DecoderView(loaded.model)
+    if view.has_experts:
+        inspect(view, ResidentProvider(view))  # finds how their weights are stored
     recorded = {(module["layer"], module["name"]) for module in run.config["modules"]}
     if recorded <= (own := {(layer.index, weight.name) for layer in view.layers for weight in layer.weights}):
         view.leave_dense(own - recorded)
@@ -42,9 +46,7 @@ def _apply(view: DecoderView, dense: DenseWeights, run: RunDirectory, stage: str
         masks = run.masks(layer.index, stage)
         if len(masks) < len(layer.weights):
             raise UserError(f"The run in {run.path} has no stage {stage!r}: it had no rebuild, or was stopped before.")
-        layer.assign(
-            {w.name: dense[layer.index, w.name] for w in layer.weights}, masks, run.weights(layer.index, stage)
-        )
+        layer.assign({w.name: dense.of(layer.index, w) for w in layer.weights}, masks, run.weights(layer.index, stage))
 
 
 def _sorted(modules: list[dict]) -> list[dict]:

@@ -49,6 +49,15 @@ def test_no_refinement_and_no_statistic_need_no_pass():
     assert passes(config(method="magnitude", barber=False), 128) == 0
 
 
+def test_experts_that_a_token_does_not_reach_cost_memory_but_no_time():
+    routed = replace(SEVEN, idle=SEVEN.layer_parameters // 2, grams=10**9)
+    size = {"samples": 64, "seqlen": 1024, "batch": 2, "rate": RATE, "whole": False}
+    for method, more in (("wanda", 0), ("sparsegpt", 4 * routed.grams)):
+        one, other = (estimate(model, config(method=method), **size) for model in (SEVEN, routed))
+        assert 0.5 * one.seconds < other.seconds < 0.7 * one.seconds
+        assert other.work == one.work + more
+
+
 @pytest.mark.parametrize("change", ["samples", "seqlen", "batch", "whole"])
 def test_needs_grow_with_each_setting(change):
     base = {"samples": 64, "seqlen": 1024, "batch": 2, "whole": False}

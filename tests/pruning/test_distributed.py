@@ -12,11 +12,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from barber.errors import UserError
-from barber.events import RunFinished, SubBlockRebuilt
+from barber.events import LayerInitialised, RunFinished, SubBlockRebuilt
 from barber.pruning.distributed import Ranks
 from barber.runs.directory import RunDirectory
+from tests.support.families import ROUTED
 from tests.support.jobs import equal_share, flags, recorded, run, save_inputs, start
 from tests.support.tiny import llama
 
@@ -61,6 +64,23 @@ def test_two_processes_give_the_masks_of_one(way, workspace, tmp_path):
         "initial",
         "rebuilt",
     ]
+
+
+@pytest.mark.parametrize("way", ["fixed", "sparsegpt", "one-swap"])
+def test_processes_whose_tokens_reach_different_experts(way, tmp_path):
+    """Of two sequences of six tokens, one on each process, each reaches other experts of eight."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **ROUTED | {"num_local_experts": 8}))
+    workspace = save_inputs(tmp_path, model, rows=8, seqlen=6)
+    one, two = (tmp_path / name for name in ("one", "two"))
+    size = {"samples": 2, "seqlen": 6}
+    single = run(*flags(workspace, *BASE, *WAYS[way], "--run_dir", str(one), **size))
+    shared = run(*flags(workspace, *BASE, *WAYS[way], "--run_dir", str(two), **size), before=TWO)
+    assert (single.returncode, shared.returncode) == (0, 0), shared.stderr
+    starved = [[e.starved for e in RunDirectory(p).events() if isinstance(e, LayerInitialised)] for p in (one, two)]
+    assert starved[0] == starved[1]
+    assert any(starved[0])
+    assert equal_share(recorded(one), recorded(two)) >= 0.9999
 
 
 def test_sequences_that_cannot_be_shared(workspace):

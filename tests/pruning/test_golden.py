@@ -7,7 +7,7 @@ import torch
 
 from barber.events import SubBlockRebuilt
 from barber.models.decoder import DecoderView, assign_values
-from barber.models.replay import tapping
+from barber.models.taps import by_name, tapping
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.activations import ActivationStream
 from barber.pruning.gradients import ForwardRecord
@@ -77,7 +77,7 @@ def test_initial_masks(key):
         sums = StatisticSums(method.statistic)
         dense = {weight.name: weight.view.clone() for weight in layer.weights}
         for j in range(len(stream) if method.calibrated else 0):
-            with tapping({weight.name: weight.module for weight in layer.weights}) as taps:
+            with tapping(by_name(layer.weights)) as taps:
                 layer.replay(stream.call(layer.index, j))
             sums.add(taps)
         ours, _ = make_masks(layer.index, layer.weights, method, sums.values, sparsity)

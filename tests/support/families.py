@@ -51,10 +51,36 @@ FAMILIES = {
     "granite": ("granite", WIDTH, 7),
 }
 
+ROUTED = WIDTH | {"num_experts_per_tok": 2}
+DEEPSEEK = {"n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4}  # fmt: skip
+
+# Mixtures of experts with fused weights: name -> (model_type, config values, prunable weights of the last layer)
+EXPERTS = {
+    "mixtral": ("mixtral", ROUTED | {"num_local_experts": 4}, 4 + 8),
+    "qwen3_moe": ("qwen3_moe", ROUTED | {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 8}, 4 + 8),
+    "olmoe": ("olmoe", ROUTED | {"num_experts": 4}, 4 + 8),
+    "deepseek_v3": ("deepseek_v3", ROUTED | DEEPSEEK, 5 + 8 + 3),
+    "gpt_oss": ("gpt_oss", ROUTED | {"num_local_experts": 4, "head_dim": 8, "sliding_window": 8}, 4 + 8),
+    "llama4": (
+        "llama4_text",
+        ROUTED | {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 64, "head_dim": 8,
+                  "attention_chunk_size": 64},
+        4 + 8 + 3,
+    ),
+    "jetmoe": (
+        "jetmoe",
+        {name: value for name, value in ROUTED.items() if name != "num_attention_heads"}
+        | {"num_local_experts": 4, "kv_channels": 8},
+        1 + 4 * 4,
+    ),
+}  # fmt: skip
+
 
 def build(family: str, dtype: torch.dtype = torch.float32):
     """A random model of a family, in eval mode; the same weights at each call."""
-    kind, values, _ = FAMILIES[family]
+    kind, values, _ = (FAMILIES | EXPERTS)[family]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **values)
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
