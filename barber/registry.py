@@ -25,6 +25,23 @@ def _function(implementation: str) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Computational cost of a method on one weight (out, in), for the estimate of time; fitted to measurements.
+
+    Attributes:
+        sorts: times that all weights are sorted, or other passes over them that take as long.
+        products: matrix products (out, in) x (in, in).
+        cubes: matrix products (in, in) x (in, in), or decompositions that take as long.
+        launches: small operations, for each input.
+    """
+
+    sorts: float = 0.0
+    products: float = 0.0
+    cubes: float = 0.0
+    launches: float = 0.0
+
+
+@dataclass(frozen=True)
 class InitialMask:
     """A method that makes the initial mask of a weight.
 
@@ -42,6 +59,7 @@ class InitialMask:
             all weights with the same inputs.
         settings: names of the settings of this method only.
         hessians: number of fp32 matrices (in, in) in memory at a time.
+        work: for one weight, without its statistic.
     """
 
     name: str
@@ -53,6 +71,7 @@ class InitialMask:
     prepare: str = ""
     settings: tuple[str, ...] = ()
     hessians: int = 0
+    work: Work = Work(sorts=1)
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -86,6 +105,7 @@ class Refiner:
             statistic are (out, in). Otherwise as `pruning.rebuild.barber`.
         statistic: statistic of a weight's inputs for a refiner by row: "gram" or "moments".
         settings: names of the settings of this refiner only.
+        work: of a refiner by row for one weight, without its statistic.
     """
 
     name: str
@@ -93,6 +113,7 @@ class Refiner:
     implementation: str
     statistic: Literal["gram", "moments"] | None = None
     settings: tuple[str, ...] = ()
+    work: Work = Work()
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -202,6 +223,7 @@ INITIAL_MASKS: dict[str, InitialMask] = _by_name(
         prepare="barber.kernels.sparsegpt:InverseHessian.of",
         settings=("retain_reconstruction",),
         hessians=3,
+        work=Work(sorts=2, products=0.5, cubes=1, launches=8),
     ),
     InitialMask(
         "alps",
@@ -213,6 +235,7 @@ INITIAL_MASKS: dict[str, InitialMask] = _by_name(
         prepare="barber.kernels.alps:ScaledGram.of",
         settings=("retain_reconstruction",),
         hessians=5,
+        work=Work(sorts=60, products=70, cubes=25),
     ),
     InitialMask("ria", "RIA", "barber.kernels.scores:ria", "squares", MATRIX),
     InitialMask("random", "Random (control)", "barber.kernels.scores:random", None, MATRIX, kind="seeded"),
@@ -226,8 +249,20 @@ REFINERS: dict[str, Refiner] = _by_name(
         "barber.pruning.rebuild:barber",
         settings=("metric", "granularity", "threshold", "rounds"),
     ),
-    Refiner("one-swap", "Exact one-swaps in each row", "barber.kernels.one_swap:one_swap", "gram"),
-    Refiner("dsnot", "DSnoT: by each row's mean error", "barber.kernels.dsnot:dsnot_by_moments", "moments"),
+    Refiner(
+        "one-swap",
+        "Exact one-swaps in each row",
+        "barber.kernels.one_swap:one_swap",
+        "gram",
+        work=Work(sorts=100, products=1),
+    ),
+    Refiner(
+        "dsnot",
+        "DSnoT: by each row's mean error",
+        "barber.kernels.dsnot:dsnot_by_moments",
+        "moments",
+        work=Work(sorts=20),
+    ),
 )
 
 METRICS: dict[str, SaliencyMetric] = _by_name(
