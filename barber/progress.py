@@ -55,7 +55,7 @@ class Phase:
 
 
 PRIOR = 0.1  # of the expected time of the whole job: how much the expectation counts beside what was measured
-RISE = 0.1  # seconds that the time left rises in a second at most
+RISE = 0.2  # seconds that the time left rises in a second at most
 
 
 @dataclass

@@ -33,12 +33,14 @@ class Work:
         products: matrix products (out, in) x (in, in).
         cubes: matrix products (in, in) x (in, in), or decompositions that take as long.
         launches: small operations, for each input.
+        calls: small operations, for the weight as a whole.
     """
 
     sorts: float = 0.0
     products: float = 0.0
     cubes: float = 0.0
     launches: float = 0.0
+    calls: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ INITIAL_MASKS: dict[str, InitialMask] = _by_name(
         prepare="barber.kernels.sparsegpt:InverseHessian.of",
         settings=("retain_reconstruction",),
         hessians=3,
-        work=Work(sorts=2, products=0.5, cubes=1, launches=8),
+        work=Work(sorts=25, products=0.5, cubes=1, launches=15),
     ),
     InitialMask(
         "alps",
@@ -254,14 +256,14 @@ REFINERS: dict[str, Refiner] = _by_name(
         "Exact one-swaps in each row",
         "barber.kernels.one_swap:one_swap",
         "gram",
-        work=Work(sorts=100, products=1),
+        work=Work(sorts=300, products=1, calls=1000),
     ),
     Refiner(
         "dsnot",
         "DSnoT: by each row's mean error",
         "barber.kernels.dsnot:dsnot_by_moments",
         "moments",
-        work=Work(sorts=20),
+        work=Work(sorts=5, calls=500),
     ),
 )
 

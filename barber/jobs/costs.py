@@ -21,12 +21,13 @@ BACKWARD = 1.31  # relative to a forward pass: gradients of all weights, and of 
 ALLOCATION = {Allocation.UNIFORM: 0.0, Allocation.OWL: 2.0, Allocation.SALIENCY: 5 + BACKWARD}
 
 GRAM = Work(products=1)  # for as many rows as there are tokens
-MASKED = Work(sorts=0.1)  # weights under a mask, assigned
-CHANGE = Work(sorts=1)  # histograms and sums of a rebuilt weight
-SALIENCY = Work(sorts=1)  # squares of gradients, saliency and its check
-PAIRING = Work(sorts=3)  # pairs of pruned and kept weights in one granularity
-SWAP = Work(sorts=0.5)  # of a share of the pairs
-STEP = Work(sorts=1)  # of the refit's optimiser
+MASKED = Work(sorts=0.1, calls=20)  # weights under a mask, assigned
+CHANGE = Work(sorts=1, calls=200)  # histograms and sums of a rebuilt weight
+SALIENCY = Work(sorts=1, calls=20)  # squares of gradients, saliency and its check
+PAIRING = Work(sorts=3, calls=100)  # pairs of pruned and kept weights in one granularity
+SWAP = Work(sorts=0.5, calls=150)  # of a share of the pairs
+STEP = Work(sorts=1, calls=30)  # of the refit's optimiser
+TOKEN = Work(calls=500)  # of a written token, beside the layers
 ROUNDS = 0.8  # of those of auto at most: later ones are often not needed
 
 
@@ -161,7 +162,8 @@ class _Run:
 
     def texts(self) -> float:
         """Texts of full length, token by token."""
-        return len(self.spec.prompts) * TEXT_TOKENS * self._tokens(1, self.speed.token)
+        each = self._tokens(1, self.speed.token) + self.speed.of(TOKEN, 0, 0)
+        return len(self.spec.prompts) * TEXT_TOKENS * each
 
     def tasks(self) -> float:
         """Zero-shot tasks: the tokens of all their requests."""

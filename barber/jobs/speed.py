@@ -48,7 +48,8 @@ class Speed:
     def of(self, work: Work, rows: int, columns: int) -> float:
         """Seconds of work on one weight (rows, columns)."""
         products = columns**2 * (work.products * rows + work.cubes * columns)
-        return work.sorts * rows * columns * self.sort + products * self.product + work.launches * columns * self.launch
+        operations = work.launches * columns + work.calls
+        return work.sorts * rows * columns * self.sort + products * self.product + operations * self.launch
 
 
 def measure_speed(context: PruningContext, tokens: Tensor, batch: int, head: bool) -> Speed:
@@ -64,7 +65,9 @@ def measure_speed(context: PruningContext, tokens: Tensor, batch: int, head: boo
         stream.feed(part)
     opening = seconds(provider.device, lambda: provider.open(0), times=1)
     mean = sum(shapes) / len(shapes) / max(shapes[0], 1)
-    whole, single = (mean * seconds(provider.device, partial(_forward, first, stream, at)) for at in (0, len(stream) - 2))
+    whole, single = (
+        mean * seconds(provider.device, partial(_forward, first, stream, at)) for at in (0, len(stream) - 2)
+    )
     provider.close(0)
     last, length = len(stream) - 1, min(tokens.shape[1], HEAD_TOKENS)
     logits = seconds(provider.device, partial(_losses, stream, last, tokens[:1, :length])) if head else 0.0
