@@ -120,15 +120,15 @@ def measured(model: str, setting: str, options: argparse.Namespace) -> Iterator[
         dtype=options.dtype,
     )
     started = latest = perf_counter()
-    expected, real, whole = {}, {}, 0.0
+    expected, real, whole, phase = {}, {}, 0.0, "load"
     for event in run_job(spec):
         now = perf_counter()
         if isinstance(event, Estimated):
             whole = event.seconds
         if isinstance(event, JobPlanned):
             expected = event.phases
-        if isinstance(event, Progress):
-            real[event.phase] = real.get(event.phase, 0.0) + now - latest
+        phase = event.phase if isinstance(event, Progress) else phase
+        real[phase] = real.get(phase, 0.0) + now - latest  # also the masks between two steps of progress
         latest = now
     parts = [(phase, seconds, real[phase]) for phase, seconds in expected.items()]
     for phase, one, other in [*parts, ("whole job", whole, latest - started)]:

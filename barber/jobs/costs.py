@@ -24,7 +24,7 @@ GRAM = Work(products=1)  # for as many rows as there are tokens
 MASKED = Work(sorts=0.1, calls=20)  # weights under a mask, assigned
 CHANGE = Work(sorts=1, calls=200)  # histograms and sums of a rebuilt weight
 SALIENCY = Work(sorts=1, calls=20)  # squares of gradients, saliency and its check
-PAIRING = Work(sorts=3, calls=100)  # pairs of pruned and kept weights in one granularity
+PAIRING = Work(sorts=4, calls=100)  # pairs of pruned and kept weights in one granularity
 SWAP = Work(sorts=0.5, calls=150)  # of a share of the pairs
 STEP = Work(sorts=1, calls=30)  # of the refit's optimiser
 TOKEN = Work(calls=500)  # of a written token, beside the layers

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from barber.evaluation.perplexity import losses_of
 from barber.kernels.order_statistics import ordered
+from barber.memory import is_out_of_memory
 from barber.models.decoder import Layer
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.activations import ActivationStream
@@ -55,8 +56,18 @@ class Speed:
 def measure_speed(context: PruningContext, tokens: Tensor, batch: int, head: bool) -> Speed:
     """Measure the speed with the model's first layer on the first sequences of `tokens` (sequences, seqlen).
 
-    batch: sequences of a forward pass. head: whether the output layer is needed, which is slow with many tokens.
+    batch: sequences of a forward pass, fewer if memory runs out. head: whether the output layer is needed.
     """
+    while True:
+        try:
+            return _measure(context, tokens, batch, head)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or batch == 1:
+                raise
+        batch //= 2  # outside the handler, since its traceback keeps tensors in memory
+
+
+def _measure(context: PruningContext, tokens: Tensor, batch: int, head: bool) -> Speed:
     view, provider = context.view, context.provider
     modules = [layer.module for layer in view.layers]
     stream = ActivationStream(view.model, modules, ActivationStore(provider.device), provider.open, context.compute)
