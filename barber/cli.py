@@ -123,6 +123,7 @@ def _run_command(given: dict, ranks: Ranks) -> None:
 
     from barber.events import Estimated, Notice, Saved
     from barber.jobs.job import run_job
+    from barber.jobs.options import without_pruning
     from barber.jobs.outputs import check_outputs
     from barber.jobs.report import Report, format_estimate, write_results
     from barber.models.saving import folder_digests, remove_model
@@ -135,11 +136,12 @@ def _run_command(given: dict, ranks: Ranks) -> None:
     if ranks.writes:  # for a resumed run, the job checks them
         check_outputs({flag: given.get(flag) for flag in (RESULTS if resumed else OUTPUTS)})
     summary, eta, written = Report(spec), Eta(), {}
+    notices = [sentence for sentence in [without_pruning(given)] if sentence]
     try:
         with (
             interruptible(),
             _bar(ranks.writes) as bar,
-            contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks)) as events,
+            contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks, notices=notices)) as events,
         ):
             for event in events:
                 eta.update(event)

@@ -1,4 +1,4 @@
-"""The exception for errors that the user can correct."""
+"""The exceptions for errors that the user can correct."""
 
 
 class UserError(Exception):
@@ -7,6 +7,18 @@ class UserError(Exception):
     The message is one sentence: what was given, what is allowed, what to do. Front ends show it without a
     traceback; every other exception is a defect of this project and is shown with its traceback.
     """
+
+
+class Unavailable(UserError):
+    """Data that cannot be used.
+
+    Attributes:
+        reason: why, and what to do, without the name of the data, for one sentence about several data sets.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def first_line(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """The events of a run: frozen, JSON-able, in chronological order.
 
-A run is one stream of events, which the command line, the app, the run directory and the tests read. Tensors are in
-fields marked as payload: they are copies for consumers, exist only during the run, and are not part of the JSON form
-(the run directory stores them as safetensors).
+A run is one stream of events, which the command line, the app, the run directory and the tests read. Tensors and the
+losses of single windows are in fields marked as payload: they are copies for consumers, exist only during the run, and
+are not part of the JSON form (the run directory stores tensors as safetensors).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class SwapKind(StrEnum):
     NONE = ""
 
 
-def payload() -> Any:
-    """A field with tensors: left out of JSON, repr and comparison."""
-    return field(default_factory=dict, repr=False, compare=False, metadata={"payload": True})
+def payload(kind: type = dict) -> Any:
+    """A field with tensors or many numbers: left out of JSON, repr and comparison."""
+    return field(default_factory=kind, repr=False, compare=False, metadata={"payload": True})
 
 
 def nested(build: Callable[[Any], Any], key: str = "") -> dict[str, Any]:
@@ -199,6 +199,19 @@ class Round(Candidate):
 
 
 @dataclass(frozen=True)
+class GainCurve(Record):
+    """Gain over rank: the gaining pairs of a sub-block, from the largest gain to the smallest.
+
+    Attributes:
+        ranks: of pairs, from 1, rising; of many pairs, some that are evenly spaced, and the first and the last.
+        gains: saliency of the pruned weight less that of the kept one, of the pair of each rank; falling.
+    """
+
+    ranks: list[int]
+    gains: list[float]
+
+
+@dataclass(frozen=True)
 class Refit(Record):
     """Result of refitting the kept weights of a sub-block.
 
@@ -246,20 +259,26 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class JobPlanned(Event):
-    """The phases to come, with their cost in sequence-layers (one sequence forward through one decoder layer)."""
+    """The phases of a job in order, before the first one.
+
+    Attributes:
+        phases: name -> expected seconds.
+        finished: name -> the share of a phase that a resumed run has behind it.
+    """
 
     phases: dict[str, float]
+    finished: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Estimated(Event):
-    """Estimated memory and time of a job, see jobs.estimate.Needs.
+    """Estimated memory and time of a job, see jobs.estimate.Needs and jobs.costs.
 
     Attributes:
         device: its name.
         device_bytes, host_bytes: memory on the accelerator and on the host.
         disk_bytes: for activations.
-        seconds: of the pruning alone.
+        seconds: of the whole job, with its evaluations; of a resumed run, without what it has finished.
         streamed: whether the model is loaded layerwise.
         activations: where they are stored: "device", "host" or "disk".
     """
@@ -340,6 +359,8 @@ class SubBlockRebuilt(Event):
         modules: name -> what changed.
         rounds: the chosen change of each round; empty if nothing was measured on validation sequences.
         refit: result of the refit; None without one.
+        curve: gains of the gaining pairs, in the first round; None without pairs by saliency, and in older runs. With
+            threshold "auto", pairs are within the whole sub-block.
         masks: name -> bool (out, in), True = pruned.
         weights: name -> (out, in), the final values, only if they differ from the masked dense values.
     """
@@ -356,6 +377,7 @@ class SubBlockRebuilt(Event):
     modules: dict[str, ModuleChange] = field(metadata=nested(ModuleChange.by_name))
     rounds: list[Round] = field(default_factory=list, metadata=nested(Round.in_order))
     refit: Refit | None = field(default=None, metadata=nested(Refit.if_any, key="reconstruction"))
+    curve: GainCurve | None = field(default=None, metadata=nested(GainCurve.if_any))
     masks: dict[str, Tensor] = payload()
     weights: dict[str, Tensor] = payload()
 
@@ -373,6 +395,7 @@ class PerplexityMeasured(Event):
 
     window_start: "bos" if every window begins with the beginning-of-text token, "none" if not; empty in older runs.
     low, high: 95 % confidence interval from the spread of the windows' losses; None if unknown.
+    losses: mean cross-entropy (nats) of each window; empty if the event was read from a run directory.
     """
 
     stage: str
@@ -384,6 +407,7 @@ class PerplexityMeasured(Event):
     window_start: str = ""
     low: float | None = None
     high: float | None = None
+    losses: list[float] = payload(list)
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,11 @@ class JobSpec:
         None, help="write the pruned model into this folder, for transformers", metavar="DIR", example="out/model"
     )
     save_data: Path | None = setting(
-        None, help="write the calibration tokens to this .npy file", metavar="FILE", example="out/tokens.npy"
+        None,
+        help="write the calibration tokens to this .npy file, or into this new folder, with the gains of the pairs of "
+        "each sub-block as .csv",
+        metavar="PATH",
+        example="out/data",
     )
     cache_dir: str | None = setting(None, help="where downloaded models are kept", metavar="DIR", example="cache")
     datasets_cache_dir: str | None = setting(None, help="where data sets are kept", metavar="DIR", example="cache")

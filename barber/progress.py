@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
@@ -54,47 +54,62 @@ class Phase:
                 yield item
 
 
+PRIOR = 0.1  # of the expected time of the whole job: how much the expectation counts beside what was measured
+RISE = 0.2  # seconds that the time left rises in a second at most
+
+
 @dataclass
 class Eta:
-    """An estimate of the remaining time, updated with every event of a job; phases have the costs in JobPlanned.
+    """An estimate of the remaining time, updated with every event of a job; phases have the seconds in JobPlanned.
 
-    The rest of the running phase is estimated by that phase's speed, later phases by the speed of the whole job.
+    Work is counted in expected seconds. The time left is the work left, times the ratio of real to expected seconds so
+    far. It falls at any rate, and rises slowly: if the work turns out to be slower than expected, it stands still
+    rather than jumps. What a resumed run had finished counts as done, but says nothing about the speed.
+
+    Attributes:
+        costs: phase -> expected seconds.
+        shares: phase -> share of it that is done.
+        finished: phase -> share that was done before.
+        clock: returns seconds.
+        seconds_left: to the end of the job, at the last event; None while it cannot be estimated.
     """
 
     costs: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
-    phase: str = ""
-    phase_started: float = 0.0
+    finished: dict[str, float] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    seconds_left: float | None = None
+    _started: float = 0.0
+    _latest: float = 0.0  # the time of the last event
 
     def update(self, event: Event) -> None:
-        now = time.monotonic()
+        now = self.clock()
         if isinstance(event, JobPlanned):
-            self.costs, self.started = dict(event.phases), now
-        elif isinstance(event, Progress):
-            if event.phase != self.phase:
-                for earlier in self.costs:
-                    if earlier == event.phase:
-                        break
-                    self.shares[earlier] = 1.0
-                self.phase, self.phase_started = event.phase, now
-            self.shares[event.phase] = event.done / event.total
+            self.costs, self.finished, self.shares = dict(event.phases), dict(event.finished), dict(event.finished)
+            self.seconds_left, self._started = None, now
+        elif isinstance(event, Progress) and event.phase in self.costs:
+            for earlier in self.costs:
+                if earlier == event.phase:
+                    break
+                self.shares[earlier] = 1.0
+            self.shares[event.phase] = max(self.shares.get(event.phase, 0.0), event.done / event.total)
+        else:
+            return
+        self.seconds_left, self._latest = self._left(now), now
+
+    def _left(self, now: float) -> float | None:
+        total, done = sum(self.costs.values()), self._work(self.shares)
+        if not total or done >= total:
+            return None
+        prior = PRIOR * total
+        left = (total - done) * (now - self._started + prior) / (done - self._work(self.finished) + prior)
+        return left if self.seconds_left is None else min(left, self.seconds_left + RISE * (now - self._latest))
+
+    def _work(self, shares: dict[str, float]) -> float:
+        return sum(cost * shares.get(phase, 0.0) for phase, cost in self.costs.items())
 
     @property
     def fraction(self) -> float:
-        """Completed share of the job's cost, 0 to 1."""
+        """Completed share of the job's expected time, 0 to 1."""
         total = sum(self.costs.values())
-        done = sum(cost * self.shares.get(phase, 0.0) for phase, cost in self.costs.items())
-        return done / total if total else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds to the end of the job, or None while it cannot be estimated."""
-        now, share = time.monotonic(), self.shares.get(self.phase, 0.0)
-        cost = self.costs.get(self.phase, 0.0)
-        if not cost or not share or self.fraction >= 1:
-            return None
-        here = (now - self.phase_started) * (1 - share) / share
-        later = sum(c for phase, c in self.costs.items() if self.shares.get(phase, 0.0) == 0.0)
-        pace = (now - self.started) / (self.fraction * sum(self.costs.values()))
-        return here + later * pace
+        return self._work(self.shares) / total if total else 0.0

@@ -25,6 +25,25 @@ def _function(implementation: str) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Computational cost of a method on one weight (out, in), for the estimate of time; fitted to measurements.
+
+    Attributes:
+        sorts: times that all weights are sorted, or other passes over them that take as long.
+        products: matrix products (out, in) x (in, in).
+        cubes: matrix products (in, in) x (in, in), or decompositions that take as long.
+        launches: small operations, for each input.
+        calls: small operations, for the weight as a whole.
+    """
+
+    sorts: float = 0.0
+    products: float = 0.0
+    cubes: float = 0.0
+    launches: float = 0.0
+    calls: float = 0.0
+
+
+@dataclass(frozen=True)
 class InitialMask:
     """A method that makes the initial mask of a weight.
 
@@ -42,6 +61,7 @@ class InitialMask:
             all weights with the same inputs.
         settings: names of the settings of this method only.
         hessians: number of fp32 matrices (in, in) in memory at a time.
+        work: for one weight, without its statistic.
     """
 
     name: str
@@ -53,6 +73,7 @@ class InitialMask:
     prepare: str = ""
     settings: tuple[str, ...] = ()
     hessians: int = 0
+    work: Work = Work(sorts=1)
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -86,6 +107,7 @@ class Refiner:
             statistic are (out, in). Otherwise as `pruning.rebuild.barber`.
         statistic: statistic of a weight's inputs for a refiner by row: "gram" or "moments".
         settings: names of the settings of this refiner only.
+        work: of a refiner by row for one weight, without its statistic.
     """
 
     name: str
@@ -93,6 +115,7 @@ class Refiner:
     implementation: str
     statistic: Literal["gram", "moments"] | None = None
     settings: tuple[str, ...] = ()
+    work: Work = Work()
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -210,6 +233,7 @@ INITIAL_MASKS: dict[str, InitialMask] = _by_name(
         prepare="barber.kernels.sparsegpt:InverseHessian.of",
         settings=("retain_reconstruction",),
         hessians=3,
+        work=Work(sorts=25, products=0.5, cubes=1, launches=15),
     ),
     InitialMask(
         "alps",
@@ -221,6 +245,7 @@ INITIAL_MASKS: dict[str, InitialMask] = _by_name(
         prepare="barber.kernels.alps:ScaledGram.of",
         settings=("retain_reconstruction",),
         hessians=5,
+        work=Work(sorts=60, products=70, cubes=25),
     ),
     InitialMask("ria", "RIA", "barber.kernels.scores:ria", "squares", MATRIX),
     InitialMask("random", "Random (control)", "barber.kernels.scores:random", None, MATRIX, kind="seeded"),
@@ -234,8 +259,20 @@ REFINERS: dict[str, Refiner] = _by_name(
         "barber.pruning.rebuild:barber",
         settings=("metric", "granularity", "threshold", "rounds"),
     ),
-    Refiner("one-swap", "Exact one-swaps in each row", "barber.kernels.one_swap:one_swap", "gram"),
-    Refiner("dsnot", "DSnoT: by each row's mean error", "barber.kernels.dsnot:dsnot_by_moments", "moments"),
+    Refiner(
+        "one-swap",
+        "Exact one-swaps in each row",
+        "barber.kernels.one_swap:one_swap",
+        "gram",
+        work=Work(sorts=300, products=1, calls=1000),
+    ),
+    Refiner(
+        "dsnot",
+        "DSnoT: by each row's mean error",
+        "barber.kernels.dsnot:dsnot_by_moments",
+        "moments",
+        work=Work(sorts=5, calls=500),
+    ),
 )
 
 METRICS: dict[str, SaliencyMetric] = _by_name(

@@ -17,13 +17,13 @@ import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
-from barber.errors import UserError
+from barber.errors import Unavailable
 from barber.hub_access import quick_offline
 from barber.registry import DATA_SOURCES, Split
 
 
 def hub_texts(spec: str, split: Split, cache_dir: str | None = None):
-    """Return the texts of a split as a sequence of str. Raises UserError if they cannot be loaded."""
+    """Return the texts of a split as a sequence of str. Raises Unavailable if they cannot be loaded."""
     import datasets
 
     data = DATA_SOURCES[spec].hub
@@ -35,9 +35,11 @@ def hub_texts(spec: str, split: Split, cache_dir: str | None = None):
         with quick_offline():
             loaded = datasets.load_dataset(data.path, split=split.name, cache_dir=cache_dir, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(
-            f"Data set {spec} ({data.path}) cannot be loaded because {_reason(error)}, or give storyteller or a "
-            ".txt, .jsonl or .npy file instead."
+        reason = _reason(error)
+        raise Unavailable(
+            f"Data set {spec} ({data.path}) cannot be loaded because {reason}, or give storyteller or a .txt, "
+            ".jsonl or .npy file instead.",
+            reason,
         ) from error
     texts = loaded[data.column]  # rows are read from disk when indexed: a shard of C4 would not fit in memory
     return texts if split.first is None else texts[: split.first]

@@ -12,7 +12,7 @@ import torch
 from barber.bundled import STORYTELLER
 from barber.data.documents import READERS, file_kind, read_documents
 from barber.data.windows import room_for
-from barber.errors import UserError
+from barber.errors import Unavailable, UserError
 from barber.events import Event, Notice, Progress
 from barber.input_files import regular_file
 from barber.registry import DATA_SOURCES
@@ -51,11 +51,12 @@ def local_file(spec: str) -> Path | None:
 
 
 def need_tokenizer(tokenizer, spec: str) -> None:
-    """Raise UserError if there is no tokenizer to tokenise text with."""
+    """Raise Unavailable if there is no tokenizer to tokenise text with."""
     if tokenizer is None:
-        raise UserError(
-            f"The model has no tokenizer, which the text of {spec!r} needs: add the tokenizer to the model's folder, "
-            "or give token ids as a .npy file."
+        remedy = "add the tokenizer to the model's folder, or give token ids as a .npy file"
+        raise Unavailable(
+            f"The model has no tokenizer, which the text of {spec!r} needs: {remedy}.",
+            f"the model has no tokenizer, which text needs: {remedy}",
         )
 
 

@@ -108,7 +108,7 @@ def measured(
     if value == math.inf:
         yield Notice(f"The perplexity of the {stage} model on {data.dataset} is inf: {_cause(losses, dtype)}.")
     yield PerplexityMeasured(
-        str(stage), data.dataset, seqlen, windows * seqlen, value, seconds, str(data.window_start), low, high
+        str(stage), data.dataset, seqlen, windows * seqlen, value, seconds, str(data.window_start), low, high, losses
     )
 
 
@@ -123,6 +123,21 @@ def interval(losses: list[float]) -> tuple[float | None, float | None]:
         return None, None
     mean, error = statistics.fmean(losses), statistics.stdev(losses) / math.sqrt(len(losses))
     return _exp(mean - NORMAL_95 * error), _exp(mean + NORMAL_95 * error)
+
+
+def rose(before: PerplexityMeasured, after: PerplexityMeasured) -> bool:
+    """Return whether a perplexity is higher than an earlier one on the same windows, by more than chance explains.
+
+    The losses are compared window by window: their mean difference has to exceed 1.96 of its standard errors. For
+    events without the losses, the later perplexity has to exceed the earlier one's 95 % interval; for a single window,
+    the earlier perplexity.
+    """
+    if not after.perplexity > before.perplexity:
+        return False
+    if len(before.losses) == len(after.losses) > 1 and all(map(math.isfinite, (*before.losses, *after.losses))):
+        rises = [later - earlier for earlier, later in zip(before.losses, after.losses, strict=True)]
+        return statistics.fmean(rises) > NORMAL_95 * statistics.stdev(rises) / math.sqrt(len(rises))
+    return before.high is None or after.perplexity > before.high
 
 
 def _exp(loss: float) -> float:

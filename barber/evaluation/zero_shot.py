@@ -22,6 +22,19 @@ from barber.models.modes import eval_mode
 PUBLISHED_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 STORY_TASK = "story_ending"  # bundled: needs no network
 
+# task -> items, answers of each item, and tokens of an answer with its question, about; for the estimate of time
+REQUESTS = {
+    "boolq": (3270, 1, 150),  # both answers are one token, so that one pass has both
+    "rte": (277, 1, 80),
+    "hellaswag": (10042, 4, 90),
+    "winogrande": (1267, 2, 25),
+    "arc_easy": (2376, 4, 35),
+    "arc_challenge": (1172, 4, 40),
+    "openbookqa": (500, 4, 20),
+    STORY_TASK: (500, 4, 150),
+}
+UNKNOWN = (1000, 4, 60)  # assumed of any other task
+
 
 def check_tasks(tasks: Sequence[str]) -> None:
     """Raise UserError with the names of the tasks that cannot be run.

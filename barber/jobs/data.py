@@ -10,7 +10,7 @@ import torch
 
 from barber.data.token_sets import CalibrationSet, EvaluationSet, Reading, cut_evaluation, draw_calibration
 from barber.data.windows import first_token
-from barber.errors import UserError
+from barber.errors import Unavailable, UserError
 from barber.evaluation.self_calibration import sample_calibration
 from barber.events import Event, Notice
 from barber.job_spec import JobSpec
@@ -42,8 +42,8 @@ def load_data(
 ) -> Generator[Event, None, tuple[CalibrationSet | None, list[EvaluationSet]]]:
     """Return the calibration set, if the job needs one, and the evaluation sets, with token ids of the vocabulary.
 
-    Yields Progress and Notice. If default evaluation data cannot be loaded, a Notice states the reason, unless
-    perplexity on these data is all that the job computes: then UserError is raised.
+    Yields Progress and Notice. If default evaluation data cannot be loaded, one Notice names them and the reasons,
+    unless perplexity on these data is all that the job computes: then UserError is raised.
     """
     first = first_token(loaded.tokenizer, spec.window_start)
     reading = Reading(loaded.tokenizer, seqlen, first, spec.text_field, spec.datasets_cache_dir)
@@ -59,6 +59,7 @@ def load_data(
             )
         check_vocabulary(loaded, [(spec.calibration, calibration.tokens)])
     evaluations: dict[str, EvaluationSet] = {}
+    missing: dict[str, list[str]] = {}  # reason -> data sets
     for source in dict.fromkeys(spec.evaluation):
         other = spec.calibration if calibration else None
         try:
@@ -67,14 +68,22 @@ def load_data(
         except UserError as error:
             if spec.evaluation_required or (spec.prune is None and len(spec.evaluation) == 1):
                 raise
-            yield Notice(f"Perplexity is not measured on {source}: {error}")
+            missing.setdefault(_reason(error), []).append(source)
         else:
             evaluations[source] = data
-    if spec.prune is None and spec.evaluation and not evaluations:
+    if spec.prune is None and missing and not evaluations:
         raise UserError(
             f"None of {', '.join(spec.evaluation)} can be loaded, and the job does nothing else: give --eval_data."
         )
+    if missing:
+        parts = [f"on {', '.join(sources)}, since {reason}" for reason, sources in missing.items()]
+        yield Notice(f"Perplexity is not measured {'; nor '.join(parts)}.")
     return calibration, _distinct(evaluations)
+
+
+def _reason(error: UserError) -> str:
+    """Why data cannot be used, to end a sentence with."""
+    return error.reason if isinstance(error, Unavailable) else str(error).rstrip(".")
 
 
 def _distinct(evaluations: dict[str, EvaluationSet]) -> list[EvaluationSet]:

@@ -5,23 +5,28 @@ The command line and the app both iterate over `run_job`; they differ only in ho
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
+import torch
+
 from barber.atomic_files import check_room
-from barber.data.token_sets import CalibrationSet
+from barber.data.token_sets import CalibrationSet, EvaluationSet
 from barber.errors import UserError
 from barber.evaluation import zero_shot
 from barber.evaluation.generation import check_prompt
-from barber.events import Event, JobPlanned, Notice, Progress, RunStarted, Saved, Stage, StageReached
+from barber.events import Event, JobPlanned, Notice, Progress, RunFinished, RunStarted, Saved, Stage, StageReached
 from barber.job_spec import JobSpec
-from barber.jobs.costs import costs
+from barber.jobs.comparison import Comparison
+from barber.jobs.costs import costs, finished_shares
 from barber.jobs.data import choose_seqlen, load_data
 from barber.jobs.measurement import Measurement
-from barber.jobs.outputs import check_model_room, check_outputs, save_calibration
+from barber.jobs.outputs import check_model_room, check_outputs, save_calibration, save_gains
 from barber.jobs.resumption import open_recording
-from barber.jobs.setup import JobSetup, set_up_job
+from barber.jobs.setup import JobSetup, set_up_job, sizes
+from barber.jobs.speed import measure_speed
 from barber.memory import is_out_of_memory
 from barber.models.decoder import State
 from barber.models.loading import LoadedModel
@@ -35,14 +40,21 @@ from barber.runs.writer_lock import one_writer
 
 
 def run_job(
-    spec: JobSpec, loaded: LoadedModel | None = None, *, resumed: bool = False, ranks: Ranks | None = None
+    spec: JobSpec,
+    loaded: LoadedModel | None = None,
+    *,
+    resumed: bool = False,
+    ranks: Ranks | None = None,
+    notices: Sequence[str] = (),
 ) -> Generator[Event, None, None]:
     """Run a job. The dense weights of the model are restored, bit for bit, when the stream ends, even after an error.
 
     loaded: the model of spec.model, if it is already in memory. resumed: spec.run_dir contains an interrupted run of
     this job; the events of its finished parts are yielded again, but these parts are not repeated. ranks: the processes
-    that share the calibration sequences. UserErrors that can be detected before the computation are raised before it.
+    that share the calibration sequences. notices: sentences about the settings, which begin the stream. UserErrors that
+    can be detected before the computation are raised before it.
     """
+    yield from map(Notice, notices)
     try:
         with ExitStack() as stack:
             spec = spec if resumed else spec.absolute()
@@ -62,6 +74,7 @@ def _job_events(
     """Check and load everything before the first forward pass, with notices, and then run the job."""
     if not ranks.writes:  # only the first rank evaluates and writes
         spec = replace(spec, prompts=(), zeroshot_tasks=(), save_model=None, save_data=None)
+    started = time.monotonic()
     _check_before_loading(spec, ranks, resumed)
     if resumed:
         yield from _lock(spec, ranks, stack)
@@ -85,29 +98,57 @@ def _job_events(
     if spec.prune:
         ranks.same(str(describe(setup.context, calibration, spec.prune)), setup.context.provider.device)
     if spec.save_data and calibration:
-        save_calibration(calibration, spec.save_data)
-        yield Saved("calibration", str(spec.save_data))
+        yield Saved("calibration", str(save_calibration(calibration, spec.save_data)))
+    elif spec.save_data:
+        yield Notice(f"--save_data writes no tokens to {spec.save_data}: this job needs no calibration sequences.")
     check_model_room(setup.loaded, spec.save_model)
     setup = setup.estimated(spec, calibration, seqlen)
-    if setup.needs:
-        yield setup.describe_needs()
-    yield JobPlanned(costs(spec, len(setup.context.view.layers), evaluations))
-    if spec.prune is None:
-        measurement = Measurement(spec, setup, evaluations)
-        yield from measurement.measure(Stage.DENSE)
-        yield from measurement.save(Stage.DENSE)
-        return
     done: Sequence[Event] = ()
-    if setup.folder:
+    if spec.prune and setup.folder:
         if spec.run_dir and ranks.writes:
             check_room(setup.folder, setup.context.view.packed_bytes * (2 if spec.prune.refined else 1))
         if not resumed:
             yield from _lock(spec, ranks, stack)
         done = open_recording(spec, setup, calibration, evaluations, resumed)
+    yield from _plan(spec, setup, calibration, seqlen, evaluations, done, started)
+    if spec.prune is None:
+        measurement = Measurement(spec, setup, evaluations)
+        yield from measurement.measure(Stage.DENSE)
+        yield from measurement.save(Stage.DENSE)
+        return
     setup = replace(setup, context=replace(setup.context, resumed=done))
     events = _prune(setup, calibration, initial, Measurement(spec, setup, evaluations, done))
-    with closing(record(setup.folder, events, len(done)) if setup.folder else events) as recorded:
-        yield from recorded
+    events = record(setup.folder, events, len(done)) if setup.folder else events
+    if spec.save_data and spec.save_data.suffix != ".npy":
+        events = save_gains(events, spec.save_data)
+    with closing(events):
+        yield from events
+
+
+def _plan(
+    spec: JobSpec,
+    setup: JobSetup,
+    calibration: CalibrationSet | None,
+    seqlen: int,
+    evaluations: Sequence[EvaluationSet],
+    done: Sequence[Event],
+    started: float,
+) -> Iterator[Event]:
+    """Yield the phases with their expected seconds, after the expected time and memory of a job that has calibration.
+
+    done: events of a resumed run. started: time.monotonic() at the start of the job.
+    """
+    context, model = setup.context, sizes(setup)
+    known = [calibration.tokens] if calibration else [data.tokens for data in evaluations]
+    tokens = known[0] if known else torch.zeros(1, 2, dtype=torch.int64)
+    batch = min(context.batch_of(seqlen, spec.prune) if spec.prune else 1, len(tokens))
+    speed = measure_speed(context, tokens, batch, head=bool(evaluations or spec.prompts or spec.zeroshot_tasks))
+    phases = costs(spec, model, speed, seqlen, evaluations, context.ranks.world)
+    finished = finished_shares(phases, done, model, len(evaluations))
+    if setup.needs:
+        rest = sum(cost * (1 - finished.get(phase, 0)) for phase, cost in phases.items())
+        yield setup.describe_needs(time.monotonic() - started + rest)
+    yield JobPlanned(phases, finished)
 
 
 def _check_before_loading(spec: JobSpec, ranks: Ranks, resumed: bool) -> None:
@@ -123,7 +164,8 @@ def _check_before_loading(spec: JobSpec, ranks: Ranks, resumed: bool) -> None:
         ranks.check_share(count)
     if spec.run_dir and spec.prune is None:
         raise UserError(
-            "--run_dir records a pruning run, but the job does not prune: add a pruning flag, or leave --run_dir out."
+            "--run_dir records a pruning run, but the job does not prune: give --prune_method and a --sparsity_ratio "
+            "above 0, or leave --run_dir out."
         )
     if spec.zeroshot_tasks:
         zero_shot.check_tasks(spec.zeroshot_tasks)
@@ -151,18 +193,21 @@ def _prune(
 ) -> Generator[Event, None, None]:
     """Prune, evaluate the model at each stage and save it at the last; yield the events of a resumed run first."""
     spec, context, done = measurement.spec, setup.context, setup.context.resumed
-    yield from done
+    comparison = Comparison()
+    yield from comparison.follow(done)
     if any(isinstance(event, RunStarted) for event in done):
         yield from measurement.measure(Stage.DENSE)
     try:
         with closing(prune(setup.loaded.model, calibration, spec.prune, initial, context)) as events:
             for event in events:
+                if isinstance(event, RunFinished):
+                    yield from comparison.notices(spec.prune)
                 if not (isinstance(event, StageReached) and event in done):
                     yield event
                 if isinstance(event, RunStarted):
                     yield from measurement.measure(Stage.DENSE)
                 if isinstance(event, StageReached):
-                    yield from measurement.measure(Stage(event.stage))
+                    yield from comparison.follow(measurement.measure(Stage(event.stage)))
                     if event.stage == Stage.REBUILT or not spec.prune.refined:
                         yield from measurement.save(Stage(event.stage))
     finally:

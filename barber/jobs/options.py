@@ -24,7 +24,8 @@ def job_from(given: dict[str, Any]) -> JobSpec:
     """The job of the given flags (name -> value, only those given).
 
     The bundled model brings its own data, and its preset pruning where no pruning flag is given; any other model takes
-    the published defaults, and without a pruning flag only its dense weights are evaluated.
+    the published defaults, and without a pruning flag only its dense weights are evaluated. So are those of any model
+    with --sparsity_ratio 0, as published.
     """
     for flag in FLAGS:
         if given.get(flag.flag) == "":
@@ -40,14 +41,27 @@ def job_from(given: dict[str, Any]) -> JobSpec:
         raise UserError("--delete removes the folder that --save_model writes: give --save_model too, or leave it out.")
     pruning = {name: values.pop(name) for name in PRUNING if name in values}
     asked = bool(pruning or {"sparsity_ratio", "sparsity_type"} & given.keys())
-    if asked:
+    dense = _is_dense(given)
+    if asked and not dense:
         pruning = {"barber": False} | pruning
         _check_initial_mask(pruning)
-    _refuse_without_effect(pruning | values)
-    if asked:
+    _refuse_without_effect(values if dense else pruning | values)
+    if dense:
+        values["prune"] = None
+    elif asked:
         method = {"method": MASKS} if "initial_masks" in pruning else {}
         values["prune"] = PruneConfig(_sparsity(given), **pruning | method)
     return replace(base, **values, evaluation_required=required)
+
+
+def without_pruning(given: dict[str, Any]) -> str:
+    """The sentence for --sparsity_ratio 0 among the flags, which names those that do nothing then; else ""."""
+    if not _is_dense(given):
+        return ""
+    idle = [f"--{SETTINGS[name].flag}" for name in PRUNING if SETTINGS[name].flag in given]
+    idle += ["--calibration"] if "calibration" in given else []
+    named = f", and {', '.join(idle)} {'do' if len(idle) > 1 else 'does'} nothing" if idle else ""
+    return f"The dense model is measured, since --sparsity_ratio 0 prunes nothing{named}."
 
 
 def with_flags(job: JobSpec, given: dict[str, Any]) -> JobSpec:
@@ -67,6 +81,11 @@ def with_flags(job: JobSpec, given: dict[str, Any]) -> JobSpec:
         known = {"sparsity_ratio": ratio} if given.get("sparsity_type") == "unstructured" else {}
         pruning["sparsity"] = _sparsity(known | given)
     return replace(job, **values, prune=replace(job.prune, **pruning))
+
+
+def _is_dense(given: dict[str, Any]) -> bool:
+    """Whether the flags ask for a ratio of 0, without an n:m pattern, which has a ratio of its own."""
+    return given.get("sparsity_ratio") == 0 and given.get("sparsity_type", "unstructured") == "unstructured"
 
 
 def _expand_home(value: Any) -> Any:
@@ -99,11 +118,6 @@ def _sparsity(given: dict[str, Any]) -> Sparsity:
         if pattern is None:
             raise UserError(f"Sparsity type {kind!r} is unknown: give unstructured, or n:m like 2:4.")
         return pattern if ratio is None else Sparsity(ratio, pattern.n, pattern.m)
-    if ratio == 0:
-        raise UserError(
-            "--sparsity_ratio 0 prunes nothing: give a number between 0 and 1, or no pruning flag at all to measure "
-            "the dense model."
-        )
     if ratio is not None:
         return Sparsity(ratio)
     if given.get("initial_masks"):

@@ -40,7 +40,7 @@ def format_estimate(event: Estimated) -> str:
     places = [f"{max(size / 2**30, 0.01):.2f} GiB {where}" for where, size in sizes.items() if size]
     how = ", the model layer by layer" if event.streamed else ""
     time = format_duration(max(event.seconds, 1))
-    return f"Expected on {event.device}: about {time} of pruning, {', '.join(places)}{how}."
+    return f"Expected on {event.device}: about {time} in all, {', '.join(places)}{how}."
 
 
 def format_duration(seconds: float) -> str:
@@ -64,8 +64,8 @@ class Report:
 
     def add(self, event: Event) -> None:
         kept = (Notice, PerplexityMeasured, ZeroShotMeasured, ZeroShotSkipped, RunFinished, Saved)
-        if isinstance(event, SubBlockRebuilt):  # without histograms: of hundreds of layers they are many numbers
-            self.events.append(replace(event, modules={}, rounds=[]).bare())
+        if isinstance(event, SubBlockRebuilt):  # without histograms and curves: of hundreds of layers, many numbers
+            self.events.append(replace(event, modules={}, rounds=[], curve=None).bare())
         elif isinstance(event, kept) or (isinstance(event, TextGenerated) and event.done):
             self.events.append(event.bare())
         if isinstance(event, Saved) and event.what == "model":
@@ -86,10 +86,7 @@ class Report:
     def run(self) -> str:
         """What was done to which model, and the exact count of zeros."""
         config = self.spec.prune
-        if config is None:
-            lines = [f"{self.spec.model}: dense, nothing pruned (no pruning flag was given)"]
-        else:
-            lines = [f"{self.spec.model}: {config}"]
+        lines = [f"{self.spec.model}: {config or 'dense, nothing pruned'}"]
         for event in self.of(RunFinished):
             lines.append(
                 f"{event.zeros} of {event.weights} prunable weights are pruned ({event.zeros / event.weights:.4%}), "

@@ -16,7 +16,7 @@ from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.events import Estimated, Stage
 from barber.job_spec import JobSpec
-from barber.jobs.estimate import Model, Needs, estimate, matmul_rate
+from barber.jobs.estimate import Model, Needs, estimate
 from barber.models.decoder import DecoderView, Values, masked
 from barber.models.inspection import Inspection, count_zeros, inspect
 from barber.models.layerwise import LayerwiseModel, load_layerwise
@@ -47,7 +47,7 @@ class JobSetup:
         scratch: folder for memory-mapped files of activations.
         limit: bytes of device memory that the job may use.
         inspection: properties of the model when it was loaded.
-        needs: estimated bytes and seconds; None before `estimated`, and for a job without pruning.
+        needs: estimated bytes; None before `estimated`, and for a job without pruning.
     """
 
     loaded: LoadedModel
@@ -77,12 +77,11 @@ class JobSetup:
             return self
         context, samples = self.context, len(calibration.tokens)
         batch = min(context.batch_of(seqlen, spec.prune), samples)
-        rate = matmul_rate(context.provider.device, context.view.dtype)
         whole, ranks = self.layerwise is None, context.ranks.world
-        needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, rate, whole, ranks)
+        needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, whole, ranks)
         while needs.least > self.limit and batch > 1:
             batch //= 2
-            needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, rate, whole, ranks)
+            needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, whole, ranks)
         if needs.least > self.limit:
             what, how = ("itself", "give --stream, shorter") if whole else ("one layer", "give shorter")
             raise UserError(
@@ -104,8 +103,8 @@ class JobSetup:
         check_room(self.scratch, needs.activations)
         return ActivationStore(device, folder=self.scratch)
 
-    def describe_needs(self) -> Estimated:
-        """Return the needs as an event."""
+    def describe_needs(self, seconds: float) -> Estimated:
+        """Return the needs as an event. seconds: of the whole job."""
         store, needs, device = self.context.store, self.needs, self.context.provider.device
         waiting = "disk" if store.folder else "host" if store.host or device.type == "cpu" else "device"
         bytes_of = {where: needs.activations if where == waiting else 0 for where in ("device", "host", "disk")}
@@ -115,7 +114,7 @@ class JobSetup:
             device_bytes=0 if on_host else needs.least + bytes_of["device"],
             host_bytes=bytes_of["host"] + (needs.least if on_host else 0),
             disk_bytes=bytes_of["disk"],
-            seconds=needs.seconds,
+            seconds=seconds,
             streamed=self.layerwise is not None,
             activations=waiting,
         )
@@ -209,8 +208,8 @@ def sizes(setup: JobSetup) -> Model:
         block_parameters=max(sum(shape.numel() for shape in block) for block in blocks),
         width=max(shape[1] for block in blocks for shape in block),
         spread=int(max(spread)),
+        blocks=tuple(tuple((shape[0], shape[1]) for shape in block) for block in blocks),
         other_bytes=layerwise.other_bytes if layerwise else others,
         element=view.dtype.itemsize,
-        idle=int(idle * max(sum(shape.numel() for shape in layer) for layer in experts)),
         grams=max(sum(shape[1] ** 2 for shape in layer) for layer in experts),
     )

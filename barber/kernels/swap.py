@@ -126,6 +126,26 @@ class Pairing:
         swapped[selection, group + self._cut[selection, pair]] = True
         return swapped.view(mask.shape), int(swaps.sum())
 
+    def gains(self) -> Tensor:
+        """The saliency gained by each gaining pair, (candidates,), unordered."""
+        if self.mask.shape[1] > 1:
+            return -self._loss[self._loss < 0]
+        pairs = min(self._pruned.shape[1], self._kept.shape[1])
+        pruned, kept = self._pruned[:, :pairs], self._kept[:, :pairs]
+        gaining = pruned > kept
+        return pruned[gaining] - kept[gaining]
+
+
+def gain_curve(gains: Tensor, points: int) -> tuple[Tensor, Tensor]:
+    """The curve of gains (n,) over their rank: ranks from 1, int64, and gains in falling order, fp32.
+
+    Of more than `points` gains, that many are chosen evenly by rank, the first and the last among them.
+    """
+    number = len(gains)
+    places = torch.linspace(0, number - 1, min(points, number), dtype=torch.float64).round().long()
+    rising = ordered(gains.unsqueeze(0))[0]
+    return places + 1, rising[(number - 1 - places).to(rising.device)].cpu()
+
 
 def _pairs(mask: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The pairs of each selection of (selections, groups, n), group after group, equally many in each: the saliency
@@ -161,11 +181,13 @@ class Swapped:
         masks: bool (out, in), one per weight matrix, True = pruned.
         candidates: number of gaining pairs.
         swaps: number of swapped pairs.
+        curve: ranks and gains of these pairs, see `gain_curve`; None if no points were asked for.
     """
 
     masks: list[Tensor]
     candidates: int
     swaps: int
+    curve: tuple[Tensor, Tensor] | None
 
 
 def swap_matrices(
@@ -174,17 +196,19 @@ def swap_matrices(
     thresholds: Sequence[float],
     granularity: Granularity,
     m: int,
+    points: int = 0,
 ) -> Iterator[Swapped]:
     """The masks of one sub-block after the swaps, for each threshold.
 
     masks, saliencies: one (out, in) per weight matrix. Each threshold is the share of the gaining pairs of a selection
-    that are swapped.
+    that are swapped. points: of the curve of gains at most.
     """
     grouped = to_groups(masks, granularity, m)
     pairings = [Pairing(*both) for both in zip(grouped, to_groups(saliencies, granularity, m), strict=True)]
     candidates = sum(int(pairing.candidates.sum()) for pairing in pairings)
+    curve = gain_curve(torch.cat([pairing.gains() for pairing in pairings]), points) if points else None
     shapes = [mask.shape for mask in masks]
     for threshold in thresholds:
         results = [pairing.swap_share(threshold) for pairing in pairings]
         swapped, swaps = zip(*results, strict=True)
-        yield Swapped(from_groups(swapped, shapes, granularity, m), candidates, sum(swaps))
+        yield Swapped(from_groups(swapped, shapes, granularity, m), candidates, sum(swaps), curve)

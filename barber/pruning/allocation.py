@@ -25,8 +25,6 @@ from barber.pruning.statistics import gather_statistic
 from barber.pruning.sub_block_calls import SubBlockCalls, SubBlockWeights
 from barber.registry import INITIAL_MASKS
 
-COSTS = {Allocation.OWL: 2, Allocation.SALIENCY: 6}  # forward passes of one sequence through a layer
-
 
 def allocate(
     context: PruningContext, calibration: CalibrationSet, config: PruneConfig

@@ -8,7 +8,7 @@ config.Target). In one pass, each sub-block gets its initial mask just before it
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 from transformers import PreTrainedModel
 
@@ -17,10 +17,11 @@ from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.events import Event, Notice, RunFinished, RunStarted
 from barber.kernels.masks import check_pattern, zero_count
-from barber.models.decoder import NAMED, DecoderView, State, check_finite
+from barber.models.decoder import DecoderView, State, check_finite
 from barber.models.inspection import inspect
 from barber.models.wrappers import check_differentiable
 from barber.pruning.context import PruningContext
+from barber.pruning.notices import run_notices
 from barber.pruning.schedule import GIVEN, Schedule, Tally
 from barber.registry import INITIAL_MASKS
 
@@ -74,7 +75,7 @@ def prune(
         for event in schedule.one_pass() if config.order is Order.ONE_PASS else schedule.paper():
             tally.add(event)
             yield event
-        yield from _notices(tally, config)
+        yield from (notice for notice in run_notices(tally, config) if notice not in context.resumed)
         weights, zeros = (sum(column) for column in zip(*tally.counts.values(), strict=True))
         finished = True
         if not any(isinstance(event, RunFinished) for event in context.resumed):
@@ -98,33 +99,6 @@ def describe(context: PruningContext, calibration: CalibrationSet | None, config
         modules=context.view.describe(),
         device=str(context.provider.device),
         dtype=str(context.view.dtype).removeprefix("torch."),
-    )
-
-
-def _notices(tally: Tally, config: PruneConfig) -> Iterator[Notice]:
-    """Notices about the finished run."""
-    if tally.candidates and not tally.swaps:
-        yield Notice(_no_swaps(config))
-    if tally.starved:
-        others = len(tally.starved) - NAMED
-        names = ", ".join(tally.starved[:NAMED]) + (f" and {others} more" if others > 0 else "")
-        yield Notice(
-            f"{len(tally.starved)} of {len(tally.counts)} weights have their initial mask by magnitude, since too few "
-            f"calibration tokens reached their experts for {config.method}: {names}; give more calibration sequences."
-        )
-    if tally.diverged:
-        yield Notice(
-            f"The refit of the kept weights diverged in {', '.join(tally.diverged)} and went back to its best values."
-        )
-
-
-def _no_swaps(config: PruneConfig) -> str:
-    """Why a rebuild with gaining pairs swapped none."""
-    if config.auto or config.most_rounds > 1:
-        return "No weights were swapped: no swap that was tried lowers the error on the validation sequences."
-    return (
-        f"No weights were swapped: threshold {config.threshold:g} of the few gaining pairs in each "
-        f"{config.granularity} group rounds down to none; try a larger threshold, granularity block, or auto."
     )
 
 

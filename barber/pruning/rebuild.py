@@ -15,9 +15,9 @@ import torch
 
 from barber.config import Granularity, PruneConfig
 from barber.errors import UserError
-from barber.events import Candidate, Round, SwapKind
+from barber.events import Candidate, GainCurve, Round, SwapKind
 from barber.kernels.one_swap import one_swap
-from barber.kernels.swap import swap_matrices
+from barber.kernels.swap import Swapped, swap_matrices
 from barber.models.decoder import Masks, Values
 from barber.progress import TICK, Steps
 from barber.pruning.dense_pass import DensePass, dense_pass, error_under
@@ -26,12 +26,13 @@ from barber.pruning.sub_block_calls import SubBlockCalls, SubBlockWeights
 from barber.registry import METRICS
 
 FRACTIONS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)
+POINTS = 1000  # of the curve of gains, at most
 GRANULARITIES = (Granularity.BLOCK, Granularity.LAYER, Granularity.OUTPUT)
 
 
 @dataclass(frozen=True)
 class _Proposal:
-    """Masks of a possible candidate; fields as in Candidate, and candidates: number of gaining pairs."""
+    """Masks of a possible candidate; fields as in Candidate, number of gaining pairs, and the curve of their gains."""
 
     swap: SwapKind
     granularity: str
@@ -39,6 +40,7 @@ class _Proposal:
     masks: Masks
     candidates: int
     swaps: int
+    curve: GainCurve | None = None
 
     def measured(self, error: float) -> Candidate:
         return Candidate(self.swap, self.granularity, self.fraction, self.swaps, error)
@@ -66,6 +68,7 @@ def barber(calls: SubBlockCalls, weights: SubBlockWeights, seen: DensePass, conf
     error = calls.finite_mean({batch: seen.errors[batch] for batch in validation}) if measures(config) else math.nan
     masks, rounds, candidates, swaps = weights.masks, [], 0, 0
     scores: Values = {}
+    curve: GainCurve | None = None
     for number in range(config.most_rounds):
         if number:
             train = train_batches(calls, config)
@@ -78,25 +81,25 @@ def barber(calls: SubBlockCalls, weights: SubBlockWeights, seen: DensePass, conf
             squares = seen.squared_gradients
         salient = _saliency(calls, weights, squares, config)
         scores = scores or {n: salient.get(n, torch.zeros_like(m, dtype=torch.float32)) for n, m in masks.items()}
-        proposals = _swaps(masks, salient, config)
+        proposals = _swaps(masks, salient, config, first=not number)
         if seen.statistics:
             proposals = chain(proposals, (yield from _one_swaps(weights, masks, seen.statistics, config)))
         if not measures(config):
             best = next(proposals)
-            return Refined(best.masks, scores, best.candidates, best.swaps)
-        best, lowest, curve = None, error, [Candidate(SwapKind.NONE, "", 0.0, 0, error)]
+            return Refined(best.masks, scores, best.candidates, best.swaps, curve=best.curve)
+        best, lowest, tried = None, error, [Candidate(SwapKind.NONE, "", 0.0, 0, error)]
         for proposal in proposals:
-            candidates = candidates or proposal.candidates
+            candidates, curve = candidates or proposal.candidates, curve or proposal.curve
             reached = yield from error_under(calls, weights.under(proposal.masks), seen.targets, validation)
-            curve.append(proposal.measured(reached))
+            tried.append(proposal.measured(reached))
             if reached < lowest:
                 best, lowest = proposal, reached
-        chosen = best.measured(lowest) if best else curve[0]
-        rounds.append(Round(**vars(chosen), error_before=error, curve=curve))
+        chosen = best.measured(lowest) if best else tried[0]
+        rounds.append(Round(**vars(chosen), error_before=error, curve=tried))
         if best is None:
             break
         masks, swaps, error = best.masks, swaps + best.swaps, lowest
-    return Refined(masks, scores, candidates, swaps, rounds, changed=masks is not weights.masks)
+    return Refined(masks, scores, candidates, swaps, rounds, curve, changed=masks is not weights.masks)
 
 
 def _saliency(calls: SubBlockCalls, weights: SubBlockWeights, squares: Values, config: PruneConfig) -> Values:
@@ -115,22 +118,33 @@ def _saliency(calls: SubBlockCalls, weights: SubBlockWeights, squares: Values, c
     return squares
 
 
-def _swaps(masks: Masks, scores: Values, config: PruneConfig) -> Iterator[_Proposal]:
+def _swaps(masks: Masks, scores: Values, config: PruneConfig, first: bool) -> Iterator[_Proposal]:
     """Swaps by saliency that a round measures; "auto" skips fractions with the same number of swaps as the last.
 
-    Weights without a score, which are experts that no token reached, keep their masks.
+    first: whether it is the first round, where the swaps within the first granularity have the curve of gains. Weights
+    without a score, which are experts that no token reached, keep their masks.
     """
     scored = [masks[name] for name in scores]
     fractions = FRACTIONS if config.auto else (float(config.threshold),)
     for granularity in GRANULARITIES if config.auto else (config.granularity,):
-        last = 0
-        results = swap_matrices(scored, list(scores.values()), fractions, granularity, config.sparsity.m)
+        last, points = 0, POINTS if first else 0
+        first = False
+        results = swap_matrices(scored, list(scores.values()), fractions, granularity, config.sparsity.m, points)
         for fraction, result in zip(fractions, results, strict=True):
             if config.auto and result.swaps == last:
                 continue
             last = result.swaps
             new = masks | dict(zip(scores, result.masks, strict=True))
-            yield _Proposal(SwapKind.BY_SALIENCY, str(granularity), fraction, new, result.candidates, result.swaps)
+            kind, name, curve = SwapKind.BY_SALIENCY, str(granularity), _curve(result)
+            yield _Proposal(kind, name, fraction, new, result.candidates, result.swaps, curve)
+
+
+def _curve(result: Swapped) -> GainCurve | None:
+    """The curve of gains as an event has it, with 4 digits."""
+    if result.curve is None:
+        return None
+    ranks, gains = result.curve
+    return GainCurve(ranks.tolist(), [float(f"{gain:.4g}") for gain in gains.tolist()])
 
 
 def _one_swaps(weights: SubBlockWeights, masks: Masks, grams: Values, config: PruneConfig) -> Steps[list[_Proposal]]:

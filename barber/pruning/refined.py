@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from barber.events import Round
+from barber.events import GainCurve, Round
 from barber.models.decoder import Masks, Values
 
 
@@ -18,6 +18,7 @@ class Refined:
         candidates: pairs that gain.
         swaps: pairs that were swapped.
         rounds: what each round chose.
+        curve: gains of the pairs; None without pairs by saliency.
         changed: whether kept weights get new values (SubBlockWeights.under), or keep those of the initial state.
     """
 
@@ -26,6 +27,7 @@ class Refined:
     candidates: int
     swaps: int
     rounds: list[Round] = field(default_factory=list)
+    curve: GainCurve | None = None
     changed: bool = True
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +32,8 @@ class Tally:
     Attributes:
         counts: (layer, name) -> weights and zeros of each weight that has a mask.
         rebuilt: layer -> number of its final sub-blocks.
-        swaps, candidates: number of swapped pairs, and of gaining pairs.
+        swaps: number of swapped pairs.
+        changes: of each final sub-block whose error was not zero, the logarithm of error after / error before.
         diverged: sub-blocks whose refit went back to its best state.
         starved: experts with initial masks by magnitude, since too few tokens reached them.
         zero_valued: layer -> number of its prunable weights that are zero, pruned or not.
@@ -39,7 +42,7 @@ class Tally:
     counts: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     rebuilt: dict[int, int] = field(default_factory=dict)
     swaps: int = 0
-    candidates: int = 0
+    changes: list[float] = field(default_factory=list)
     diverged: list[str] = field(default_factory=list)
     zero_valued: dict[int, int] = field(default_factory=dict)
     starved: list[str] = field(default_factory=list)
@@ -51,9 +54,16 @@ class Tally:
             self.starved += [f"layers.{event.layer}.{name}" for name in event.starved]
         if isinstance(event, SubBlockRebuilt):
             self.rebuilt[event.layer] = self.rebuilt.get(event.layer, 0) + 1
-            self.swaps, self.candidates = self.swaps + event.swaps, self.candidates + event.candidates
+            self.swaps += event.swaps
+            if event.error_before > 0 and event.error_after > 0:
+                self.changes.append(math.log(event.error_after / event.error_before))
             if event.refit and event.refit.diverged:
                 self.diverged.append(f"layer {event.layer} {event.kind}")
+
+    @property
+    def rise(self) -> float:
+        """The relative change of the sub-blocks' errors, their geometric mean; 0 without errors."""
+        return math.expm1(statistics.fmean(self.changes)) if self.changes else 0.0
 
     def is_initialised(self, layer: Layer) -> bool:
         return all((layer.index, weight.name) in self.counts for weight in layer.weights)

@@ -114,6 +114,7 @@ def refine_sub_block(
         modules=modules,
         rounds=refined.rounds,
         refit=reached,
+        curve=refined.curve,
         masks=refined.masks,
         weights=changed,
     )

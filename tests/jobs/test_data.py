@@ -8,15 +8,21 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from analysis import frames
 from barber.cli import main
 from barber.config import PruneConfig, Sparsity
+from barber.data.hub import remember_tokens, tokenizer_fingerprint
 from barber.errors import UserError
 from barber.events import Notice, PerplexityMeasured, Progress, ZeroShotMeasured
 from barber.job_spec import JobSpec
 from barber.jobs.job import run_job
 from barber.jobs.options import job_from
 from barber.jobs.report import Report
+from barber.registry import DATA_SOURCES
+from barber.runs.directory import RunDirectory
 from barber.runs.resume import read_job
 from tests.support.golden_data import GOLDEN
 from tests.support.jobs import ROOT
@@ -67,21 +73,57 @@ def test_without_tokenizer_or_hub_a_model_is_pruned_and_saved(workspace, tmp_pat
     assert main(flags(workspace, "--save_model", str(tmp_path / "m"), model="bare")) == 0
     captured = capsys.readouterr()
     assert (tmp_path / "m" / "model.safetensors").exists()
-    assert "Perplexity is not measured on wikitext2: The model has no tokenizer" in captured.out
-    assert main(flags(workspace, "--save_model", str(tmp_path / "n"), "--eval_data", "none", model="bare")) == 0
-    assert (tmp_path / "n" / "model.safetensors").exists()
+    assert "Perplexity is not measured on wikitext2, since the model has no tokenizer" in captured.out
+
+
+@pytest.mark.parametrize("way", ["whole", "layer by layer", "in one pass"])
+def test_a_model_without_tokenizer_or_evaluation_is_pruned_recorded_and_saved(way, workspace, tmp_path, capsys):
+    more = {"whole": ["--reconstruct"], "layer by layer": ["--stream"], "in one pass": ["--order", "one-pass"]}[way]
+    saved, run = tmp_path / "saved", tmp_path / "run"
+    outputs = ["--save_model", str(saved), "--run_dir", str(run), "--save_ppl", str(tmp_path / "ppl")]
+    rebuild = ["--prune_barber", "--threshold", "auto", "--eval_data", "none"]
+    assert main(flags(workspace, *rebuild, *more, *outputs, model="bare")) == 0
     assert "not measured" not in capsys.readouterr().out
+    weights = [m.weight for m in AutoModelForCausalLM.from_pretrained(saved).model.layers.modules() if is_linear(m)]
+    assert 2 * sum(int((weight == 0).sum()) for weight in weights) == sum(weight.numel() for weight in weights)
+    assert json.loads((tmp_path / "ppl" / "perplexity.json").read_text()) == []
+    assert main(["--resume", str(run)]) == 0
+    assert frames.perplexities(RunDirectory(run).events()).empty
 
 
-def test_save_ppl_names_the_published_data_sets_that_are_not_available(workspace, tmp_path, capsys):
-    assert (
-        main(flags(workspace, "--save_ppl", str(tmp_path / "p"), "--datasets_cache_dir", str(tmp_path / "cache"))) == 0
-    )
+def is_linear(module) -> bool:
+    return isinstance(module, torch.nn.Linear)
+
+
+def test_a_model_without_tokenizer_needs_token_ids(workspace, tmp_path, capsys):
+    text = ["--calibration", str(workspace / "text.txt"), "--eval_data", "none"]
+    assert main(flags(workspace, *text, model="bare")) == 2
+    assert "give token ids as a .npy file" in capsys.readouterr().err
+
+
+def test_one_notice_names_the_published_data_sets_that_are_not_available(workspace, tmp_path, capsys):
+    """Of the three, wikitext2 is in the cache, as an earlier run has left it."""
+    cache, known = tmp_path / "cache", tokenizer()
+    key = {
+        "data": [DATA_SOURCES["wikitext2"].hub.path, DATA_SOURCES["wikitext2"].hub.options],
+        "split": "test",
+        "tokenizer": tokenizer_fingerprint(AutoTokenizer.from_pretrained(workspace / "model")),
+        "seqlen": 16,
+    }
+    remember_tokens(key, str(cache), torch.tensor(known(story(3, 400)).input_ids))
+    folder = ["--datasets_cache_dir", str(cache)]
+    assert main(flags(workspace, "--save_ppl", str(tmp_path / "p"), *folder)) == 0
     table = (tmp_path / "p" / "log_wanda_0.01.txt").read_text()
-    for name in ("wikitext2", "ptb", "c4"):
-        assert f"Perplexity is not measured on {name}: Data set {name}" in table
-    assert json.loads((tmp_path / "p" / "perplexity.json").read_text()) == []
-    capsys.readouterr()
+    (line,) = [line for line in table.splitlines() if "not measured" in line]
+    assert line.startswith("Note: Perplexity is not measured on ptb, c4, since the hub cannot be reached")
+    rows = json.loads((tmp_path / "p" / "perplexity.json").read_text())
+    assert {row["dataset"] for row in rows} == {"wikitext2 (test split)"}
+    assert (
+        main(flags(workspace, "--save_ppl", str(tmp_path / "q"), "--datasets_cache_dir", str(tmp_path / "empty"))) == 0
+    )
+    assert json.loads((tmp_path / "q" / "perplexity.json").read_text()) == []
+    captured = capsys.readouterr()
+    assert captured.out.count("Perplexity is not measured on wikitext2, ptb, c4, since") == 1
 
 
 def test_requested_or_sole_evaluation_data_must_be_available(workspace, tmp_path, capsys):

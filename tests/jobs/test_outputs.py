@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
 from barber.cli import main
 from barber.errors import UserError
+from barber.events import SubBlockRebuilt
 from barber.models.loading import load
 from barber.models.saving import MARK, folder_digests, save_model
+from barber.runs.directory import RunDirectory
 from tests.support.jobs import flags, save_inputs
 from tests.support.tiny import llama
 
@@ -44,7 +48,10 @@ def place(tmp_path):
         ("save_zeroshot", "file", "not a folder"),
         ("save_ppl", "loop", "cannot be written"),
         ("save_ppl", "file/below", "cannot be written"),
-        ("save_data", "fifo.npy", "not a .npy file"),
+        ("save_data", "fifo.npy", "neither a .npy file"),
+        ("save_data", "file", "nor a new or empty folder"),
+        ("save_data", ".new.part", "nor a new or empty folder"),
+        ("save_data", "file/below", "cannot be written"),
         ("save_model", "new", "in the way"),
         ("save_model", "n" * 252, "cannot be written"),
     ],
@@ -114,3 +121,43 @@ def test_calibration_tokens_overwrite_nothing(workspace, tmp_path, capsys):
     assert np.load(file).shape == (8, 24)
     assert main(job) == 0, "the same tokens may be written again"
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.npy"]
+
+
+def gain_frames(folder) -> dict[str, pd.DataFrame]:
+    return {path.stem: pd.read_csv(path) for path in sorted((folder / "gains").iterdir())}
+
+
+@pytest.mark.parametrize("settings", [["--prune_granularity", "block", "--threshold", "0.1"], ["--threshold", "auto"]])
+def test_the_gains_of_the_pairs_are_saved(settings, workspace, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    flags_of = [*flags(workspace), *PRUNE, "--prune_barber", *settings, "--run_dir", str(run)]
+    assert main([*flags_of, "--save_data", str(data)]) == 0
+    assert np.load(data / "calibration.npy").shape == (8, 24)
+    found = gain_frames(data)
+    assert list(found) == [f"layer_00{layer}.{name}" for layer in (0, 1) for name in ("mlp", "self_attn")]
+    for event in RunDirectory(run).events():
+        if isinstance(event, SubBlockRebuilt):
+            frame = found[f"layer_{event.layer:03}.{event.sub_block}"]
+            assert list(frame.columns) == ["rank", "share", "gain"]
+            assert frame["rank"].iloc[[0, -1]].tolist() == [1, event.candidates]
+            assert frame["rank"].is_monotonic_increasing
+            assert len(frame) == min(event.candidates, 1000)
+            assert frame["gain"].is_monotonic_decreasing
+            assert (frame["gain"] > 0).all()
+            assert frame["share"].iloc[-1] == 1
+            assert frame["gain"].tolist() == event.curve.gains
+    shutil.rmtree(data)
+    assert main(["--resume", str(run)]) == 0
+    again = gain_frames(data)
+    assert found.keys() == again.keys()
+    assert all(found[name].equals(again[name]) for name in found)
+
+
+def test_a_run_without_pairs_saves_tokens_and_says_so(workspace, tmp_path, capsys):
+    data = tmp_path / "data"
+    assert main([*flags(workspace), *PRUNE, "--prune_barber", "--refiner", "dsnot", "--save_data", str(data)]) == 0
+    assert "wrote no gains" in capsys.readouterr().out
+    assert [path.name for path in data.iterdir()] == ["calibration.npy"]
+    assert main([*flags(workspace), *PRUNE, "--save_data", str(tmp_path / "none.npy")]) == 0
+    assert "needs no calibration sequences" in capsys.readouterr().out
+    assert not (tmp_path / "none.npy").exists()

@@ -81,6 +81,35 @@ def test_swaps_are_those_of_sorted_pairs(data, granularity, tenths, spread):
     assert torch.equal(result.masks[0].flatten(), new)
 
 
+@given(
+    st.data(),
+    st.sampled_from(Granularity),
+    st.one_of(st.just(None), st.sampled_from(PATTERNS)),
+    st.sampled_from([2, 7, 1000]),
+)
+def test_the_curve_has_the_gains_of_all_pairs(data, granularity, pattern, points):
+    """The gains of the pairs that threshold 1 swaps add up to the saliency that it gains."""
+    sparsity = Sparsity.parse(pattern) if pattern else Sparsity(0.5)
+    weights = data.draw(matrices(count=2, m=sparsity.m or 1))
+    saliencies = [weight.abs() * torch.rand_like(weight) for weight in weights]
+    masks = [initial_mask(weight.abs(), sparsity, "matrix") for weight in weights]
+    few, every = (
+        next(swap_matrices(masks, saliencies, [1.0], granularity, sparsity.m, most)) for most in (points, 10**6)
+    )
+    ranks, gains = every.curve
+    assert ranks.tolist() == list(range(1, every.candidates + 1))
+    assert torch.equal(gains, gains.sort(descending=True).values)
+    kept = [
+        sum(float(s[~m].double().sum()) for s, m in zip(saliencies, which, strict=True))
+        for which in (masks, every.masks)
+    ]
+    assert math.isclose(gains.double().sum(), kept[1] - kept[0], abs_tol=1e-4)
+    some, chosen = few.curve
+    assert len(some) == min(points, every.candidates)
+    assert torch.equal(chosen, gains[some - 1])
+    assert not len(some) or (int(some[0]), int(some[-1])) == (1, every.candidates)
+
+
 @given(st.data(), st.sampled_from(Granularity), st.sampled_from([0, 2, 4]))
 def test_grouping_is_reversible(data, granularity, m):
     weights = data.draw(matrices(count=3, m=m or 1))

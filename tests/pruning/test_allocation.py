@@ -208,7 +208,7 @@ def test_the_planned_phases_of_a_job_are_those_of_its_progress(tmp_path, allocat
     (planned,) = [event for event in events if isinstance(event, JobPlanned)]
     begun = events[events.index(planned) :]
     assert list(planned.phases) == list(dict.fromkeys(event.phase for event in begun if isinstance(event, Progress)))
-    assert planned.phases.get("allocation") == {"uniform": None, "owl": 12, "saliency": 36}[allocation]
+    assert ("allocation" in planned.phases) == (allocation is not Allocation.UNIFORM)
 
 
 def test_an_allocation_needs_calibration():

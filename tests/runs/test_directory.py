@@ -255,7 +255,7 @@ def test_a_rebuild_without_swaps_has_a_notice(folder):
     )
     events = list(run_job(spec))
     assert [e.swaps for e in events if isinstance(e, RunFinished)] == [0]
-    assert any("No weights were swapped" in getattr(e, "message", "") for e in events)
+    assert any("no weights were swapped" in getattr(e, "message", "") for e in events)
 
 
 def test_magnitude_alone_needs_no_calibration(folder):

@@ -90,7 +90,7 @@ def test_the_estimate_is_shown_during_the_run():
     assert "Expected" not in live.status()
     live.update(Estimated("cpu", 0, 2**29, 0, 12.3, False, "host"))
     live.update(JobPlanned({"rebuild": 1.0}))
-    assert "Expected on cpu: about 12 s of pruning, 0.50 GiB" in live.status()
+    assert "Expected on cpu: about 12 s in all, 0.50 GiB" in live.status()
 
 
 def test_progress_is_described():
