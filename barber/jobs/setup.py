@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate.utils import convert_file_size_to_int
+from torch.nn import Parameter
 
 from barber.atomic_files import check_room
 from barber.data.token_sets import CalibrationSet
@@ -76,19 +78,10 @@ class JobSetup:
         if calibration is None or spec.prune is None:
             return self
         context, samples = self.context, len(calibration.tokens)
+        whole, ranks = self.layerwise is None, context.ranks.world
         batch = min(context.batch_of(seqlen, spec.prune), samples)
         rate = matmul_rate(context.provider.device, context.view.dtype)
-        whole, ranks = self.layerwise is None, context.ranks.world
-        needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, rate, whole, ranks)
-        while needs.least > self.limit and batch > 1:
-            batch //= 2
-            needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, rate, whole, ranks)
-        if needs.least > self.limit:
-            what, how = ("itself", "give --stream, shorter") if whole else ("one layer", "give shorter")
-            raise UserError(
-                f"{spec.model} needs about {needs.least / GIB:.2f} GiB for {what} and one sequence of {seqlen} tokens, "
-                f"but {self.limit / GIB:.2f} GiB may be used: {how} sequences or a higher --max_memory."
-            )
+        batch, needs = fitting(sizes(self), spec, samples, seqlen, batch, rate, whole, self.limit, ranks)
         store = self._store(needs)
         on_device = 0 if store.folder or store.host else needs.activations
         spare = max(0, min(context.record_bytes, self.limit - needs.least - on_device))
@@ -96,29 +89,70 @@ class JobSetup:
 
     def _store(self, needs: Needs) -> ActivationStore:
         """Return an activation store on the device if activations fit there, else on the host, else in files."""
-        device, room = self.context.provider.device, self.limit - needs.least
-        if needs.activations <= room:
-            return ActivationStore(device)
-        if device.type != "cpu" and needs.activations <= HEADROOM * psutil.virtual_memory().available:
-            return ActivationStore(device, host=True)
-        check_room(self.scratch, needs.activations)
-        return ActivationStore(device, folder=self.scratch)
+        device = self.context.provider.device
+        place = activation_place(needs, device, self.limit)
+        if place == "disk":
+            check_room(self.scratch, needs.activations)
+            return ActivationStore(device, folder=self.scratch)
+        return ActivationStore(device, host=place == "host" and device.type != "cpu")
 
     def describe_needs(self) -> Estimated:
         """Return the needs as an event."""
-        store, needs, device = self.context.store, self.needs, self.context.provider.device
-        waiting = "disk" if store.folder else "host" if store.host or device.type == "cpu" else "device"
-        bytes_of = {where: needs.activations if where == waiting else 0 for where in ("device", "host", "disk")}
-        on_host = device.type == "cpu"
-        return Estimated(
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-            device_bytes=0 if on_host else needs.least + bytes_of["device"],
-            host_bytes=bytes_of["host"] + (needs.least if on_host else 0),
-            disk_bytes=bytes_of["disk"],
-            seconds=needs.seconds,
-            streamed=self.layerwise is not None,
-            activations=waiting,
+        store, device = self.context.store, self.context.provider.device
+        place = "disk" if store.folder else "host" if store.host or device.type == "cpu" else "device"
+        return as_event(self.needs, device, place, self.layerwise is not None)
+
+
+def fitting(
+    model: Model,
+    spec: JobSpec,
+    samples: int,
+    seqlen: int,
+    batch: int,
+    rate: float,
+    whole: bool,
+    limit: int,
+    ranks: int = 1,
+) -> tuple[int, Needs]:
+    """Return the largest batch size up to `batch` that fits the limit, and the needs with it.
+
+    Arguments as in `estimate`. limit: bytes of device memory. Raises UserError if the weights and one sequence exceed
+    the limit.
+    """
+    needs = estimate(model, spec.prune, samples, seqlen, batch, rate, whole, ranks)
+    while needs.least > limit and batch > 1:
+        batch //= 2
+        needs = estimate(model, spec.prune, samples, seqlen, batch, rate, whole, ranks)
+    if needs.least > limit:
+        what, how = ("itself", "give --stream, shorter") if whole else ("one layer", "give shorter")
+        raise UserError(
+            f"{spec.model} needs about {needs.least / GIB:.2f} GiB for {what} and one sequence of {seqlen} tokens, "
+            f"but {limit / GIB:.2f} GiB may be used: {how} sequences or a higher --max_memory."
         )
+    return batch, needs
+
+
+def activation_place(needs: Needs, device: torch.device, limit: int) -> str:
+    """Return where activations are stored: "device" if they fit there, else "host" or "disk"; "host" for a CPU."""
+    if needs.activations <= limit - needs.least:
+        return "host" if device.type == "cpu" else "device"
+    on_host = device.type != "cpu" and needs.activations <= HEADROOM * psutil.virtual_memory().available
+    return "host" if on_host else "disk"
+
+
+def as_event(needs: Needs, device: torch.device, place: str, layerwise: bool) -> Estimated:
+    """Return the needs as an event. place: where activations are stored, "device", "host" or "disk"."""
+    bytes_of = {where: needs.activations if where == place else 0 for where in ("device", "host", "disk")}
+    on_host = device.type == "cpu"
+    return Estimated(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        device_bytes=0 if on_host else needs.least + bytes_of["device"],
+        host_bytes=bytes_of["host"] + (needs.least if on_host else 0),
+        disk_bytes=bytes_of["disk"],
+        seconds=needs.seconds,
+        streamed=layerwise,
+        activations=place,
+    )
 
 
 def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitStack, resumed: bool) -> JobSetup:
@@ -191,17 +225,27 @@ def memory_limit(given: str | None, device: torch.device) -> int:
 def sizes(setup: JobSetup) -> Model:
     """Return the sizes of the model that the estimate depends on."""
     view, layerwise = setup.context.view, setup.layerwise
+    here = [parameter for parameter in view.model.parameters() if not parameter.is_meta]
+    return model_sizes(view, layerwise.other_bytes if layerwise else other_bytes(view, here))
+
+
+def other_bytes(view: DecoderView, parameters: Iterable[Parameter]) -> int:
+    """Return the bytes of those of `parameters` that are not prunable weights of the layers."""
+    prunable = {id(weight.parameter) for layer in view.layers for weight in layer.weights}
+    return sum(parameter.nbytes for parameter in parameters if id(parameter) not in prunable)
+
+
+def model_sizes(view: DecoderView, others: int) -> Model:
+    """Return the sizes of a model, also of one without values. others: bytes of all but the prunable weights."""
     layers = [[[weight.view.shape for weight in block.weights] for block in la.sub_blocks] for la in view.layers]
     blocks = [block for layer in layers for block in layer]
-    prunable = {id(weight.parameter) for layer in view.layers for weight in layer.weights}
-    others = sum(p.nbytes for p in setup.loaded.model.parameters() if id(p) not in prunable and not p.is_meta)
     return Model(
         layers=len(layers),
-        hidden=setup.loaded.model.config.get_text_config().hidden_size,
+        hidden=view.model.config.get_text_config().hidden_size,
         layer_parameters=max(sum(shape.numel() for block in layer for shape in block) for layer in layers),
         block_parameters=max(sum(shape.numel() for shape in block) for block in blocks),
         width=max(shape[1] for block in blocks for shape in block),
         spread=max(sum(sum(shape) for shape in block) for block in blocks),
-        other_bytes=layerwise.other_bytes if layerwise else others,
+        other_bytes=others,
         element=view.dtype.itemsize,
     )
