@@ -13,10 +13,10 @@ from barber.events import Stage
 from ui.hub import Hub
 from ui.live import recovery
 from ui.plots import plot
-from ui.views import CALM, empty, intro, nothing_yet, results_there
+from ui.views import CALM, intro, nothing_yet, results_there, unfilled
 
-EMPTY = empty(
-    "Press <b>Run</b>. This view then shows the perplexity of the dense, the initial and the rebuilt model, and the "
+EMPTY = unfilled(
+    "the perplexity of the dense, the initial and the rebuilt model, and the "
     "share of the gap that the rebuild recovered."
 )
 
