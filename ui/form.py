@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 
 import gradio as gr
 
 from barber.config import AUTO
 from barber.fields import Group, Setting
+from barber.jobs.presets import PRUNINGS
 from barber.settings import SETTINGS, SHOWN
 from ui import settings, visitors
 from ui.catalogue import choices
+from ui.views import CALM
 
 Fields = dict[str, gr.components.Component]
 SWAPS = "swaps"  # the switch between a threshold that is a number and one that is chosen
@@ -60,16 +63,39 @@ def build() -> Form:
     """The fields of settings.FORM by name, in the sections of the form."""
     form = Form({}, {}, {})
     fields: Fields = {}
+    starts = _presets()
     for group in Group:
         with _section(form, group) if group else nullcontext():
             for row in rows(group):
                 with gr.Row() if len(row) > 1 else nullcontext():
                     for one in row:
                         fields |= _fields(one, alone=len(row) == 1)
+                if len(row) > 1:
+                    gr.HTML(_help(row))
                 form.notes[tuple(one.public for one in row)] = gr.HTML(visible=False)
     _show_what_matters(fields)
     form.fields.update({name: fields[name] for name in settings.FORM})
+    for title, button in starts.items():
+        button.click(partial(_start, title), fields["model"], [*form.fields.values()], **CALM)
     return form
+
+
+def _presets() -> dict[str, gr.Button]:
+    """The buttons that fill the form, by title."""
+    with gr.Row(elem_classes="bb-presets"):
+        gr.HTML("<p>Settings to start from:</p>")
+        return {title: gr.Button(title, size="sm", min_width=40) for title in PRUNINGS}
+
+
+def _start(title: str, model: str | None) -> list[object]:
+    return list(settings.values_of(title, model or "").values())
+
+
+def _help(row: Sequence[Setting]) -> str:
+    """The help of fields side by side, below them."""
+    local = visitors.may_name_paths()
+    sentences = (f"<b>{escape(one.title)}</b>: {escape(one.sentence(local))}" for one in row)
+    return f'<p class="bb-help">{" ".join(sentences)}</p>'
 
 
 def _section(form: Form, group: Group) -> gr.Accordion:

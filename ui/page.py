@@ -33,7 +33,8 @@ def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
         with gr.Row(elem_classes="bb-page"):
             with gr.Column(scale=0, min_width=340, elem_classes="bb-panel"):
                 the_form = form.build()
-            bar = run_panel.build_bar()
+                command = run_panel.build_command()
+            bar = run_panel.build_bar(command)
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
                 board = run_panel.build_board()
                 ended = run_panel.wire(hub, the_form, bar, board, shown_id)
@@ -59,5 +60,5 @@ def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
             show_progress="hidden",
             api_visibility="private",
         )
-        filled.then(run_panel.expect, fields, bar.expected, **CALM)
+        filled.then(run_panel.expect, fields, [bar.expected, bar.command], **CALM)
     return page

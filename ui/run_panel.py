@@ -10,7 +10,8 @@ from typing import NamedTuple
 import gradio as gr
 
 from barber.errors import UserError
-from barber.jobs.forecast import forecast
+from barber.jobs.command import command
+from barber.jobs.forecast import forecast, settled
 from barber.jobs.report import format_estimate
 from barber.settings import SHOWN
 from ui import settings
@@ -47,12 +48,16 @@ TELL_INVALID = """() => { setTimeout(() => {
 
 
 class Bar(NamedTuple):
-    """The bar that is always visible: the buttons, what a run will need, and what the run does."""
+    """The bar that is always visible: the buttons, what a run will need, and what the run does.
+
+    command: the command line that does the same, at the end of the form.
+    """
 
     run: gr.Button
     stop: gr.Button
     expected: gr.HTML
     doing: gr.HTML
+    command: gr.Textbox
 
 
 class Board(NamedTuple):
@@ -67,14 +72,27 @@ class Board(NamedTuple):
     changed: gr.HTML
 
 
-def build_bar() -> Bar:
+def build_command() -> gr.Textbox:
+    with gr.Accordion("Command line", open=False):
+        return gr.Textbox(
+            label="The same run without the app",
+            info="Run it in the folder of the repository. It continues the first of the prompts.",
+            lines=3,
+            max_lines=10,
+            buttons=["copy"],
+            interactive=False,
+            elem_id="command",
+        )
+
+
+def build_bar(command: gr.Textbox) -> Bar:
     with gr.Row(elem_classes="bb-runbar"):
         # Disabled until the form has the settings of the link.
         run = gr.Button("Run", variant="primary", interactive=False, elem_id="run", scale=0, min_width=120)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=0, min_width=80)
         expected = gr.HTML("", elem_id="expected", min_width=120)
         doing = gr.HTML("", elem_id="doing", min_width=120)
-    return Bar(run, stop, expected, doing)
+    return Bar(run, stop, expected, doing, command)
 
 
 def build_board() -> Board:
@@ -202,25 +220,25 @@ def _review(form: Form, bar: Bar, board: Board, shown_form: gr.State, ended: gr.
         trigger_mode="always_last",
         **CALM,
     )
-    reviewed.then(expect, fields, bar.expected, **CALM)
+    reviewed.then(expect, fields, [bar.expected, bar.command], **CALM)
     reviewed.then(fn=None, js=TELL_INVALID, api_visibility="private")
     ended.then(note, [shown_form, *fields], board.changed, **CALM)
 
 
-def expect(*values: object) -> str:
-    """What a run with the values of the form will need, or why it cannot run."""
+def expect(*values: object) -> tuple[str, str]:
+    """What a run with the values of the form will need, or why it cannot run; and its command line."""
     wrong = settings.problems(*values)
     if names := [SHOWN[name].title for name in wrong if name]:
-        return f'<p class="bb-unready">To correct before Run: {escape(", ".join(names))}.</p>'
+        return f'<p class="bb-unready">To correct before Run: {escape(", ".join(names))}.</p>', ""
     if wrong:
-        return f'<p class="bb-unready">{escape(wrong[""])}</p>'
-    if ZERO_GPU:  # the process of the page has no GPU that could be measured
-        return ""
+        return f'<p class="bb-unready">{escape(wrong[""])}</p>', ""
+    spec = settings.from_form(*values)
     try:
-        needs = forecast(settings.from_form(*values))
+        line = command(settled(spec))
+        needs = None if ZERO_GPU else forecast(spec)  # there, the process of the page has no GPU to measure
     except UserError as error:
-        return f'<p class="bb-unready bb-unfit">{escape(str(error))}</p>'
-    return f"<p>{escape(format_estimate(needs))}</p>" if needs else ""
+        return f'<p class="bb-unready bb-unfit">{escape(str(error))}</p>', ""
+    return f"<p>{escape(format_estimate(needs))}</p>" if needs else "", line
 
 
 def fill_from_link(request: gr.Request) -> list:

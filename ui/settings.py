@@ -10,6 +10,7 @@ from barber.errors import UserError
 from barber.fields import Group, Setting
 from barber.job_spec import JobSpec
 from barber.jobs.presets import FIRST_LOOK as PRESET
+from barber.jobs.presets import preset
 from barber.settings import PRUNING, SHOWN
 from barber.storyteller import documents
 from ui import visitors
@@ -47,6 +48,11 @@ def data_for(model: str) -> dict[str, object]:
     return {
         name: own[name] for name, one in SHOWN.items() if one.group is Group.DATA and preset[name] != published[name]
     }
+
+
+def values_of(title: str, model: str) -> dict[str, object]:
+    """The values of FORM of a preset. model: what the form has, kept by all but the first look."""
+    return FORM | to_form(_values(preset(title, (model or "").strip() or PRESET.model)))
 
 
 FIELDS = (*PUBLISHED, *(name for name in SHOWN if name not in PUBLISHED))

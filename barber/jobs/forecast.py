@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, lru_cache
 
 import torch
@@ -43,6 +44,12 @@ def forecast(spec: JobSpec) -> Estimated | None:
     rate = _rate(device, context.view.dtype)
     _, needs = fitting(sizes, spec, spec.nsamples, seqlen, batch, rate, not layerwise, limit)
     return as_event(needs, device, activation_place(needs, device, limit), layerwise)
+
+
+def settled(spec: JobSpec) -> JobSpec:
+    """Return the job with the sequence length that it will have. Raises UserError as `forecast` does."""
+    loaded, _ = _outline(spec.model, spec.device, spec.dtype, spec.cache_dir, spec.trust_remote_code)
+    return replace(spec, seqlen=choose_seqlen(spec.seqlen, loaded)[0])
 
 
 @lru_cache(MODELS)

@@ -116,6 +116,27 @@ def test_every_value_is_checked_where_it_stands(browser, server, complaints):
     page.close()
 
 
+def test_a_preset_fills_the_form_and_the_command_line_follows(browser, server, complaints):
+    page = visit(browser, server, SHORT, complaints)
+    open_sections(page, "Method in detail", "Command line")
+    line = page.locator("#command textarea")
+    for title, pattern, flags in (
+        ("Paper", "50%", "--sparsity_ratio 0.5 --prune_barber --nsamples 128"),
+        ("2:4", "2:4", "--sparsity_type 2:4 --prune_barber --threshold auto --nsamples 128"),
+        ("High sparsity", "70%", "--sparsity_ratio 0.7 --prune_barber --threshold auto --allocation owl --nsamples 128"),
+    ):
+        page.get_by_role("button", name=title, exact=True).click()
+        expect(page.locator("#sparsity input")).to_have_value(pattern)
+        expected = f"python main.py --model storyteller --prune_method wanda {flags} --eval_data storyteller"
+        expect(line).to_have_value(expected, timeout=20 * SECONDS)
+    page.get_by_role("button", name="Paper", exact=True).click()
+    expect(page.locator("#threshold").locator("input, textarea")).to_have_value("0.01")
+    expect(page.locator("#granularity input")).to_have_value("one output row")
+    type_into(page, "threshold", "2")
+    expect(line).to_have_value("")
+    page.close()
+
+
 def test_a_refused_run_opens_the_section_of_the_field(browser, server, complaints):
     page = visit(browser, server, SHORT.replace("nsamples=6", "nsamples=0"), complaints)
     expect(page.locator("#expected")).to_have_text("To correct before Run: Samples.", timeout=20 * SECONDS)
