@@ -137,10 +137,17 @@ class Live:
         facts = frames.summary(self.seen)
         if not self.finished:
             return f"Stopped after {len(frames.sub_blocks(self.seen))} sub-blocks"
-        zeros = f"{facts['zeros']:,} of {facts['weights']:,} weights pruned ({share(facts['zeros'], facts['weights'])})"
         config = PruneConfig.from_dict(facts["config"])
-        swaps = "swaps in all rounds" if config.most_rounds > 1 else "pairs swapped"
-        return zeros + (f", {facts['swaps']:,} {swaps}" if config.barber else "")
+        text = f"{facts['zeros']:,} of {facts['weights']:,} weights pruned ({share(facts['zeros'], facts['weights'])}"
+        text += f"{rounding(facts['zeros'], facts['weights'], config)})"
+        if not config.barber:
+            return text
+        grown = frames.flips(self.seen)["grown"].sum()
+        if config.most_rounds == 1:
+            return f"{text}, {facts['swaps']:,} pairs swapped"
+        return (
+            f"{text}, {facts['swaps']:,} swaps in all rounds; in the end {grown:,} weights are grown, and as many cut"
+        )
 
     def _figures(self) -> str:
         """The perplexities known so far on the first data set, and the share of the gap recovered."""
@@ -243,6 +250,16 @@ def left(row) -> float:
 
 def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.3g}\N{NO-BREAK SPACE}%" if whole else "none"
+
+
+def rounding(zeros: int, weights: int, config: PruneConfig) -> str:
+    """Why the share of pruned weights is not the one asked for; empty where it is, or where only the method knows."""
+    method = INITIAL_MASKS.get(config.method)
+    ratio = config.sparsity.ratio
+    if not method or config.sparsity.m or share(zeros, weights) == share(ratio, 1):
+        return ""
+    within = "block of columns" if method.within == "columns" else method.within
+    return f": of {config.sparsity}, counts are rounded down in each {within}"
 
 
 def signed(change: float) -> str:

@@ -46,9 +46,9 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             )
             sample = gr.Dropdown([], label="Example prompts", scale=2, min_width=220, elem_id="samples")
         with gr.Row(equal_height=True):
-            tokens = gr.Slider(10, 400, value=200, step=10, label="New tokens", min_width=180, elem_id="tokens")
+            tokens = gr.Slider(10, 400, value=200, step=10, label="New tokens", min_width=260, elem_id="tokens")
             temperature = gr.Slider(
-                0, 1.5, value=0, step=0.1, label="Temperature", min_width=180, elem_id="temperature"
+                0, 1.5, value=0, step=0.1, label="Temperature", min_width=260, elem_id="temperature"
             )
             seed = gr.Textbox("0", label="Seed", max_lines=1, min_width=90, elem_id="text-seed")
         problem = gr.HTML(elem_id="text-problem")

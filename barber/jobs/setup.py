@@ -19,6 +19,7 @@ from barber.errors import UserError
 from barber.events import Estimated, Stage
 from barber.job_spec import JobSpec
 from barber.jobs.estimate import Model, Needs, estimate, matmul_rate
+from barber.jobs.report import format_bytes
 from barber.models.decoder import DecoderView, Values, masked
 from barber.models.inspection import Inspection, count_zeros, inspect
 from barber.models.layerwise import LayerwiseModel, load_layerwise
@@ -31,7 +32,6 @@ from barber.pruning.layer_states import MemoryStates
 from barber.runs.states import RecordedStates
 
 COMPUTE = ("native", "tf32", "bfloat16")
-GIB = 2**30
 HEADROOM = 0.9  # share of the free memory that a run may use
 RESIDENT = 2.2  # memory for pruning a whole model, relative to the size of its weights
 
@@ -126,8 +126,8 @@ def fitting(
     if needs.least > limit:
         what, how = ("itself", "give --stream, shorter") if whole else ("one layer", "give shorter")
         raise UserError(
-            f"{spec.model} needs about {needs.least / GIB:.2f} GiB for {what} and one sequence of {seqlen} tokens, "
-            f"but {limit / GIB:.2f} GiB may be used: {how} sequences or a higher --max_memory."
+            f"{spec.model} needs about {format_bytes(needs.least)} for {what} and one sequence of {seqlen} tokens, "
+            f"but {format_bytes(limit)} may be used: {how} sequences or a higher --max_memory."
         )
     return batch, needs
 

@@ -122,7 +122,9 @@ def test_an_option_is_shown_with_the_method_that_has_it(browser, server, complai
 def test_a_finished_run_shows_its_results(finished):
     result = finished.locator("#result")
     expect(result).to_contain_text("of the gap recovered")
-    expect(result).to_contain_text("weights pruned (59.5\N{NO-BREAK SPACE}%)")
+    expect(result).to_contain_text(
+        "weights pruned (59.5\N{NO-BREAK SPACE}%: of 60%, counts are rounded down in each row)"
+    )
     title = result.locator("h2")
     expect(title).to_contain_text("storyteller · Wanda 60% · rebuilt by Barber, swaps by validation error")
     expect(title).to_contain_text("6 sequences of Stories, bundled · seed 0")
@@ -183,7 +185,7 @@ def test_the_choices_follow_the_dropdowns(finished):
 
 def test_the_perplexities_stand_in_figure_and_table(finished):
     open_tab(finished, "Perplexity")
-    assert drawn(finished, "perplexity-bars") >= 3
+    assert drawn(finished, "perplexity-dots") >= 3
     table = finished.locator("#perplexity-table")
     assert table.locator("tbody th").all_inner_texts() == ["dense", "initial mask", "rebuilt"]
     expect(table.locator("caption")).to_contain_text("tokens in windows of 64")

@@ -19,7 +19,7 @@ FIGURES = {
     "Mask flips": "flip-heatmap",
     "Saliency": "saliency-histogram",
     "Choices": "choice-curve",
-    "Perplexity": "perplexity-bars",
+    "Perplexity": "perplexity-dots",
 }
 
 
@@ -169,7 +169,7 @@ def test_a_layerwise_run_shows_why_it_has_no_texts(browser, server, complaints):
     open_tab(page, "Text")
     expect(page.get_by_text("This run generated no text: its model was read layer by layer")).to_be_visible()
     open_tab(page, "Perplexity")
-    assert drawn(page, "perplexity-bars") >= 3
+    assert drawn(page, "perplexity-dots") >= 3
     page.close()
 
 
