@@ -37,6 +37,12 @@ ON_RUN = """(...values) => {
   const status = document.getElementById("status"), place = status.getBoundingClientRect();
   if (place.top < 0 || place.top > window.innerHeight - 120) status.scrollIntoView({behavior: "smooth"});
 }"""
+# Run is disabled while a run goes, and Stop after it, and a disabled button loses the focus: the other one gets it.
+KEEP_FOCUS = """() => { setTimeout(() => {
+  const lost = [document.body, document.getElementById("run"), document.getElementById("stop")];
+  if (lost.includes(document.activeElement))
+    document.querySelector(":is(#stop, #run):not([disabled])")?.focus({preventScroll: true});
+}, 300); }"""
 # After a refused Run, the first field that is marked has the focus.
 ON_REFUSED = """() => { setTimeout(() => {
   document.querySelector(".bb-invalid :is(input, textarea)")?.focus();
@@ -182,6 +188,8 @@ def wire(hub: Hub, form: Form, bar: Bar, board: Board, shown_id: gr.State) -> gr
     )
     wrong.then(fn=None, js=ON_REFUSED, api_visibility="private")
     checked.success(fn=None, inputs=fields, js=ON_RUN % list(settings.FORM), api_visibility="private")
+    for change in (checked.success, bar.stop.click):
+        change(fn=None, js=KEEP_FOCUS, api_visibility="private")
     checked.success(lambda: NO_FIGURE, None, library(), **CALM)
     outputs = [board.status, board.blocks, board.result, bar.doing, bar.run, bar.stop]
     # "multiple": a run that was just stopped may not have ended yet, and would keep the next from beginning.
@@ -190,6 +198,7 @@ def wire(hub: Hub, form: Form, bar: Bar, board: Board, shown_id: gr.State) -> gr
     data = [form.fields[name] for name in settings.data_for("")]
     form.fields["model"].input(suit, [form.fields["model"], form.fields["calibration"]], data, queue=False, **quiet)
     ended = started.success(show, [run_id, run_form], [shown_id, shown_form], **quiet)
+    started.then(fn=None, js=KEEP_FOCUS, api_visibility="private")
     _review(form, bar, board, shown_form, ended)
     return ended
 

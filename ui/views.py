@@ -13,10 +13,11 @@ def empty(sentence: str) -> str:
 
 
 def unfilled(shows: str) -> str:
-    """The empty state of a view before the first run and, by the style sheet, during it. shows: what will be there."""
+    """The empty state of a view until the first result, told apart by the style sheet. shows: what will be there."""
     return empty(
         f'<span class="bb-when-idle">Press <b>Run</b>. This view then shows {shows}</span>'
         f'<span class="bb-when-running">The run goes on. When it ends, this view shows {shows}</span>'
+        '<span class="bb-when-ended">The figures of the run are being drawn.</span>'
     )
 
 

@@ -123,7 +123,11 @@ def test_a_preset_fills_the_form_and_the_command_line_follows(browser, server, c
     for title, pattern, flags in (
         ("Paper", "50%", "--sparsity_ratio 0.5 --prune_barber --nsamples 128"),
         ("2:4", "2:4", "--sparsity_type 2:4 --prune_barber --threshold auto --nsamples 128"),
-        ("High sparsity", "70%", "--sparsity_ratio 0.7 --prune_barber --threshold auto --allocation owl --nsamples 128"),
+        (
+            "High sparsity",
+            "70%",
+            "--sparsity_ratio 0.7 --prune_barber --threshold auto --allocation owl --nsamples 128",
+        ),
     ):
         page.get_by_role("button", name=title, exact=True).click()
         expect(page.locator("#sparsity input")).to_have_value(pattern)
@@ -194,6 +198,23 @@ def test_while_a_run_goes_the_views_say_so_and_plotly_is_loaded(browser, server,
     page.locator("#stop").click()
     expect(page.locator("#status .bb-stopped")).to_be_visible()
     expect(page.get_by_text("Press Run").locator("visible=true")).to_have_count(1)
+    page.close()
+
+
+def test_the_keyboard_stays_where_it_was(browser, server, complaints):
+    """Tab closes every list behind it, and the focus is on the button that can be pressed."""
+    page = visit(browser, server, LONG, complaints)
+    page.locator("#model input").focus()
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        own = page.locator("[role=combobox]:focus").count()  # a dropdown opens its list when it gets the focus
+        expect(page.locator("[role=listbox]")).to_have_count(own)
+    page.locator("#run").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#stop")).to_be_focused(timeout=30 * SECONDS)
+    page.keyboard.press("Enter")
+    expect(page.locator("#status .bb-stopped")).to_be_visible(timeout=30 * SECONDS)
+    expect(page.locator("#run")).to_be_focused()
     page.close()
 
 
