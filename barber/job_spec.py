@@ -20,7 +20,8 @@ MOST_POSITIONS = 2**20  # of a sequence, at most
 MOST_TOKENS = 2**28  # of the calibration, 2 GiB of token ids
 
 SIZE = re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMG]i?B", re.IGNORECASE)
-DATA = titles(sorted(DATA_SOURCES.values(), key=lambda source: source.hub is not None))  # the bundled ones first
+SOURCES = sorted(DATA_SOURCES.values(), key=lambda source: source.hub is not None)  # those of the hub last
+CALIBRATION, EVALUATION = titles(SOURCES), titles([source for source in SOURCES if source.evaluates])
 
 
 def _size(text: str) -> str:
@@ -69,11 +70,11 @@ class JobSpec:
     prune: PruneConfig | None = None
     calibration: str = setting(
         "c4",
-        help=f"text that saliency is measured on: {', '.join(DATA_SOURCES)}",
+        help=f"text that saliency is measured on: {', '.join(DATA_SOURCES)} (text that the dense model samples)",
         local=", or a file: .txt, .jsonl, .json, .csv (each also .gz) or .parquet with text, .npy with token ids",
         title="Calibration text",
         metavar="SPEC",
-        choices=DATA,
+        choices=CALIBRATION,
         open=True,
         group=Group.DATA,
     )
@@ -101,12 +102,12 @@ class JobSpec:
     )
     evaluation: tuple[str, ...] = setting(
         ("wikitext2",),
-        help=f"text that perplexity is measured on, several with commas between: {', '.join(DATA_SOURCES)}",
+        help=f"text that perplexity is measured on, several with commas between: {', '.join(EVALUATION)}",
         local=", or files of text or token ids; one that is also the calibration is halved; none measures nothing",
         title="Evaluation text",
         flag="eval_data",
         metavar="SPEC[,SPEC]",
-        choices=DATA,
+        choices=EVALUATION,
         open=True,
         convert=data_specs,
         group=Group.DATA,
@@ -192,7 +193,11 @@ class JobSpec:
         group=Group.MEMORY,
     )
     device: str = setting("auto", help="auto, cpu, cuda, cuda:1 and so on", example="cpu")
-    dtype: str = setting("auto", help="auto, float32, bfloat16 or float16", example="bfloat16")
+    dtype: str = setting(
+        "auto",
+        help="float32, bfloat16, float16, or auto: that of the checkpoint, or float32 where a CPU is slow in it",
+        example="bfloat16",
+    )
     compute: str = setting(
         "native",
         help="dtype of the matrix products of the pruning; sums are always fp32",

@@ -174,11 +174,19 @@ class HubData:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set by name: on the hub, or the bundled stories if `hub` is None."""
+    """A data set by name: on the hub, or made by this program if `hub` is None.
+
+    Attributes:
+        name: on the command line and in a run's files.
+        title: in the app.
+        hub: where it is on the hub.
+        evaluates: whether perplexity can be measured on it.
+    """
 
     name: str
     title: str
     hub: HubData | None = None
+    evaluates: bool = True
 
 
 Entry = TypeVar("Entry", InitialMask, Refiner, SaliencyMetric, DataSource)
@@ -236,6 +244,8 @@ METRICS: dict[str, SaliencyMetric] = _by_name(
     SaliencyMetric("D", "gradient alone", "barber.kernels.scores:gradient_alone"),
 )
 
+SELF = "self"
+
 # Splits and separators as published (the loaders of Wanda and SparseGPT, used by LLM-Barber); current ids.
 DATA_SOURCES: dict[str, DataSource] = _by_name(
     DataSource(
@@ -267,4 +277,5 @@ DATA_SOURCES: dict[str, DataSource] = _by_name(
         ),
     ),
     DataSource("storyteller", "Stories, bundled"),
+    DataSource(SELF, "Sampled from the dense model", evaluates=False),
 )

@@ -16,7 +16,7 @@ from barber.errors import UserError
 from barber.fields import settings_of
 from barber.job_spec import JobSpec
 from barber.jobs.options import job_from
-from barber.registry import DATA_SOURCES, INITIAL_MASKS, METRICS, REFINERS
+from barber.registry import DATA_SOURCES, INITIAL_MASKS, METRICS, REFINERS, SELF
 from barber.settings import FLAGS, PRUNING, SETTINGS
 from scripts.readme_tables import with_tables
 
@@ -42,6 +42,7 @@ def test_choices_are_those_of_the_registry():
     assert list(SETTINGS["refiner"].choices) == list(REFINERS)
     assert list(SETTINGS["metric"].choices) == list(METRICS)
     assert SETTINGS["calibration"].choices.keys() == DATA_SOURCES.keys()
+    assert SETTINGS["evaluation"].choices.keys() == DATA_SOURCES.keys() - {SELF}
 
 
 @pytest.mark.parametrize("name", [name for name, one in SETTINGS.items() if not one.flags])

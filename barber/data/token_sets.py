@@ -1,7 +1,7 @@
 """Calibration and evaluation data: windows of tokens from a data spec.
 
 A spec is "c4", "wikitext2", "ptb" (from the hub, sampled as published), "storyteller" (bundled), or a local file: text
-in one of the formats of documents.py, or token ids (.npy).
+in one of the formats of documents.py, or token ids (.npy). "self" is for jobs, see evaluation/self_calibration.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from barber.data.sources import TEXTS_PER_EVENT, Part, file_tokens, local_file, 
 from barber.data.windows import begin_with, cut, draw, first_token, random_window, room_for
 from barber.errors import UserError
 from barber.events import Event, Progress
-from barber.registry import DATA_SOURCES, WindowStart
+from barber.registry import DATA_SOURCES, SELF, WindowStart
 
 T = TypeVar("T")
 
@@ -139,6 +139,8 @@ def draw_calibration(
     seqlen, first = reading.seqlen, reading.first
     _check_at_least(samples, 1, "Number of calibration samples")
     _check_at_least(seqlen, 2, "Sequence length")
+    if spec == SELF:
+        raise UserError(f"Calibration text {SELF!r} is sampled by the model, which only a job has: give another text.")
     path = local_file(spec)
     if path:
         part = Part.FIRST if path in [local_file(other) for other in evaluation] else Part.WHOLE
@@ -175,6 +177,8 @@ def cut_evaluation(
     _check_at_least(seqlen, 2, "Sequence length")
     if windows is not None:
         _check_at_least(windows, 1, "Number of evaluation windows")
+    if spec == SELF:
+        raise UserError(f"Evaluation data {SELF!r} are not possible, it is for calibration only: give another text.")
     path = local_file(spec)
     if path:
         part = Part.SECOND if calibration is not None and path == local_file(calibration) else Part.WHOLE

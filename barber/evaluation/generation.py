@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -63,23 +64,31 @@ def generate(
     yield TextGenerated(str(stage), prompt, _decode(tokenizer, ids)[len(given) :], done=True)
 
 
-@torch.no_grad()
 def _next_token(model, ids: list[int], cache, temperature: float, generator: torch.Generator):
-    """Return the token that follows `ids`, and the cache for `ids`; without a cache, the model processes all of `ids`.
+    """Return the token that follows `ids`, and the cache for `ids`."""
+    logits, cache = next_logits(model, torch.tensor([ids]), cache)
+    return int(logits.argmax()) if temperature == 0 else int(sample(logits / temperature, generator)), cache
 
-    NaN logits are replaced by 0 and infinite logits by the largest finite numbers, so that a damaged model generates
-    random text instead of an error.
+
+@torch.no_grad()
+def next_logits(model, ids: torch.Tensor, cache) -> tuple[torch.Tensor, Any]:
+    """The logits of the token that follows `ids`, fp32 (batch, vocabulary) on the CPU, and the cache for `ids`.
+
+    ids: (batch, length), of which the model has seen all but the last token if there is a cache, else none. NaN logits
+    are replaced by 0 and infinite logits by the largest finite numbers, so that a damaged model generates random text
+    instead of an error.
     """
-    device = model.device
-    new = torch.tensor([ids if cache is None else ids[-1:]], device=device)
-    seen = torch.ones(1, len(ids), dtype=torch.long, device=device)
+    ids = ids.to(model.device)
     with eval_mode(model):
-        output = model(input_ids=new, attention_mask=seen, cache=cache, use_cache=True)
-    logits = output.logits[0, -1].float().cpu().nan_to_num()
-    if temperature == 0:
-        return int(logits.argmax()), output.cache
-    chances = torch.softmax((logits - logits.max()) / temperature, dim=-1)
-    return int(torch.multinomial(chances, 1, generator=generator)), output.cache
+        new = ids if cache is None else ids[:, -1:]
+        output = model(input_ids=new, attention_mask=torch.ones_like(ids), cache=cache, use_cache=True)
+    return output.logits[:, -1].float().cpu().nan_to_num(), output.cache
+
+
+def sample(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Tokens (batch,) sampled from the softmax of logits (batch, vocabulary)."""
+    chances = torch.softmax(logits - logits.amax(-1, keepdim=True), dim=-1)
+    return torch.multinomial(chances, 1, generator=generator)[:, 0]
 
 
 def check_prompt(model, tokenizer, prompt: str) -> list[int]:

@@ -11,9 +11,11 @@ import torch
 from barber.data.token_sets import CalibrationSet, EvaluationSet, Reading, cut_evaluation, draw_calibration
 from barber.data.windows import first_token
 from barber.errors import UserError
+from barber.evaluation.self_calibration import sample_calibration
 from barber.events import Event, Notice
 from barber.job_spec import JobSpec
 from barber.models.loading import LoadedModel
+from barber.registry import SELF
 
 DEFAULT_SEQLEN = 2048  # as published, where the model has that many positions
 
@@ -47,7 +49,14 @@ def load_data(
     reading = Reading(loaded.tokenizer, seqlen, first, spec.text_field, spec.datasets_cache_dir)
     calibration = None
     if spec.prune and spec.prune.needs_calibration:
-        calibration = yield from draw_calibration(spec.calibration, reading, spec.nsamples, spec.seed, spec.evaluation)
+        if spec.calibration == SELF:
+            calibration = yield from sample_calibration(
+                loaded.model, loaded.tokenizer, spec.nsamples, seqlen, spec.seed, first
+            )
+        else:
+            calibration = yield from draw_calibration(
+                spec.calibration, reading, spec.nsamples, spec.seed, spec.evaluation
+            )
         check_vocabulary(loaded, [(spec.calibration, calibration.tokens)])
     evaluations: dict[str, EvaluationSet] = {}
     for source in dict.fromkeys(spec.evaluation):

@@ -69,7 +69,8 @@ def load(
     """Load a model by name.
 
     name: "storyteller" (bundled), a local folder, or a hub id. device: "auto" is CUDA if there is one.
-    dtype: "auto" keeps that of the checkpoint, except float16 on a CPU, where it is slow and becomes float32.
+    dtype: "auto" keeps that of the checkpoint, except on a CPU: there float16 becomes float32, and so does bfloat16 if
+    the CPU has no instructions for it, since products would be several times slower.
     Raises UserError, if possible before reading weights.
     """
     return load_source(find_source(name, device, dtype, cache_dir, trust_remote_code))
@@ -191,7 +192,13 @@ def _pick_dtype(dtype: str, config: PreTrainedConfig, place: torch.device) -> to
             raise UserError(f"Dtype {dtype!r} is unknown: choose auto, {', '.join(DTYPES)}.")
         return DTYPES[dtype]
     native: Any = config.dtype or getattr(config.get_text_config(), "dtype", None) or torch.float32
-    return torch.float32 if native == torch.float16 and place.type == "cpu" else native
+    return torch.float32 if place.type == "cpu" and native in slow_dtypes() else native
+
+
+def slow_dtypes() -> set[torch.dtype]:
+    """The dtypes in which this CPU multiplies matrices several times more slowly than in float32."""
+    bfloat16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return {torch.float16} if bfloat16 else {torch.float16, torch.bfloat16}
 
 
 def max_seqlen(config: PreTrainedConfig) -> int:

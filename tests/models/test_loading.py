@@ -211,3 +211,23 @@ def test_a_partly_cached_model_is_a_user_error(tmp_path):
     for way in (load, load_by_layer):
         with pytest.raises(UserError, match="only in part on this machine, and the hub cannot be reached"):
             way("some/model", device="cpu", cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_auto_picks_no_dtype_that_this_cpu_multiplies_slowly(tmp_path, dtype):
+    llama().to(dtype).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    picked = load(str(tmp_path), device="cpu").model.dtype
+    assert picked in (dtype, torch.float32)
+    assert _seconds(picked) < 3 * _seconds(torch.float32)
+    assert load(str(tmp_path), device="cpu", dtype=str(dtype).removeprefix("torch.")).model.dtype == dtype
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """CPU seconds of a matrix product, the best of several."""
+    matrix, seconds = torch.ones(512, 512, dtype=dtype), []
+    for _ in range(8):
+        started = time.process_time()
+        torch.mm(matrix, matrix)
+        seconds.append(time.process_time() - started)
+    return min(seconds)
