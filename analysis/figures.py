@@ -48,18 +48,23 @@ def flip_heatmap(flips: pd.DataFrame) -> go.Figure:
 
 
 def flip_bars(flips: pd.DataFrame, by: str = "layer") -> go.Figure:
-    """Weights grown (up) and cut (down), summed by "layer" or by "module"."""
+    """Weights grown and cut, summed by "layer" or by "module".
+
+    Where every sum grew as many as it cut, one bar stands for both; else the grown ones are up and the cut ones down.
+    """
     sums = flips.groupby(by, sort=False)[list(CHANGED)].sum()
-    x = sums.index.tolist()
+    x, equal = sums.index.tolist(), (sums[Fate.GROWN] == sums[Fate.CUT]).all()
     figure = go.Figure()
-    for kind, sign, colour in ((Fate.GROWN, 1, BLUE), (Fate.CUT, -1, RED)):
+    for kind, sign, colour in ((Fate.GROWN, 1, BLUE), (Fate.CUT, -1, RED))[: 1 if equal else 2]:
+        what = "grown, and as many cut" if equal else str(kind)
         figure.add_bar(
             x=x,
             y=(sign * sums[kind]).tolist(),
             customdata=sums[kind].tolist(),
-            name=f"{kind} ({sums[kind].sum():,})",
+            name=f"{what} ({sums[kind].sum():,})",
             marker={"color": colour},
-            hovertemplate=f"{by} %{{x}}<br>%{{customdata:,}} {kind}<extra></extra>",
+            showlegend=True,
+            hovertemplate=f"{by} %{{x}}<br>%{{customdata:,}} {what}<extra></extra>",
         )
     styled(figure, x=by, y="weights", height=300)
     figure.update_layout(barmode="relative", bargap=0.35)
@@ -140,40 +145,68 @@ def mask_map(fates: np.ndarray) -> go.Figure:
     return figure
 
 
-def perplexity_bars(perplexities: pd.DataFrame) -> go.Figure:
-    """Perplexity by stage, one row of bars per dataset; a log axis where they differ by more than 25 times."""
+def perplexity_dots(perplexities: pd.DataFrame) -> go.Figure:
+    """Perplexity by stage with its 95 % interval on a log axis, one panel per dataset with its number of tokens."""
     datasets = list(dict.fromkeys(perplexities["dataset"]))
-    figure = make_subplots(rows=len(datasets), cols=1, subplot_titles=datasets, vertical_spacing=0.35 / len(datasets))
-    for row, dataset in enumerate(datasets, start=1):
-        part = perplexities[perplexities["dataset"] == dataset]
-        values = rounded(part["perplexity"])
-        figure.add_bar(
+    parts = [perplexities[perplexities["dataset"] == dataset] for dataset in datasets]
+    titles = [f"{name}: {part['tokens'].iloc[0]:,} tokens" for name, part in zip(datasets, parts, strict=True)]
+    figure = make_subplots(rows=len(datasets), cols=1, subplot_titles=titles, vertical_spacing=0.35 / len(datasets))
+    for row, part in enumerate(parts, start=1):
+        values = part["perplexity"]
+        low, high = (part[end].fillna(values) for end in ("low", "high"))
+        figure.add_scatter(
             row=row,
             col=1,
-            x=values,
+            x=values.tolist(),
             y=[STAGE_LABEL[Stage(stage)] for stage in part["stage"]],
-            orientation="h",
-            marker={"color": [STAGE_COLOUR[Stage(stage)] for stage in part["stage"]]},
+            error_x={"array": (high - values).tolist(), "arrayminus": (values - low).tolist(), "color": GREY},
+            customdata=[_interval(one) for one in part.itertuples()],
+            mode="markers+text",
+            marker={"color": [STAGE_COLOUR[Stage(stage)] for stage in part["stage"]], "size": 12},
             text=[format_perplexity(value) for value in values],
-            textposition="outside",
+            textposition="top center",
             cliponaxis=False,
-            width=0.62,
             showlegend=False,
-            hovertemplate="%{y}: %{x:,.5g}<extra></extra>",
+            hovertemplate="%{y}: %{customdata}<extra></extra>",
         )
-        finite = [value for value in values if math.isfinite(value)] or [1.0]
-        if max(finite) > 25 * min(finite):
-            decades = 1.25 * math.log10(max(finite))
-            step = math.ceil(decades / 6)
-            power = "power" if step > 1 else "none"
-            figure.update_xaxes(row=row, col=1, type="log", range=[0, decades], dtick=step, exponentformat=power)
-        else:
-            figure.update_xaxes(range=[0, 1.25 * max(finite)], row=row, col=1)
-    styled(figure, height=70 + 160 * len(datasets))
-    figure.update_xaxes(title_text="perplexity, lower is better", row=len(datasets), col=1)
-    figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
+        ends = [value for value in [*low, *high] if math.isfinite(value)] or [1.0]
+        first, last = min(ends) / 1.15, max(ends) * 1.15
+        ticks = log_ticks(first, last)
+        figure.update_xaxes(
+            row=row,
+            col=1,
+            type="log",
+            range=[math.log10(first), math.log10(last)],
+            tickvals=ticks,
+            ticktext=[format_perplexity(tick) for tick in ticks],
+        )
+        figure.update_yaxes(row=row, col=1, range=[len(part) - 0.5, -0.8], showgrid=False)
+    styled(figure, height=70 + 170 * len(datasets))
+    figure.update_xaxes(title_text="perplexity (log axis), lower is better", row=len(datasets), col=1)
+    figure.update_annotations(x=0, xshift=-70, xanchor="left", font={"size": 13})
     return figure
+
+
+def _interval(row) -> str:
+    """A perplexity with its interval, where that is known."""
+    if not (math.isfinite(row.low) and math.isfinite(row.high)):
+        return format_perplexity(row.perplexity)
+    ends = " to ".join(format_perplexity(end) for end in (row.low, row.high))
+    return f"{format_perplexity(row.perplexity)}, 95 % interval {ends}"
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Three to eight round numbers from `low` to `high` for a log axis; fewer only where there is none between."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found: list[float] = []
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = [factor * 10.0**power for power in decades for factor in factors if low <= factor * 10.0**power <= high]
+        if len(found) >= 3:
+            break
+    else:  # so narrow that equal steps look equal
+        step = 10.0 ** math.floor(math.log10((high - low) / 2))
+        found = [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [float(f"{tick:.4g}") for tick in found[:: math.ceil(len(found) / 8)]]
 
 
 def _layer_ticks(layers: list[int]) -> dict:

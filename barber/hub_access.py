@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ REACH_SECONDS = 5  # without a response within this time, the hub counts as unre
 AGAIN_SECONDS = 60  # time until the next request to an unreachable hub
 
 _failed: dict[str, float] = {}  # endpoint -> time of the failed request
+_lock = threading.Lock()
+_before: list[dict[Any, bool]] = []  # the settings before `quick_offline`, once for each thread that is inside
 
 
 def reachable() -> bool:
@@ -34,17 +37,25 @@ def reachable() -> bool:
 def quick_offline() -> Iterator[None]:
     """Make the hub's client, transformers and `datasets` use their cache at once if the hub cannot be reached.
 
-    Otherwise they retry every request: three minutes for a model, half a minute for a data set.
+    Otherwise they retry every request: three minutes for a model, half a minute for a data set. Several threads may
+    be inside; the last one that leaves restores the settings.
     """
-    before = {place: place.HF_HUB_OFFLINE for place in _settings()}
-    offline = any(before.values()) or not reachable()
+    with _lock:
+        if not _before:
+            _before.append({place: place.HF_HUB_OFFLINE for place in _settings()})
+            offline = any(_before[0].values()) or not reachable()
+            for place in _before[0]:
+                place.HF_HUB_OFFLINE = offline
+        else:
+            _before.append(_before[0])
     try:
-        for place in before:
-            place.HF_HUB_OFFLINE = offline
         yield
     finally:
-        for place in _settings():  # `datasets` may have been imported in the context, and copied the client's setting
-            place.HF_HUB_OFFLINE = before.get(place, before[constants])
+        with _lock:
+            before = _before.pop()
+            if not _before:
+                for place in _settings():  # `datasets` may have been imported since, and copied the client's setting
+                    place.HF_HUB_OFFLINE = before.get(place, before[constants])
 
 
 def _settings() -> list[Any]:

@@ -10,9 +10,9 @@ from barber.events import Event, RunStarted
 from barber.registry import BARBER, REFINERS
 from ui.hub import Hub
 from ui.plots import plot
-from ui.views import CALM, empty, intro, nothing_yet, results_there
+from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
-EMPTY = empty("Press <b>Run</b>. This view then shows which swaps each round tried in a sub-block, and which it chose.")
+EMPTY = unfilled("which swaps each round tried in a sub-block, and which it chose.")
 BY_ERROR = (
     "Each round tries swaps of several sizes in a sub-block and keeps the mask with the lowest validation error: the "
     "error of the sub-block's output on every fourth calibration sequence, which saliency is not measured on. The "

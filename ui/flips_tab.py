@@ -7,9 +7,9 @@ import gradio as gr
 from analysis import figures, frames
 from ui.hub import Hub
 from ui.plots import plot
-from ui.views import CALM, empty, intro, nothing_yet, results_there
+from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
-EMPTY = empty("Press <b>Run</b>. This view then shows how many mask bits the rebuild changed in each weight matrix.")
+EMPTY = unfilled("how many mask bits the rebuild changed in each weight matrix.")
 NO_FLIPS = empty("This run has no rebuild, so no mask flipped. Switch the rebuild on and run again.")
 UNCHANGED = "The rebuild changed no mask: the rebuilt mask of every weight matrix equals the initial one."
 

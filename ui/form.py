@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from html import escape
 
 import gradio as gr
 
 from barber.config import AUTO
 from barber.fields import Group, Setting
+from barber.jobs.presets import PRUNINGS
 from barber.settings import SETTINGS, SHOWN
 from ui import settings, visitors
 from ui.catalogue import choices
+from ui.views import CALM
 
-Form = dict[str, gr.components.Component]
+Fields = dict[str, gr.components.Component]
 SWAPS = "swaps"  # the switch between a threshold that is a number and one that is chosen
 SWAPS_HELP = (
     "Share of the gaining pairs that is swapped; a gaining pair is a pruned and a kept weight, the pruned one of "
@@ -21,12 +26,14 @@ SWAPS_HELP = (
     "validation sequences."
 )
 DECIDING = tuple(dict.fromkeys(name for one in SHOWN.values() for need in one.needs for name in need.on))
-# Enter keeps the text typed into a field that accepts any text, instead of the first choice that contains it.
-KEEP_TYPED = """() => {
+# Enter keeps the text typed into a field that accepts any text, instead of the first choice that contains it. The tab
+# key only leaves a dropdown: Gradio would open its list once more, and leave it open.
+KEYS = """() => {
   let typed = null;
   const open = event => event.target.closest?.(".bb-open") && event.target.matches("input");
   document.addEventListener("input", event => { if (open(event)) typed = event.target; }, true);
   document.addEventListener("keydown", event => {
+    if (event.key === "Tab" && event.target.matches?.("[role=combobox]")) event.stopImmediatePropagation();
     if (event.key !== "Enter") { if (event.key.startsWith("Arrow")) typed = null; return; }
     if (!open(event) || typed !== event.target) return;
     event.stopImmediatePropagation();
@@ -37,17 +44,83 @@ KEEP_TYPED = """() => {
 }"""
 
 
+@dataclass(frozen=True)
+class Form:
+    """The components of the form.
+
+    Attributes:
+        fields: by name, in the order of settings.FORM.
+        notes: the places for sentences on values that are not allowed, each with the names of the fields above it.
+        sections: the accordions, by group.
+    """
+
+    fields: dict[str, gr.components.Component]
+    notes: dict[tuple[str, ...], gr.HTML]
+    sections: dict[Group, gr.Accordion]
+
+
 def build() -> Form:
-    """The fields of settings.FORM by name."""
-    form: Form = {}
+    """The fields of settings.FORM by name, in the sections of the form."""
+    form = Form({}, {}, {})
+    fields: Fields = {}
+    starts = _presets()
     for group in Group:
-        with gr.Accordion(group.value, open=False) if group else nullcontext():
+        with _section(form, group) if group else nullcontext():
             for row in rows(group):
                 with gr.Row() if len(row) > 1 else nullcontext():
                     for one in row:
-                        form |= _fields(one, alone=len(row) == 1)
-    _show_what_matters(form)
-    return {name: form[name] for name in settings.FORM}
+                        fields |= _fields(one, alone=len(row) == 1)
+                if len(row) > 1:
+                    gr.HTML(_help(row))
+                form.notes[tuple(one.public for one in row)] = gr.HTML(visible=False)
+    _show_what_matters(fields)
+    form.fields.update({name: fields[name] for name in settings.FORM})
+    for title, button in starts.items():
+        button.click(partial(_start, title), fields["model"], [*form.fields.values()], **CALM)
+    return form
+
+
+def _presets() -> dict[str, gr.Button]:
+    """The buttons that fill the form, by title."""
+    with gr.Row(elem_classes="bb-presets"):
+        gr.HTML("<p>Settings to start from:</p>")
+        return {title: gr.Button(title, size="sm", min_width=40) for title in PRUNINGS}
+
+
+def _start(title: str, model: str | None) -> list[object]:
+    return list(settings.values_of(title, model or "").values())
+
+
+def _help(row: Sequence[Setting]) -> str:
+    """The help of fields side by side, below them."""
+    local = visitors.may_name_paths()
+    sentences = (f"<b>{escape(one.title)}</b>: {escape(one.sentence(local))}" for one in row)
+    return f'<p class="bb-help">{" ".join(sentences)}</p>'
+
+
+def _section(form: Form, group: Group) -> gr.Accordion:
+    form.sections[group] = gr.Accordion(group.value, open=False)
+    return form.sections[group]
+
+
+def marks(form: Form, wrong: Mapping[str, str], marked: Mapping[str, str]) -> list[dict]:
+    """Updates of the fields and the notes: `wrong` as settings.problems has it, `marked` what is marked already."""
+    fields = [
+        gr.update(elem_classes=_classes(name, name in wrong)) if (name in wrong) != (name in marked) else gr.skip()
+        for name in form.fields
+    ]
+    notes = []
+    for names in form.notes:
+        now, before = ([found[name] for name in names if name in found] for found in (wrong, marked))
+        text = "".join(f'<p class="bb-note">{escape(sentence)}</p>' for sentence in now)
+        notes.append(gr.update(value=text, visible=bool(now)) if now != before else gr.skip())
+    return fields + notes
+
+
+def openings(form: Form, wrong: Mapping[str, str]) -> list[dict]:
+    """Updates of the sections: those with a wrong value are opened."""
+    groups = {SHOWN[name].group for name in wrong if name}
+    return [gr.update(open=True) if group in groups else gr.skip() for group in form.sections]
 
 
 def rows(group: Group) -> list[list[Setting]]:
@@ -62,7 +135,7 @@ def visible(values: Mapping[str, object]) -> dict[str, bool]:
     return shown | {SWAPS: shown["threshold"], "threshold": shown["threshold"] and values["threshold"] != AUTO}
 
 
-def _show_what_matters(form: Form) -> None:
+def _show_what_matters(form: Fields) -> None:
     fields = [form[_field(name)] for name in DECIDING]
     dependent = list(visible(_at_first()))
 
@@ -81,7 +154,7 @@ def _show_what_matters(form: Form) -> None:
     )
 
 
-def _fields(one: Setting, alone: bool) -> Form:
+def _fields(one: Setting, alone: bool) -> Fields:
     """The field of a setting, with its help where it has a row of its own; for a threshold, its switch, too."""
     name, local = one.public, visitors.may_name_paths()
     at_first = visible(_at_first())
@@ -93,6 +166,7 @@ def _fields(one: Setting, alone: bool) -> Form:
         "scale": one.width if not alone else None,
         "min_width": 90,
         "elem_id": name,
+        "elem_classes": _classes(name, wrong=False),
     }
     if one.kind is bool:
         del look["scale"]
@@ -106,17 +180,24 @@ def _fields(one: Setting, alone: bool) -> Form:
             visible=at_first[SWAPS],
             elem_id=SWAPS,
         )
-        return {SWAPS: switch, name: gr.Slider(one.least, one.most, step=0.01, **look)}
-    if one.kind is float:
-        return {name: gr.Slider(one.least, one.most, step=0.01, **look)}
-    if one.kind is int:
-        return {name: gr.Number(placeholder=one.placeholder or None, **look)}
+        return {SWAPS: switch, name: _text(one, look)}
     if one.open:
         options = choices() if name == "model" else [(title, value) for value, title in one.choices.items()]
-        return {name: gr.Dropdown(options, allow_custom_value=True, elem_classes="bb-open", **look)}
+        return {name: gr.Dropdown(options, allow_custom_value=True, **look)}
     if one.closed:
         return {name: gr.Dropdown([(title, value) for value, title in one.choices.items()], **look)}
-    return {name: gr.Textbox(placeholder=one.placeholder or None, **look)}
+    return {name: _text(one, look)}
+
+
+def _text(one: Setting, look: dict) -> gr.Textbox:
+    """A field of text, also for a number: gr.Number turns an empty field into 0 and other text into an empty field."""
+    return gr.Textbox(placeholder=one.placeholder or None, max_lines=1, **look)
+
+
+def _classes(name: str, wrong: bool) -> list[str]:
+    """The style classes of a field. wrong: whether its value is not allowed."""
+    is_open = name in SHOWN and SHOWN[name].open
+    return ["bb-open"] * is_open + ["bb-invalid"] * wrong
 
 
 def _field(name: str) -> str:

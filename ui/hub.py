@@ -15,7 +15,7 @@ from pathlib import Path
 
 from barber.errors import UserError
 from barber.evaluation.generation import generate
-from barber.events import Event, Progress, Stage, StageReached
+from barber.events import Event, Progress, RunFinished, Stage, StageReached, SubBlockRebuilt
 from barber.job_spec import JobSpec
 from barber.jobs.job import run_job
 from barber.jobs.presets import FIRST_LOOK as PRESET
@@ -103,6 +103,10 @@ class Hub:
         if not run_id or not (self.path(run_id) / "config.json").exists():
             return []
         return RunDirectory(self.path(run_id)).events()
+
+    def has_results(self, run_id: str | None) -> bool:
+        """Whether the views can show a run: it has ended, or rebuilt a sub-block before it was stopped."""
+        return any(isinstance(event, (SubBlockRebuilt, RunFinished)) for event in self.events(run_id))
 
     def run(self, run_id: str, spec: JobSpec) -> Iterator[Event]:
         """The whole job as a stream of events, written to the run's directory as it goes."""

@@ -1,4 +1,4 @@
-"""A running job as two pieces of HTML, made from its events: the status and the finished sub-blocks."""
+"""A running job as pieces of HTML, made from its events: the status, the finished sub-blocks, and the result."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from analysis import frames
 from analysis.style import format_perplexity
-from barber.config import PruneConfig
+from barber.config import Allocation, PruneConfig
 from barber.events import (
     Estimated,
     Event,
@@ -22,8 +23,10 @@ from barber.events import (
     Stage,
     SubBlockRebuilt,
 )
+from barber.job_spec import JobSpec
 from barber.jobs.report import format_estimate
 from barber.progress import Eta
+from barber.registry import BARBER, DATA_SOURCES, INITIAL_MASKS, REFINERS
 
 IDLE = """
 <div class="bb-card bb-idle">
@@ -61,9 +64,10 @@ IN_ONE_PASS = ("Dense model", "Initial mask and rebuild of each sub-block", "Eva
 
 
 class Live:
-    """What the page shows of a running job. `update` takes each event; `status` and `blocks` give the HTML."""
+    """What the page shows of a job: `update` takes each event, the other methods give HTML. title: of the result."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str = "") -> None:
+        self.title = title
         self.eta = Eta()
         self.started = time.monotonic()
         self.phases: list[str] = []
@@ -91,19 +95,27 @@ class Live:
     def status(self) -> str:
         """The card of a running job: its steps, the progress bar, the layer at work and the time left."""
         percent = 100 * self.eta.fraction
-        remaining = duration(self.eta.seconds_left)
         steps = "".join(f'<li class="{state}">{title}</li>' for title, state in progress(self.phases, self.now.phase))
-        doing = DOING.get(self.now.phase.split()[0], self.now.phase.capitalize())
-        where = escape(" · ".join(part for part in (doing, self.now.where) if part))
         return (
             '<div class="bb-card bb-running">'
             f'<ol class="bb-phases">{steps}</ol>'
             f'<div class="bb-bar" role="progressbar" aria-label="Progress of the run" aria-valuemin="0" '
             f'aria-valuemax="100" aria-valuenow="{percent:.0f}"><span style="width:{percent:.1f}%"></span></div>'
-            f'<p class="bb-where"><span>{where}</span><span class="bb-eta">{percent:.0f} %'
-            f"{' · about ' + remaining + ' left' if remaining else ''}</span></p>"
+            f'<p class="bb-where"><span>{self._doing()}</span><span class="bb-eta">{self._share()}</span></p>'
             f"{self._figures()}{self._expected()}{self._notices()}</div>"
         )
+
+    def brief(self) -> str:
+        """What the job does now, in one line."""
+        return f'<p class="bb-brief"><span>{self._doing()}</span><span class="bb-eta">{self._share()}</span></p>'
+
+    def _doing(self) -> str:
+        doing = DOING.get(self.now.phase.split()[0], self.now.phase.capitalize())
+        return escape(" · ".join(part for part in (doing, self.now.where) if part))
+
+    def _share(self) -> str:
+        remaining = duration(self.eta.seconds_left)
+        return f"{100 * self.eta.fraction:.0f} %{f' · about {remaining} left' if remaining else ''}"
 
     def _expected(self) -> str:
         return f'<p class="bb-expected">{escape(self.expected)}</p>' if self.expected else ""
@@ -111,17 +123,30 @@ class Live:
     def _notices(self) -> str:
         return "".join(f'<p class="bb-notice">{escape(message)}</p>' for message in self.notices)
 
-    def done(self) -> str:
-        """The card of a finished run: its perplexities, zeros, swaps and time."""
-        facts = frames.summary(self.seen)
-        zeros = f"{facts['zeros']:,} of {facts['weights']:,} weights pruned ({share(facts['zeros'], facts['weights'])})"
-        config = PruneConfig.from_dict(facts["config"])
-        swaps = "swaps in all rounds" if config.most_rounds > 1 else "pairs swapped"
-        swapped = f", {facts['swaps']:,} {swaps}" if config.barber else ""
+    def result(self) -> str:
+        """The card of a run that ended or was stopped: its title, perplexities, zeros, swaps, time and sub-blocks."""
         return (
-            f'<div class="bb-card bb-done" role="status">{self._figures()}'
-            f'<p class="bb-where"><span>{zeros}{swapped}</span>'
-            f'<span class="bb-eta">{duration(time.monotonic() - self.started)}</span></p>{self._notices()}</div>'
+            f'<section class="bb-card bb-{"done" if self.finished else "partial"}" aria-label="Result">'
+            f'<h2 class="bb-title">{escape(self.title)}</h2>{self._figures()}'
+            f'<p class="bb-where"><span>{self._facts()}</span>'
+            f'<span class="bb-eta">{duration(time.monotonic() - self.started)}</span></p>'
+            f"{self._notices()}{self._table()}</section>"
+        )
+
+    def _facts(self) -> str:
+        facts = frames.summary(self.seen)
+        if not self.finished:
+            return f"Stopped after {len(frames.sub_blocks(self.seen))} sub-blocks"
+        config = PruneConfig.from_dict(facts["config"])
+        text = f"{facts['zeros']:,} of {facts['weights']:,} weights pruned ({share(facts['zeros'], facts['weights'])}"
+        text += f"{rounding(facts['zeros'], facts['weights'], config)})"
+        if not config.barber:
+            return text
+        grown = frames.flips(self.seen)["grown"].sum()
+        if config.most_rounds == 1:
+            return f"{text}, {facts['swaps']:,} pairs swapped"
+        return (
+            f"{text}, {facts['swaps']:,} swaps in all rounds; in the end {grown:,} weights are grown, and as many cut"
         )
 
     def _figures(self) -> str:
@@ -137,6 +162,11 @@ class Live:
         return f'<dl class="bb-figures">{body}</dl>'
 
     def blocks(self) -> str:
+        """The finished sub-blocks of a running job; empty before the first."""
+        table = self._table()
+        return f'<div class="bb-card">{table}</div>' if table else ""
+
+    def _table(self) -> str:
         """Finished sub-blocks, the newest first: error before and after, swaps."""
         rows = frames.sub_blocks(self.seen)
         if rows.empty:
@@ -151,11 +181,31 @@ class Live:
         titles = ("layer", "error before", "after", "change", "swaps", "time")
         head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
         return (
-            f'<details class="bb-card bb-blocks" {"" if self.finished else "open"}>'
+            f'<details class="bb-blocks" {"" if self.finished else "open"}>'
             f"<summary>{len(rows)} sub-block{'' if len(rows) == 1 else 's'} rebuilt</summary>"
             '<div tabindex="0" role="region" aria-label="Rebuilt sub-blocks">'
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
         )
+
+
+def describe(spec: JobSpec) -> str:
+    """The title of a job's result: model, method, pattern, rebuild, data and seed."""
+    prune = spec.prune
+    parts = [Path(spec.model).name, f"{INITIAL_MASKS[prune.method].title} {prune.sparsity}"]
+    if prune.allocation is not Allocation.UNIFORM:
+        parts.append(f"layers {prune.allocation.label}")
+    parts.append(f"rebuilt by {_rebuild(prune)}" if prune.barber else "no rebuild")
+    parts += ["kept weights refitted"] if prune.reconstruct else []
+    if prune.needs_calibration:
+        source = DATA_SOURCES.get(spec.calibration)
+        parts.append(f"{spec.nsamples} sequences of {source.title if source else Path(spec.calibration).name}")
+    return " · ".join([*parts, f"seed {spec.seed}"])
+
+
+def _rebuild(prune: PruneConfig) -> str:
+    if prune.refiner != BARBER:
+        return REFINERS[prune.refiner].title
+    return "Barber, swaps by validation error" if prune.auto else f"Barber, threshold {prune.threshold:g}"
 
 
 def progress(phases: Sequence[str], now: str) -> list[tuple[str, str]]:
@@ -200,6 +250,16 @@ def left(row) -> float:
 
 def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.3g}\N{NO-BREAK SPACE}%" if whole else "none"
+
+
+def rounding(zeros: int, weights: int, config: PruneConfig) -> str:
+    """Why the share of pruned weights is not the one asked for; empty where it is, or where only the method knows."""
+    method = INITIAL_MASKS.get(config.method)
+    ratio = config.sparsity.ratio
+    if not method or config.sparsity.m or share(zeros, weights) == share(ratio, 1):
+        return ""
+    within = "block of columns" if method.within == "columns" else method.within
+    return f": of {config.sparsity}, counts are rounded down in each {within}"
 
 
 def signed(change: float) -> str:

@@ -1,4 +1,4 @@
-"""The page: the form with Run and Stop on the left, the status of the run and its five views on the right."""
+"""The page: the form on the left, the run and its five views on the right, Run and Stop always in sight below."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import gradio as gr
 
 from ui import api, choices_tab, flips_tab, form, perplexity_tab, run_panel, saliency_tab, text_tab
 from ui.hub import Hub
-from ui.live import IDLE
+from ui.views import CALM
 
 HEADER = """
 <header class="bb-header">
@@ -32,12 +32,12 @@ def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
         gr.HTML(HEADER)
         with gr.Row(elem_classes="bb-page"):
             with gr.Column(scale=0, min_width=340, elem_classes="bb-panel"):
-                fields = form.build()
-                run, stop = run_panel.build_buttons()
+                the_form = form.build()
+                command = run_panel.build_command()
+            bar = run_panel.build_bar(command)
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
-                status = gr.HTML(IDLE, elem_id="status")
-                blocks = gr.HTML("", elem_id="blocks")
-                ended = run_panel.wire(hub, fields, run, stop, status, blocks, shown_id)
+                board = run_panel.build_board()
+                ended = run_panel.wire(hub, the_form, bar, board, shown_id)
                 with gr.Tabs(elem_id="views"):
                     for title, tab in (
                         ("Mask flips", flips_tab),
@@ -50,13 +50,15 @@ def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
                             tab.build(hub, shown_id, ended)
                         opened.select(fn=None, js=FIT, api_visibility="private")
         api.build(hub)
-        page.load(fn=None, js=form.KEEP_TYPED, api_visibility="private")
-        page.load(
+        page.load(fn=None, js=form.KEYS, api_visibility="private")
+        fields = [*the_form.fields.values()]
+        filled = page.load(
             run_panel.fill_from_link,
             None,
-            [*fields.values(), run],
+            [*fields, bar.run],
             queue=False,
             show_progress="hidden",
             api_visibility="private",
         )
+        filled.then(run_panel.expect, fields, [bar.expected, bar.command], **CALM)
     return page

@@ -13,34 +13,37 @@ from barber.events import Stage
 from ui.hub import Hub
 from ui.live import recovery
 from ui.plots import plot
-from ui.views import CALM, empty, intro, nothing_yet, results_there
+from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
-EMPTY = empty(
-    "Press <b>Run</b>. This view then shows the perplexity of the dense, the initial and the rebuilt model, and the "
+EMPTY = unfilled(
+    "the perplexity of the dense, the initial and the rebuilt model, and the "
     "share of the gap that the rebuild recovered."
 )
+NOT_MEASURED = empty("This run measured no perplexity. Choose an evaluation text and run again.")
 
 
 def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         head = gr.HTML()
-        figure = gr.Plot(show_label=False, container=False, elem_id="perplexity-bars")
+        figure = gr.Plot(show_label=False, container=False, elem_id="perplexity-dots")
         table = gr.HTML(elem_id="perplexity-table")
         intro(
             "Perplexity is the exponential of the mean cross-entropy of the next token; a model that always chose "
             "between k equally likely tokens would have perplexity k. Lower is better. The gap is the difference in "
-            "log perplexity between the initial mask and the dense model."
+            "log perplexity between the initial mask and the dense model. The lines at the dots are "
+            "95 % intervals over the windows."
         )
 
     def show(name: str | None):
-        measured = frames.perplexities(hub.events(name))
+        events = hub.events(name)
+        measured = frames.perplexities(events)
         if measured.empty:
-            return nothing_yet(EMPTY, 3)
+            return nothing_yet(NOT_MEASURED if events else EMPTY, 3)
         return (
             *results_there(),
             gr.update(value=(headline := _headline(measured)), visible=bool(headline)),
-            plot(figures.perplexity_bars(measured), "perplexity"),
+            plot(figures.perplexity_dots(measured), "perplexity"),
             _table(measured),
         )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import gradio as gr
 from gradio.components.plot import PlotData
+
+NO_FIGURE = PlotData(type="plotly", plot='{"data": [], "layout": {}}')
 
 
 def plot(figure, name: str) -> PlotData:
@@ -16,3 +19,8 @@ def plot(figure, name: str) -> PlotData:
         "modeBarButtons": [["toImage"]],
     }
     return PlotData(type="plotly", plot=json.dumps(json.loads(figure.to_json()) | {"config": config}))
+
+
+def library() -> gr.Plot:
+    """A plot that is not shown: with the value NO_FIGURE it makes the page load plotly, before the first figure."""
+    return gr.Plot(show_label=False, container=False, elem_classes="bb-library")

@@ -11,11 +11,9 @@ from barber.registry import BARBER, METRICS
 from barber.runs.directory import RunDirectory
 from ui.hub import Hub
 from ui.plots import plot
-from ui.views import CALM, empty, intro, nothing_yet, results_there
+from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
-EMPTY = empty(
-    "Press <b>Run</b>. This view then shows the saliency of the weights, and which of them the rebuild grew or cut."
-)
+EMPTY = unfilled("the saliency of the weights, and which of them the rebuild grew or cut.")
 NO_SALIENCY = empty("This run has no rebuild, so no saliency was measured. Switch the rebuild on and run again.")
 HOW_TO_READ = (
     "Saliency is {}. A good mask keeps the weights on the right, of high saliency: <b class='bb-grown'>grown</b> "

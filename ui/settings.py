@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from barber.config import AUTO, PruneConfig
@@ -10,6 +10,7 @@ from barber.errors import UserError
 from barber.fields import Group, Setting
 from barber.job_spec import JobSpec
 from barber.jobs.presets import FIRST_LOOK as PRESET
+from barber.jobs.presets import preset
 from barber.settings import PRUNING, SHOWN
 from barber.storyteller import documents
 from ui import visitors
@@ -49,6 +50,11 @@ def data_for(model: str) -> dict[str, object]:
     }
 
 
+def values_of(title: str, model: str) -> dict[str, object]:
+    """The values of FORM of a preset. model: what the form has, kept by all but the first look."""
+    return FORM | to_form(_values(preset(title, (model or "").strip() or PRESET.model)))
+
+
 FIELDS = (*PUBLISHED, *(name for name in SHOWN if name not in PUBLISHED))
 DEFAULTS: dict[str, object] = {name: _values(PRESET)[name] for name in FIELDS}
 FORM = {"swaps": AUTO} | DEFAULTS | {"threshold": 0.1}  # in the form, a switch and a number make up the threshold
@@ -59,13 +65,30 @@ def to_spec(values: Mapping[str, object]) -> JobSpec:
 
     A setting that has no effect with the others gets its default, whatever its value is.
     """
-    visitors.check(values)
-    typed = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
-    given = {one.name: one.read(typed[name]) for name, one in SHOWN.items()}
-    given = {one.name: one.default if one.unmet(given) else given[one.name] for one in SHOWN.values()}
+    given, wrong = _read(values)
+    for sentence in wrong.values():
+        raise UserError(sentence)
     prune = PruneConfig(**{name: given.pop(name) for name in PRUNING if name in given})
     prompts = PRESET.prompts if given["model"] == PRESET.model else PROMPTS
     return replace(PRESET, prune=prune, prompts=prompts, **given)
+
+
+def _read(values: Mapping[str, object]) -> tuple[dict[str, object], dict[str, str]]:
+    """The values of FIELDS by the names of their settings, and a sentence for each that is not allowed, by field.
+
+    A setting that has no effect with the others has its default, and is never wrong; a wrong one has its default, too.
+    """
+    given, wrong = {}, {}
+    for name, one in SHOWN.items():
+        value = values[name]
+        try:
+            visitors.check(name, value)
+            given[one.name] = one.read(value.strip() if isinstance(value, str) else value)
+        except UserError as error:
+            given[one.name], wrong[name] = one.default, str(error)
+    idle = {name for name, one in SHOWN.items() if one.unmet(given)}
+    given |= {SHOWN[name].name: SHOWN[name].default for name in idle}
+    return given, {name: sentence for name, sentence in wrong.items() if name not in idle}
 
 
 def sample_prompts(model: str) -> list[str]:
@@ -73,10 +96,15 @@ def sample_prompts(model: str) -> list[str]:
     return documents("prompts", 6) if model == PRESET.model else list(PROMPTS)
 
 
+def fields_of(*values: object) -> dict[str, object]:
+    """The values of FORM as those of FIELDS."""
+    given = dict(zip(FORM, values, strict=True))
+    return given | ({"threshold": AUTO} if given.pop("swaps") == AUTO else {})
+
+
 def from_form(*values: object) -> JobSpec:
     """The job that the values of FORM describe. Raises UserError as `to_spec` does."""
-    given = dict(zip(FORM, values, strict=True))
-    return to_spec(given | ({"threshold": AUTO} if given["swaps"] == AUTO else {}))
+    return to_spec(fields_of(*values))
 
 
 def to_form(values: Mapping[str, object]) -> dict[str, object]:
@@ -88,13 +116,25 @@ def to_form(values: Mapping[str, object]) -> dict[str, object]:
     return {"swaps": FIXED, **values}
 
 
-def problem(*values: object) -> str | None:
-    """The sentence of the UserError that the values of FORM cause, None if they are allowed."""
-    try:
-        from_form(*values)
-    except UserError as error:
-        return str(error)
-    return None
+def problems(*values: object) -> dict[str, str]:
+    """A sentence for each of the values of FORM that is not allowed, by field.
+
+    The field "" has the sentence for values that are allowed each by itself, but not together.
+    """
+    given = fields_of(*values)
+    _, wrong = _read(given)
+    if not wrong:
+        try:
+            to_spec(given)
+        except UserError as error:
+            wrong[""] = str(error)
+    return wrong
+
+
+def changes(before: Sequence[object], *values: object) -> list[str]:
+    """Titles of the settings that have another effect with the values of FORM than with those `before`."""
+    (old, _), (new, wrong) = (_read(fields_of(*given)) for given in (before, values))
+    return [one.title for name, one in SHOWN.items() if name in wrong or old[one.name] != new[one.name]]
 
 
 def from_query(query: Mapping[str, str]) -> dict[str, object]:

@@ -13,16 +13,15 @@ from barber.bundled import STORYTELLER
 from barber.config import PruneConfig
 from barber.errors import UserError
 from barber.events import LayerInitialised, Progress, RunStarted, Stage, SubBlockRebuilt, TextGenerated
+from barber.settings import SETTINGS
 from ui.gpu import SHARED, on_gpu
 from ui.hub import Hub, reached
 from ui.settings import sample_prompts
-from ui.views import CALM, empty, intro, nothing_yet, results_there, warn
+from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 from ui.visitors import MOST_IN_PROMPT, check_prompt
 from ui.worker import Worker
 
-EMPTY = empty(
-    "Press <b>Run</b>. This view then shows how the dense, the initial and the rebuilt model continue a prompt."
-)
+EMPTY = unfilled("how the dense, the initial and the rebuilt model continue a prompt.")
 TITLES = {Stage.DENSE: "Dense", Stage.INITIAL: "Initial mask", Stage.REBUILT: "Rebuilt"}
 SECONDS_BETWEEN_UPDATES = 0.15
 LEGEND = "<mark>Marked</mark>: the start that equals the text of the dense model, word for word. "
@@ -47,11 +46,12 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             )
             sample = gr.Dropdown([], label="Example prompts", scale=2, min_width=220, elem_id="samples")
         with gr.Row(equal_height=True):
-            tokens = gr.Slider(10, 400, value=200, step=10, label="New tokens", min_width=180, elem_id="tokens")
+            tokens = gr.Slider(10, 400, value=200, step=10, label="New tokens", min_width=260, elem_id="tokens")
             temperature = gr.Slider(
-                0, 1.5, value=0, step=0.1, label="Temperature", min_width=180, elem_id="temperature"
+                0, 1.5, value=0, step=0.1, label="Temperature", min_width=260, elem_id="temperature"
             )
-            seed = gr.Number(0, label="Seed", precision=0, min_width=90, elem_id="text-seed")
+            seed = gr.Textbox("0", label="Seed", max_lines=1, min_width=90, elem_id="text-seed")
+        problem = gr.HTML(elem_id="text-problem")
         with gr.Row():
             write = gr.Button("Generate", variant="primary", scale=0, elem_id="write", min_width=140)
             stop = gr.Button("Stop", interactive=False, scale=0, elem_id="stop-writing", min_width=140)
@@ -80,27 +80,28 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         return sample, *_columns(_run(events), sample, _texts(events).get(sample, {}))
 
     def write_texts(
-        name: str | None, token: str, prompt: str, tokens: float, temperature: float, seed: float | None
+        name: str | None, token: str, prompt: str, tokens: float, temperature: float, seed: str | None
     ) -> Iterator[list]:
         texts: dict[str, str] = {}
-        worker, waiting = None, ""
+        worker, waiting, same = None, "", [gr.skip()] * (len(columns) + 1)
         try:
             check_prompt(prompt)
+            number = SETTINGS["seed"].read(seed)
             run = _run(hub.events(name))
-            worker = Worker(hub.texts(name, prompt, int(tokens), float(temperature), int(seed or 0)))
+            worker = Worker(hub.texts(name, prompt, int(tokens), float(temperature), number))
             for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
                 if hub.writing(name) != token:
-                    yield [gr.skip()] * len(columns)
+                    yield same
                     return
                 for event in batch:
                     if isinstance(event, TextGenerated):
                         texts[str(event.stage)] = event.text
                     if isinstance(event, Progress):
                         waiting = f"Waiting: {event.where}." if event.phase == "waiting" else ""
-                yield _columns(run, prompt, texts, waiting)
+                if texts or waiting:  # before that, the prompt may still be refused
+                    yield [*_columns(run, prompt if texts else "", texts, waiting), ""]
         except UserError as error:
-            warn(error)
-            yield [gr.skip()] * len(columns)
+            yield [*same[:-1], f'<p class="bb-note" role="alert">{escape(str(error))}</p>']
         finally:
             hub.end_writing(name, token)
             if worker:
@@ -112,17 +113,17 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     buttons = [write, stop]
 
     def begin(name: str | None):
-        return *busy, hub.begin_writing(name)
+        return *busy, hub.begin_writing(name), ""
 
     def halt(name: str | None):
         hub.end_writing(name)
         return idle
 
     writing = gr.State("")
-    writing_done = gr.on([write.click, prompt.submit], begin, run_id, [*buttons, writing], **CALM).then(
+    writing_done = gr.on([write.click, prompt.submit], begin, run_id, [*buttons, writing, problem], **CALM).then(
         on_gpu(write_texts),
         [run_id, writing, prompt, tokens, temperature, seed],
-        columns,
+        [*columns, problem],
         trigger_mode="multiple",  # a generation that was just stopped may not have ended yet
         show_progress="hidden",
         api_visibility="private",

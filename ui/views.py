@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import gradio as gr
 
 CALM = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
@@ -12,6 +10,15 @@ CALM = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 def empty(sentence: str) -> str:
     """The empty state of a view: a sentence on how to fill it."""
     return f'<div class="bb-empty"><p>{sentence}</p></div>'
+
+
+def unfilled(shows: str) -> str:
+    """The empty state of a view until the first result, told apart by the style sheet. shows: what will be there."""
+    return empty(
+        f'<span class="bb-when-idle">Press <b>Run</b>. This view then shows {shows}</span>'
+        f'<span class="bb-when-running">The run goes on. When it ends, this view shows {shows}</span>'
+        '<span class="bb-when-ended">The figures of the run are being drawn.</span>'
+    )
 
 
 def nothing_yet(sentence: str, outputs: int) -> tuple:
@@ -27,8 +34,3 @@ def results_there() -> tuple:
 def intro(sentence: str) -> gr.HTML:
     """A paragraph that explains how to read a view."""
     return gr.HTML(f'<p class="bb-intro">{sentence}</p>')
-
-
-def warn(error: Exception) -> None:
-    """A toast with the sentence of an error, escaped: toasts show HTML, and the sentence may quote user input."""
-    gr.Warning(escape(str(error)), title="Not possible")

@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -111,30 +110,25 @@ def may_name_paths() -> bool:
     return os.environ.get(ALLOW_PATHS) == "1" and not on_a_space()
 
 
-def check(values: Mapping[str, object]) -> None:
-    """UserError for values that no visitor may give, without any access to what they name.
+def check(name: str, value: object) -> None:
+    """UserError for a value of a setting that no visitor may give, without any access to what it names.
 
-    values: of settings.FIELDS, as they were given. All refused names get the same sentence, so that it does not show
-    which files exist on this machine.
+    name: one of settings.FIELDS. All refused paths get the same sentence, so that it does not show which files exist
+    on this machine.
     """
-    for name, value in values.items():
-        if isinstance(value, str) and (len(value) > MOST_CHARACTERS or not value.isprintable()):
-            raise UserError(
-                f"The text given for {name} is too long or has unprintable characters: give at most {MOST_CHARACTERS} "
-                "printable ones."
-            )
-    if not may_name_paths():
-        _check_names(str(values["model"] or "").strip(), str(values["calibration"] or "").strip())
-        for part in str(values["evaluation"] or "").split(","):
-            _check_names(STORYTELLER, part.strip())
-
-
-def _check_names(model: str, data: str) -> None:
-    known = not model or model == STORYTELLER or (HUB_ID.fullmatch(model) and not Path(model).exists())
-    if not known:
-        raise UserError(f"Model {model!r} is not a hub id: files of the server cannot be used here, give owner/name.")
-    if data and data not in DATA_SOURCES:
-        raise UserError(f"Data {data!r} cannot be used here: choose one of {', '.join(DATA_SOURCES)}.")
+    if isinstance(value, str) and (len(value) > MOST_CHARACTERS or not value.isprintable()):
+        raise UserError(
+            f"The text given for {name} is too long or has unprintable characters: give at most {MOST_CHARACTERS} "
+            "printable ones."
+        )
+    text = str(value or "").strip()
+    if may_name_paths() or not text:
+        return
+    if name == "model" and not (text == STORYTELLER or (HUB_ID.fullmatch(text) and not Path(text).exists())):
+        raise UserError(f"Model {text!r} is not a hub id: files of the server cannot be used here, give owner/name.")
+    for data in {"calibration": [text], "evaluation": text.split(",")}.get(name, []):
+        if data.strip() and data.strip() not in DATA_SOURCES:
+            raise UserError(f"Data {data.strip()!r} cannot be used here: choose one of {', '.join(DATA_SOURCES)}.")
 
 
 def check_prompt(prompt: str | None) -> str:

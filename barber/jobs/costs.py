@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from barber.config import AUTO_ROUNDS, Allocation, Order, PruneConfig, Target
-from barber.data.token_sets import EvaluationSet
 from barber.evaluation.zero_shot import REQUESTS, UNKNOWN
 from barber.events import Event, LayerInitialised, PerplexityMeasured, Stage, SubBlockRebuilt
 from barber.job_spec import JobSpec
@@ -62,9 +61,12 @@ def passes(config: PruneConfig, samples: int) -> float:
 
 
 def costs(
-    spec: JobSpec, model: Model, speed: Speed, seqlen: int, evaluations: Sequence[EvaluationSet], ranks: int = 1
+    spec: JobSpec, model: Model, speed: Speed, seqlen: int, windows: Sequence[int], ranks: int = 1
 ) -> dict[str, float]:
-    """Return phase -> expected seconds, in the order of the job. ranks: processes that share the calibration."""
+    """Return phase -> expected seconds, in the order of the job.
+
+    windows: number of windows of each evaluation set. ranks: processes that share the calibration.
+    """
     run = _Run(spec, model, speed, seqlen, spec.nsamples / ranks)
     stages = [Stage.DENSE]
     found: dict[str, float] = {}
@@ -79,7 +81,7 @@ def costs(
                 found["rebuild"] = run.masks(spec.prune) + run.refined(spec.prune)
         if stage == Stage.REBUILT and spec.prune.order is Order.PAPER:
             found["rebuild"] = run.refined(spec.prune)
-        found[f"perplexity {stage}"] = run.perplexity(evaluations)
+        found[f"perplexity {stage}"] = run.perplexity(windows)
         found[f"text {stage}"] = run.texts()
         found[f"zero-shot {stage}"] = run.tasks()
     return {phase: cost for phase, cost in found.items() if cost}
@@ -155,10 +157,9 @@ class _Run:
             seconds += EPOCHS * self.samples / BATCH * self.work(STEP)
         return seconds + self.work(*works)
 
-    def perplexity(self, evaluations: Sequence[EvaluationSet]) -> float:
-        windows = sum(len(data.tokens) for data in evaluations)
+    def perplexity(self, windows: Sequence[int]) -> float:
         each = self.model.layers * self.speed.layer + self.speed.head
-        return windows * each + len(evaluations) * self.opening
+        return sum(windows) * each + len(windows) * self.opening
 
     def texts(self) -> float:
         """Texts of full length, token by token."""

@@ -143,7 +143,7 @@ def _plan(
     tokens = known[0] if known else torch.zeros(1, 2, dtype=torch.int64)
     batch = min(context.batch_of(seqlen, spec.prune) if spec.prune else 1, len(tokens))
     speed = measure_speed(context, tokens, batch, head=bool(evaluations or spec.prompts or spec.zeroshot_tasks))
-    phases = costs(spec, model, speed, seqlen, evaluations, context.ranks.world)
+    phases = costs(spec, model, speed, seqlen, [len(data.tokens) for data in evaluations], context.ranks.world)
     finished = finished_shares(phases, done, model, len(evaluations))
     if setup.needs:
         rest = sum(cost * (1 - finished.get(phase, 0)) for phase, cost in phases.items())

@@ -37,10 +37,19 @@ def gap_recovered(dense: float, initial: float, rebuilt: float) -> float | None:
 def format_estimate(event: Estimated) -> str:
     """One line for the user: the expected time and memory of a run."""
     sizes = {"on the device": event.device_bytes, "in the host's memory": event.host_bytes, "on disk": event.disk_bytes}
-    places = [f"{max(size / 2**30, 0.01):.2f} GiB {where}" for where, size in sizes.items() if size]
+    places = [f"{format_bytes(size)} {where}" for where, size in sizes.items() if size]
     how = ", the model layer by layer" if event.streamed else ""
     time = format_duration(max(event.seconds, 1))
     return f"Expected on {event.device}: about {time} in all, {', '.join(places)}{how}."
+
+
+def format_bytes(size: float) -> str:
+    """A size in GiB, MiB or KiB with at most three digits, like "12.6 GiB" or "55 MiB"."""
+    unit, name = next(
+        ((2**power, name) for power, name in ((30, "GiB"), (20, "MiB")) if size >= 2**power), (2**10, "KiB")
+    )
+    value = max(size / unit, 1)
+    return f"{value:.{0 if value >= 100 or name != 'GiB' else 1}f} {name}"
 
 
 def format_duration(seconds: float) -> str:

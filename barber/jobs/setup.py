@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate.utils import convert_file_size_to_int
+from torch.nn import Parameter
 
 from barber.atomic_files import check_room
 from barber.data.token_sets import CalibrationSet
@@ -17,6 +19,7 @@ from barber.errors import UserError
 from barber.events import Estimated, Stage
 from barber.job_spec import JobSpec
 from barber.jobs.estimate import Model, Needs, estimate
+from barber.jobs.report import format_bytes
 from barber.models.decoder import DecoderView, Values, masked
 from barber.models.inspection import Inspection, count_zeros, inspect
 from barber.models.layerwise import LayerwiseModel, load_layerwise
@@ -29,7 +32,6 @@ from barber.pruning.layer_states import MemoryStates
 from barber.runs.states import RecordedStates
 
 COMPUTE = ("native", "tf32", "bfloat16")
-GIB = 2**30
 HEADROOM = 0.9  # share of the free memory that a run may use
 RESIDENT = 2.2  # memory for pruning a whole model, relative to the size of its weights
 
@@ -76,18 +78,9 @@ class JobSetup:
         if calibration is None or spec.prune is None:
             return self
         context, samples = self.context, len(calibration.tokens)
-        batch = min(context.batch_of(seqlen, spec.prune), samples)
         whole, ranks = self.layerwise is None, context.ranks.world
-        needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, whole, ranks)
-        while needs.least > self.limit and batch > 1:
-            batch //= 2
-            needs = estimate(sizes(self), spec.prune, samples, seqlen, batch, whole, ranks)
-        if needs.least > self.limit:
-            what, how = ("itself", "give --stream, shorter") if whole else ("one layer", "give shorter")
-            raise UserError(
-                f"{spec.model} needs about {needs.least / GIB:.2f} GiB for {what} and one sequence of {seqlen} tokens, "
-                f"but {self.limit / GIB:.2f} GiB may be used: {how} sequences or a higher --max_memory."
-            )
+        batch = min(context.batch_of(seqlen, spec.prune), samples)
+        batch, needs = fitting(sizes(self), spec, samples, seqlen, batch, whole, self.limit, ranks)
         store = self._store(needs)
         on_device = 0 if store.folder or store.host else needs.activations
         spare = max(0, min(context.record_bytes, self.limit - needs.least - on_device))
@@ -95,29 +88,72 @@ class JobSetup:
 
     def _store(self, needs: Needs) -> ActivationStore:
         """Return an activation store on the device if activations fit there, else on the host, else in files."""
-        device, room = self.context.provider.device, self.limit - needs.least
-        if needs.activations <= room:
-            return ActivationStore(device)
-        if device.type != "cpu" and needs.activations <= HEADROOM * psutil.virtual_memory().available:
-            return ActivationStore(device, host=True)
-        check_room(self.scratch, needs.activations)
-        return ActivationStore(device, folder=self.scratch)
+        device = self.context.provider.device
+        place = activation_place(needs, device, self.limit)
+        if place == "disk":
+            check_room(self.scratch, needs.activations)
+            return ActivationStore(device, folder=self.scratch)
+        return ActivationStore(device, host=place == "host" and device.type != "cpu")
 
     def describe_needs(self, seconds: float) -> Estimated:
         """Return the needs as an event. seconds: of the whole job."""
-        store, needs, device = self.context.store, self.needs, self.context.provider.device
-        waiting = "disk" if store.folder else "host" if store.host or device.type == "cpu" else "device"
-        bytes_of = {where: needs.activations if where == waiting else 0 for where in ("device", "host", "disk")}
-        on_host = device.type == "cpu"
-        return Estimated(
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-            device_bytes=0 if on_host else needs.least + bytes_of["device"],
-            host_bytes=bytes_of["host"] + (needs.least if on_host else 0),
-            disk_bytes=bytes_of["disk"],
-            seconds=seconds,
-            streamed=self.layerwise is not None,
-            activations=waiting,
+        store, device = self.context.store, self.context.provider.device
+        place = "disk" if store.folder else "host" if store.host or device.type == "cpu" else "device"
+        return as_event(self.needs, seconds, device, place, self.layerwise is not None)
+
+
+def fitting(
+    model: Model,
+    spec: JobSpec,
+    samples: int,
+    seqlen: int,
+    batch: int,
+    whole: bool,
+    limit: int,
+    ranks: int = 1,
+) -> tuple[int, Needs]:
+    """Return the largest batch size up to `batch` that fits the limit, and the needs with it.
+
+    Arguments as in `estimate`. limit: bytes of device memory. Raises UserError if the weights and one sequence exceed
+    the limit.
+    """
+    needs = estimate(model, spec.prune, samples, seqlen, batch, whole, ranks)
+    while needs.least > limit and batch > 1:
+        batch //= 2
+        needs = estimate(model, spec.prune, samples, seqlen, batch, whole, ranks)
+    if needs.least > limit:
+        what, how = ("itself", "give --stream, shorter") if whole else ("one layer", "give shorter")
+        raise UserError(
+            f"{spec.model} needs about {format_bytes(needs.least)} for {what} and one sequence of {seqlen} tokens, "
+            f"but {format_bytes(limit)} may be used: {how} sequences or a higher --max_memory."
         )
+    return batch, needs
+
+
+def activation_place(needs: Needs, device: torch.device, limit: int) -> str:
+    """Return where activations are stored: "device" if they fit there, else "host" or "disk"; "host" for a CPU."""
+    if needs.activations <= limit - needs.least:
+        return "host" if device.type == "cpu" else "device"
+    on_host = device.type != "cpu" and needs.activations <= HEADROOM * psutil.virtual_memory().available
+    return "host" if on_host else "disk"
+
+
+def as_event(needs: Needs, seconds: float, device: torch.device, place: str, layerwise: bool) -> Estimated:
+    """Return the needs as an event.
+
+    seconds: of the whole job. place: where activations are stored, "device", "host" or "disk".
+    """
+    bytes_of = {where: needs.activations if where == place else 0 for where in ("device", "host", "disk")}
+    on_host = device.type == "cpu"
+    return Estimated(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        device_bytes=0 if on_host else needs.least + bytes_of["device"],
+        host_bytes=bytes_of["host"] + (needs.least if on_host else 0),
+        disk_bytes=bytes_of["disk"],
+        seconds=seconds,
+        streamed=layerwise,
+        activations=place,
+    )
 
 
 def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitStack, resumed: bool) -> JobSetup:
@@ -190,26 +226,39 @@ def memory_limit(given: str | None, device: torch.device) -> int:
 def sizes(setup: JobSetup) -> Model:
     """Return the sizes of the model that the estimate depends on."""
     view, layerwise = setup.context.view, setup.layerwise
+    here = [parameter for parameter in view.model.parameters() if not parameter.is_meta]
+    others = layerwise.other_bytes if layerwise else other_bytes(view, here)
+    return model_sizes(view, others, setup.inspection.routed)
+
+
+def other_bytes(view: DecoderView, parameters: Iterable[Parameter]) -> int:
+    """Return the bytes of those of `parameters` that are not prunable weights of the layers."""
+    prunable = {id(weight.parameter) for layer in view.layers for weight in layer.weights}
+    return sum(parameter.nbytes for parameter in parameters if id(parameter) not in prunable)
+
+
+def model_sizes(view: DecoderView, others: int, routed: float = 1.0) -> Model:
+    """Return the sizes of a model, also of one without values.
+
+    others: bytes of all but the prunable weights. routed: share of the tokens that reach an expert.
+    """
     layers = [[[weight.view.shape for weight in block.weights] for block in la.sub_blocks] for la in view.layers]
     blocks = [block for layer in layers for block in layer]
     experts = [[w.view.shape for w in layer.weights if w.is_expert] for layer in view.layers]
-    idle = 1 - setup.inspection.routed  # share of the tokens that do not reach an expert
     spread = [
-        sum(sum(w.view.shape) * (1 - idle * w.is_expert) for w in block.weights)
+        sum(sum(w.view.shape) * (routed if w.is_expert else 1) for w in block.weights)
         for layer in view.layers
         for block in layer.sub_blocks
     ]
-    prunable = {id(weight.parameter) for layer in view.layers for weight in layer.weights}
-    others = sum(p.nbytes for p in setup.loaded.model.parameters() if id(p) not in prunable and not p.is_meta)
     return Model(
         layers=len(layers),
-        hidden=setup.loaded.model.config.get_text_config().hidden_size,
+        hidden=view.model.config.get_text_config().hidden_size,
         layer_parameters=max(sum(shape.numel() for block in layer for shape in block) for layer in layers),
         block_parameters=max(sum(shape.numel() for shape in block) for block in blocks),
         width=max(shape[1] for block in blocks for shape in block),
         spread=int(max(spread)),
         blocks=tuple(tuple((shape[0], shape[1]) for shape in block) for block in blocks),
-        other_bytes=layerwise.other_bytes if layerwise else others,
+        other_bytes=others,
         element=view.dtype.itemsize,
         grams=max(sum(shape[1] ** 2 for shape in layer) for layer in experts),
     )

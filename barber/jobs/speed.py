@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from barber.evaluation.perplexity import losses_of
+from barber.jobs.estimate import Model
 from barber.kernels.order_statistics import ordered
 from barber.memory import is_out_of_memory
 from barber.models.decoder import Layer
+from barber.models.products import slow_dtypes
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.activations import ActivationStream
 from barber.pruning.context import PruningContext
@@ -22,6 +24,7 @@ from barber.registry import Work
 PROBE = 1024  # rows and columns of the timed matrices
 HEAD_TOKENS = 128  # of the timed output layer
 LAUNCHES = 256  # timed small operations
+LAYER_LAUNCHES = 40  # operations of a decoder layer, about
 
 
 @dataclass(frozen=True)
@@ -82,16 +85,52 @@ def _measure(context: PruningContext, tokens: Tensor, batch: int, head: bool) ->
     provider.close(0)
     last, length = len(stream) - 1, min(tokens.shape[1], HEAD_TOKENS)
     logits = seconds(provider.device, partial(_losses, stream, last, tokens[:1, :length])) if head else 0.0
-    matrix = torch.rand(PROBE, PROBE, device=provider.device)
-    small = torch.zeros(1, device=provider.device)
+    rates = _rates(provider.device, torch.float32)
     return Speed(
         layer=whole / stream.sizes[0],
         token=single,
         head=logits * tokens.shape[1] / length,
         opening=opening,
-        product=seconds(provider.device, lambda: matrix @ matrix, times=4) / PROBE**3,
-        sort=seconds(provider.device, lambda: ordered(matrix)) / matrix.numel(),
-        launch=seconds(provider.device, lambda: [small.add_(1) for _ in range(LAUNCHES)]) / LAUNCHES,
+        product=rates.product,
+        sort=rates.sort,
+        launch=rates.launch,
+    )
+
+
+def assume_speed(model: Model, device: torch.device, dtype: torch.dtype, seqlen: int) -> Speed:
+    """The speed for a model of which only the sizes are known, from the speed of matrix products in its dtype."""
+    rates = _rates(device, torch.float32)
+    slow = device.type == "cpu" and dtype in slow_dtypes()
+    product = rates.product if slow else _rates(device, dtype).product
+    attention = seqlen * model.hidden  # a multiplication for each score and each sum, half of them masked
+    return Speed(
+        layer=seqlen * (model.layer_parameters + attention) * product,
+        token=model.layer_parameters * product + LAYER_LAUNCHES * rates.launch,
+        head=seqlen * model.other_bytes / model.element * product,
+        opening=0.0,
+        product=rates.product,
+        sort=rates.sort,
+        launch=rates.launch,
+    )
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Seconds of the parts of a computation: fields as in Speed, for products in one dtype."""
+
+    product: float
+    sort: float
+    launch: float
+
+
+@cache
+def _rates(device: torch.device, dtype: torch.dtype) -> _Rates:
+    matrix = torch.rand(PROBE, PROBE, device=device)
+    factor, small = matrix.to(dtype), torch.zeros(1, device=device)
+    return _Rates(
+        product=seconds(device, lambda: factor @ factor, times=4) / PROBE**3,
+        sort=seconds(device, lambda: ordered(matrix)) / matrix.numel(),
+        launch=seconds(device, lambda: [small.add_(1) for _ in range(LAUNCHES)]) / LAUNCHES,
     )
 
 

@@ -170,7 +170,7 @@ def finish(source: Source, model: PreTrainedModel) -> LoadedModel:
         name=source.name,
         model=model.eval(),
         tokenizer=_load_tokenizer(source.path, source.options),
-        max_seqlen=_max_seqlen(source.config),
+        max_seqlen=max_seqlen(source.config),
     )
 
 
@@ -196,7 +196,7 @@ def _pick_dtype(dtype: str, config: PreTrainedConfig, place: torch.device) -> to
     return torch.float32 if place.type == "cpu" and native in slow_dtypes() else native
 
 
-def _max_seqlen(config: PreTrainedConfig) -> int:
+def max_seqlen(config: PreTrainedConfig) -> int:
     """The model's number of positions; 2048, as in the papers, for families without a limit (BLOOM)."""
     text = config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "seq_length"):

@@ -211,7 +211,7 @@ def test_every_figure_of_a_deep_model_is_small(deep):
         "by module": figures.flip_bars(flips, "module"),
         "errors": figures.sub_block_errors(frames.sub_blocks(deep)),
         "saliency": figures.saliency_histogram(frames.saliency(deep, 31, "mlp.down_proj"), {}),
-        "perplexity": figures.perplexity_bars(frames.perplexities(measurements)),
+        "perplexity": figures.perplexity_dots(frames.perplexities(measurements)),
     }
     sizes = {name: len(picture.to_json()) for name, picture in pictures.items()}
     assert all(1_000 < size < LIMIT for size in sizes.values()), sizes
@@ -225,20 +225,42 @@ def test_the_heatmap_shows_the_shares(events):
         assert shown[row.layer, row.module] == pytest.approx(100 * row.share, rel=1e-3)
 
 
-def test_bars_show_grown_up_and_cut_down(events):
+def test_one_bar_stands_for_grown_and_as_many_cut(events):
     flips = frames.flips(events)
-    grown, cut = figures.flip_bars(flips, "layer").data
-    assert sum(grown.y) == flips["grown"].sum() == -sum(cut.y)
+    (both,) = figures.flip_bars(flips, "layer").data
+    assert sum(both.y) == flips["grown"].sum() == flips["cut"].sum()
+    assert "as many cut" in both.name
+    unequal = flips.assign(cut=flips["cut"] + 1)
+    grown, cut = figures.flip_bars(unequal, "module").data
+    assert (sum(grown.y), sum(cut.y)) == (unequal["grown"].sum(), -unequal["cut"].sum())
 
 
-def test_large_damage_gets_a_log_axis():
-    def axis(*values: float):
-        events = [measured(stage, value) for stage, value in zip(Stage, values, strict=True)]
-        return figures.perplexity_bars(frames.perplexities(events)).layout.xaxis
+def test_a_figure_and_its_table_round_alike():
+    events = [measured(stage, value) for stage, value in zip(Stage, (1.23456, 3.82649, 2.0), strict=True)]
+    frame = frames.perplexities(events)
+    (dots,) = figures.perplexity_dots(frame).data
+    assert list(dots.text) == [format_perplexity(value) for value in frame["perplexity"]] == ["1.235", "3.826", "2"]
+    assert list(dots.x) == frame["perplexity"].tolist()
 
-    assert (axis(2, 5000, 40).type, axis(2, 5000, 40).dtick) == ("log", 1)
-    assert axis(2, 1e19, 40).dtick >= 4
-    assert axis(2, 8, 4).type is None
+
+def test_dots_have_their_intervals_on_a_log_axis():
+    events = [measured(stage, value) for stage, value in zip(Stage, (2, 5000, 40), strict=True)]
+    frame = frames.perplexities(events).assign(low=[1.9, 4000, math.nan], high=[2.2, 7000, math.nan])
+    figure = figures.perplexity_dots(frame)
+    (dots,) = figure.data
+    assert list(dots.error_x.array) == pytest.approx([0.2, 2000, 0])
+    assert list(dots.error_x.arrayminus) == pytest.approx([0.1, 1000, 0])
+    assert list(dots.customdata) == ["2, 95 % interval 1.9 to 2.2", "5,000, 95 % interval 4,000 to 7,000", "40"]
+    assert figure.layout.xaxis.type == "log"
+    assert "tokens" in figure.layout.annotations[0].text
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.5, 4.2), (20.1, 20.9), (1.9, 7000), (1.7, 1e19), (5.0, 5.1), (0.9, 1.1)])
+def test_a_log_axis_has_some_round_ticks(low, high):
+    ticks = figures.log_ticks(low, high)
+    assert 3 <= len(ticks) <= 8
+    assert ticks == sorted(set(ticks))
+    assert low <= ticks[0] <= ticks[-1] <= high
 
 
 def test_perplexities_have_few_digits():

@@ -138,6 +138,19 @@ def test_one_request_shows_whether_the_hub_is_reachable(monkeypatch):
     assert datasets.config.HF_HUB_OFFLINE is hub_access.constants.HF_HUB_OFFLINE is False
 
 
+def test_the_last_that_leaves_restores_the_settings(monkeypatch):
+    monkeypatch.setattr(hub_access.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_access.constants, "ENDPOINT", "http://127.0.0.1:9")
+    first, second = quick_offline(), quick_offline()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert datasets.config.HF_HUB_OFFLINE is hub_access.constants.HF_HUB_OFFLINE is True
+    second.__exit__(None, None, None)
+    assert datasets.config.HF_HUB_OFFLINE is hub_access.constants.HF_HUB_OFFLINE is False
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -6,18 +6,17 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-import torch
 
 from barber.bundled import STORYTELLER
 from barber.config import PruneConfig, Sparsity
-from barber.data.token_sets import EvaluationSet, load_calibration
+from barber.data.token_sets import load_calibration
 from barber.job_spec import JobSpec
 from barber.jobs.costs import costs, passes
 from barber.jobs.estimate import Model, estimate
 from barber.jobs.speed import Speed, measure_speed
 from barber.models.loading import load
 from barber.pruning.context import PruningContext
-from barber.registry import INITIAL_MASKS, REFINERS, WindowStart, Work
+from barber.registry import INITIAL_MASKS, REFINERS, Work
 
 SEVEN = Model(  # LLaMA-2-7B in bfloat16
     layers=32,
@@ -106,8 +105,7 @@ def test_hessians_take_memory():
 def planned(prune: PruneConfig | None, speed: Speed = H100, ranks: int = 1, **settings) -> dict[str, float]:
     """The expected seconds of the phases of a job on a 7B model."""
     spec = JobSpec(model="m", prune=prune, **{"nsamples": 128, "seqlen": 2048} | settings)
-    windows = EvaluationSet(torch.zeros(166, 2048, dtype=torch.int64), "wikitext2", WindowStart.NONE)
-    return costs(spec, SEVEN, speed, 2048, [windows] * len(spec.evaluation), ranks)
+    return costs(spec, SEVEN, speed, 2048, [166] * len(spec.evaluation), ranks)
 
 
 @pytest.mark.parametrize("case", RISING)

@@ -170,7 +170,7 @@ def test_a_model_that_does_not_fit_is_loaded_layer_by_layer(tmp_path):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ("20KB", "GiB for one layer and one sequence of 24 tokens, but 0.00 GiB may be used"),
+        ("20KB", "iB for one layer and one sequence of 24 tokens, but 20 KiB may be used"),
         ("nonsense", "'nonsense' is not a size"),
         ("12", "'12' is not a size"),
         ("0GB", "'0GB' is not a size"),

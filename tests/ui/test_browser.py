@@ -37,7 +37,7 @@ def finished(browser, server, complaints) -> Iterator[Page]:
     page = visit(browser, server, SHORT, complaints)
     page.locator("#run").click()
     expect(page.locator("#status [role=progressbar]")).to_be_visible(timeout=30 * SECONDS)
-    expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
+    expect(page.locator("#result .bb-done")).to_be_visible(timeout=120 * SECONDS)
     yield page
     page.close()
 
@@ -55,7 +55,7 @@ def test_a_link_fills_the_form_and_what_has_no_effect_is_hidden(browser, server,
         complaints,
     )
     page.get_by_role("button", name="Method in detail").click()
-    threshold, rounds = page.locator("#threshold input[type=number]"), page.locator("#rounds input")
+    threshold, rounds = page.locator("#threshold input"), page.locator("#rounds input")
     expect(threshold).to_have_value("0.2")
     expect(rounds).to_have_value("2")
     expect(page.locator("#granularity input")).to_have_value("one matrix")
@@ -93,7 +93,8 @@ def test_a_typed_pattern_stays_as_typed(browser, server, complaints, typed):
     if typed == "0.45":
         expect(page.locator("#status [role=progressbar]")).to_be_visible(timeout=30 * SECONDS)
     else:
-        expect(page.locator("#status [role=alert]")).to_contain_text(f"Sparsity ratio {typed} is not allowed")
+        expect(page.locator(".bb-note")).to_contain_text(f"Sparsity ratio {typed} is not allowed")
+        expect(page.locator("#status")).to_contain_text("press Run")
     page.close()
 
 
@@ -119,11 +120,17 @@ def test_an_option_is_shown_with_the_method_that_has_it(browser, server, complai
 
 
 def test_a_finished_run_shows_its_results(finished):
-    status = finished.locator("#status")
-    expect(status).to_contain_text("of the gap recovered")
-    expect(status).to_contain_text("weights pruned (59.5\N{NO-BREAK SPACE}%)")
-    finished.locator("#blocks summary").click()
-    expect(finished.locator("#blocks tbody tr").first).to_be_visible()
+    result = finished.locator("#result")
+    expect(result).to_contain_text("of the gap recovered")
+    expect(result).to_contain_text(
+        "weights pruned (59.5\N{NO-BREAK SPACE}%: of 60%, counts are rounded down in each row)"
+    )
+    title = result.locator("h2")
+    expect(title).to_contain_text("storyteller · Wanda 60% · rebuilt by Barber, swaps by validation error")
+    expect(title).to_contain_text("6 sequences of Stories, bundled · seed 0")
+    expect(finished.locator("#status")).to_have_text("")
+    result.locator("summary").click()
+    expect(result.locator("tbody tr").first).to_be_visible()
 
 
 def test_the_flips_are_drawn(finished):
@@ -178,7 +185,7 @@ def test_the_choices_follow_the_dropdowns(finished):
 
 def test_the_perplexities_stand_in_figure_and_table(finished):
     open_tab(finished, "Perplexity")
-    assert drawn(finished, "perplexity-bars") >= 3
+    assert drawn(finished, "perplexity-dots") >= 3
     table = finished.locator("#perplexity-table")
     assert table.locator("tbody th").all_inner_texts() == ["dense", "initial mask", "rebuilt"]
     expect(table.locator("caption")).to_contain_text("tokens in windows of 64")
@@ -236,7 +243,9 @@ def test_the_next_text_may_follow_a_stopped_one_at_once(finished):
 def test_a_user_error_is_shown_on_the_page(browser, server, complaints):
     page = visit(browser, server, SHORT + "&sparsity=150%25", complaints)
     page.locator("#run").click()
-    expect(page.locator("#status [role=alert]")).to_contain_text("Sparsity ratio 1.5 is not allowed")
+    expect(page.locator(".bb-note")).to_contain_text("Sparsity ratio 1.5 is not allowed")
+    expect(page.locator("#expected")).to_contain_text("To correct before Run: Pattern")
+    expect(page.locator("#sparsity input")).to_be_focused()
     expect(page.locator("#run")).to_be_enabled()
     page.close()
 

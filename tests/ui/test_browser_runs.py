@@ -19,7 +19,7 @@ FIGURES = {
     "Mask flips": "flip-heatmap",
     "Saliency": "saliency-histogram",
     "Choices": "choice-curve",
-    "Perplexity": "perplexity-bars",
+    "Perplexity": "perplexity-dots",
 }
 
 
@@ -44,7 +44,7 @@ def complaints() -> list[str]:
 def run(page: Page) -> None:
     """Press Run and wait for the end."""
     page.locator("#run").click()
-    expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
+    expect(page.locator("#result .bb-done")).to_be_visible(timeout=120 * SECONDS)
 
 
 def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, server, complaints):
@@ -97,7 +97,7 @@ def test_a_run_in_one_pass_fills_every_view(browser, server, complaints):
     page.locator("#run").click()
     expect(page.locator("#status .bb-expected")).to_contain_text("Expected on", timeout=60 * SECONDS)
     assert page.locator("#status .bb-phases li").all_inner_texts() == list(IN_ONE_PASS)
-    expect(page.locator("#status .bb-done")).to_be_visible(timeout=120 * SECONDS)
+    expect(page.locator("#result .bb-done")).to_be_visible(timeout=120 * SECONDS)
     assert "order=one-pass" in page.url
     for title, figure in FIGURES.items():
         open_tab(page, title)
@@ -169,7 +169,7 @@ def test_a_layerwise_run_shows_why_it_has_no_texts(browser, server, complaints):
     open_tab(page, "Text")
     expect(page.get_by_text("This run generated no text: its model was read layer by layer")).to_be_visible()
     open_tab(page, "Perplexity")
-    assert drawn(page, "perplexity-bars") >= 3
+    assert drawn(page, "perplexity-dots") >= 3
     page.close()
 
 

@@ -125,6 +125,33 @@ def test_a_value_that_is_not_allowed_is_refused_with_a_sentence(wrong, sentence)
         settings.to_spec(settings.DEFAULTS | wrong)
 
 
+def test_every_wrong_value_has_its_sentence():
+    form_values = settings.FORM | {"seed": "", "nsamples": "12.7", "sparsity": "0"}
+    wrong = settings.problems(*form_values.values())
+    assert sorted(wrong) == ["nsamples", "seed", "sparsity"]
+    assert wrong["seed"].startswith("Seed is empty")
+    assert settings.problems(*settings.FORM.values()) == {}
+    assert "uses every 4th" in settings.problems(*(settings.FORM | {"nsamples": "3"}).values())[""]
+
+
+def test_a_value_that_is_not_shown_is_never_wrong():
+    hidden = {"rounds": "0", "threshold": "much", "granularity": "layer"}
+    values = settings.DEFAULTS | hidden | {"rebuild": False}
+    assert settings.to_spec(values) == settings.to_spec(settings.DEFAULTS | {"rebuild": False})
+    assert set(settings.problems(*(settings.FORM | {"rounds": "0"}).values())) == {"rounds"}
+    assert settings.problems(*(settings.FORM | {"rounds": "0", "rebuild": False}).values()) == {}
+
+
+def test_the_form_knows_what_has_changed():
+    before = list(settings.FORM.values())
+    assert settings.changes(before, *before) == []
+    assert settings.changes(before, *(settings.FORM | {"seed": "00"}).values()) == []
+    assert settings.changes(before, *(settings.FORM | {"granularity": "layer"}).values()) == []
+    assert settings.changes(before, *(settings.FORM | {"seed": "1", "sparsity": "2:4"}).values()) == ["Pattern", "Seed"]
+    fixed = settings.FORM | {"swaps": "fixed"}
+    assert settings.changes(before, *fixed.values()) == ["Threshold", "Swaps happen within"]
+
+
 def test_a_space_gives_no_access_to_its_files(monkeypatch, tmp_path):
     monkeypatch.setenv("SPACE_ID", "someone/barber")
     (tmp_path / "text.txt").write_text("secret")

@@ -9,7 +9,7 @@ from barber.config import PruneConfig, Sparsity
 from barber.events import Estimated, JobPlanned, LayerInitialised, Progress, RunStarted, Stage
 from ui import text_tab
 from ui.choices_tab import why_empty
-from ui.live import IN_ONE_PASS, Live, duration, progress
+from ui.live import IN_ONE_PASS, Live, duration, progress, rounding
 from ui.saliency_tab import measure, not_drawn
 
 
@@ -90,7 +90,16 @@ def test_the_estimate_is_shown_during_the_run():
     assert "Expected" not in live.status()
     live.update(Estimated("cpu", 0, 2**29, 0, 12.3, False, "host"))
     live.update(JobPlanned({"rebuild": 1.0}))
-    assert "Expected on cpu: about 12 s in all, 0.50 GiB" in live.status()
+    assert "Expected on cpu: about 12 s in all, 512 MiB" in live.status()
+
+
+def test_the_share_of_pruned_weights_is_explained():
+    def said(zeros: int, pattern: str = "60%", method: str = "wanda") -> str:
+        return rounding(zeros, 1000, PruneConfig(Sparsity.parse(pattern), method))
+
+    assert said(595) == ": of 60%, counts are rounded down in each row"
+    assert said(598, method="sparsegpt") == ": of 60%, counts are rounded down in each block of columns"
+    assert said(600) == said(500, "2:4") == ""
 
 
 def test_progress_is_described():
