@@ -245,7 +245,7 @@ class PruneConfig:
         Order.PAPER,
         help="when a sub-block gets its initial mask: before any rebuild, as published, or just before its own, "
         "on the output of the final sub-blocks before it",
-        title="Initial masks",
+        title="Order",
         group=Group.METHOD,
         needs=(REFINED, NO_MASKS),
     )
