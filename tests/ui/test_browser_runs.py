@@ -165,7 +165,7 @@ def test_a_waiting_visitor_sees_the_position_and_can_leave(browser, server, comp
 def test_a_layerwise_run_shows_why_it_has_no_texts(browser, server, complaints):
     page = visit(browser, server, SHORT + "&stream=true", complaints)
     run(page)
-    expect(page.locator("#status")).to_contain_text("No texts are generated")
+    expect(page.locator("#result")).to_contain_text("No texts are generated")
     open_tab(page, "Text")
     expect(page.get_by_text("This run generated no text: its model was read layer by layer")).to_be_visible()
     open_tab(page, "Perplexity")
