@@ -184,7 +184,7 @@ def wire(hub: Hub, form: Form, bar: Bar, board: Board, shown_id: gr.State) -> gr
     started_outputs = [board.status, board.blocks, bar.run, bar.stop, run_id, run_form]
     checked = bar.run.click(check, [run_id, *fields], started_outputs, **quiet)
     wrong = checked.failure(
-        lambda *values: openings(form, settings.problems(*values)), fields, [*form.sections.values()]
+        lambda *values: openings(form, settings.problems(*values)), fields, [*form.sections.values()], **CALM
     )
     wrong.then(fn=None, js=ON_REFUSED, api_visibility="private")
     checked.success(fn=None, inputs=fields, js=ON_RUN % list(settings.FORM), api_visibility="private")
