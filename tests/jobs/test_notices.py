@@ -95,7 +95,7 @@ def test_harm_is_said_everywhere(workspace, tmp_path, capsys):
     for message in said:
         assert message in recorded
         assert f"Note: {message}" in report.text()
-        assert message in live.done()
+        assert message in live.result()
     assert main(["--resume", str(tmp_path / "run")]) == 0
     captured = capsys.readouterr()
     for message in said:
