@@ -1,6 +1,4 @@
-"""What a finished run says about itself: a rebuild that changed next to nothing, one that did harm, a refit that
-diverged.
-"""
+"""The notices of a finished run: next to no change, harm, experts without tokens, a refit that diverged."""
 
 from __future__ import annotations
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.support.app_server import Server, serving
-from tests.support.browsing import LONG, SECONDS, SHORT, drawn, launched, open_tab, visit
+from tests.support.browsing import LONG, SECONDS, SHORT, drawn, open_tab, visit
 from ui.live import IN_ONE_PASS
 
 pytestmark = pytest.mark.browser
@@ -21,24 +19,6 @@ FIGURES = {
     "Choices": "choice-curve",
     "Perplexity": "perplexity-dots",
 }
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("browser")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as chromium:
-        yield chromium
-
-
-@pytest.fixture(scope="module")
-def complaints() -> list[str]:
-    """The errors of the browser's console."""
-    return []
 
 
 def run(page: Page) -> None:
