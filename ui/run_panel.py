@@ -143,7 +143,8 @@ def wire(hub: Hub, form: Form, bar: Bar, board: Board, shown_id: gr.State) -> gr
                     live.update(event)
                 blocks = live.blocks() if len(live.seen) != shown else same
                 shown = len(live.seen)
-                yield live.status(), blocks, same, live.brief(), same, same
+                # The buttons too: the last words of a run stopped before may have come after this one began.
+                yield live.status(), blocks, same, live.brief(), off, on
             yield "", "", live.result(), "", on, off
         except UserError as error:
             yield message(str(error), "failed"), "", same, "", on, off

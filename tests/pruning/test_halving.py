@@ -89,4 +89,4 @@ def test_no_memory_for_one_sequence_is_a_user_error(workspace, more):
     assert message.startswith("error: ")
     assert f"does not fit into this device's memory with {SAMPLES} sequences" in message
     assert "Traceback" not in result.stderr
-    assert result.stdout == ""
+    assert "are pruned" not in result.stdout  # what was measured before is printed, but not as the end of a run
