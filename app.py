@@ -21,13 +21,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prune a language model in the browser.", allow_abbrev=False)
     parser.add_argument("--host", default=visitors.default_host(), help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=None, help="port (default: the first free one from 7860)")
-    parser.add_argument("--runs", type=Path, default=None, help="where runs are kept (default: a temporary folder)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=None,
+        help="where runs are kept (default: the folder runs here; where others can reach the app, a temporary one)",
+    )
     visitors.add_flags(parser)
     arguments = parser.parse_args()
     policy = visitors.settle(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that temporary folders are removed
     try:
-        page = build(arguments.runs and arguments.runs.absolute(), policy.turn)
+        page = build(policy.runs, policy.turn, policy.alone)
         page.queue(max_size=20)
         page.launch(
             server_name=arguments.host,

@@ -9,14 +9,12 @@ import gradio as gr
 
 from analysis import frames
 from barber.errors import UserError
-from barber.events import JobPlanned, Progress
-from barber.progress import Eta
 from barber.settings import SHOWN
 from ui.gpu import SHARED, on_gpu
 from ui.hub import Hub
 from ui.settings import DEFAULTS, FIELDS, to_spec
-from ui.worker import Worker
 
+SECONDS_BETWEEN_UPDATES = 0.5
 DESCRIPTION = (
     "Prune a model, rebuild its masks and measure the result. Streams progress as {phase, where, share_done, "
     "seconds_left}; the last value is the summary {run, model, config, weights, zeros, swaps, perplexity, flips}. "
@@ -41,29 +39,19 @@ def build(hub: Hub) -> None:
 
     def run(*given: object) -> Iterator[dict]:
         values = dict(zip(FIELDS, given, strict=True))
-        worker = None
+        name = None
         try:
-            spec = to_spec(values)
-            name, eta, now = hub.new_run(), Eta(), None
-            worker = Worker(hub.run(name, spec))
-            for batch in worker.batches(0.5):
-                for event in batch:
-                    if isinstance(event, (JobPlanned, Progress)):
-                        eta.update(event)
-                    now = event if isinstance(event, Progress) else now
-                if now:
-                    yield {
-                        "phase": now.phase,
-                        "where": now.where,
-                        "share_done": eta.fraction,
-                        "seconds_left": eta.seconds_left,
-                    }
+            name = hub.start(to_spec(values))
+            running = hub.follow(name)
+            while not running.over(SECONDS_BETWEEN_UPDATES):
+                yield running.progress()
+            if running.failure:
+                raise UserError(running.failure)
             yield {"run": name} | frames.summary(hub.events(name))
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
         finally:
-            if worker:
-                worker.stop()
+            hub.stop(name)
 
     run.__signature__, run.__annotations__ = signature(), {name: parameter(name).annotation for name in FIELDS}
     gr.api(on_gpu(run), api_name="run", api_description=DESCRIPTION, **SHARED)

@@ -24,7 +24,7 @@ BY_THRESHOLD = (
 )
 
 
-def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
+def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         how = intro(BY_ERROR)
@@ -87,7 +87,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         )
 
     chosen = [run_id, layer, block, number]
-    ended.then(show, run_id, [nothing, results, how, details, rounds, layer, block, number, curve], **CALM)
+    redraw.change(show, run_id, [nothing, results, how, details, rounds, layer, block, number, curve], **CALM)
     gr.on([layer.input, block.input, number.input], choose, chosen, [block, number, curve], **CALM)
 
 

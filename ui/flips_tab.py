@@ -14,7 +14,7 @@ NO_FLIPS = empty("This run has no rebuild, so no mask flipped. Switch the rebuil
 UNCHANGED = "The rebuild changed no mask: the rebuilt mask of every weight matrix equals the initial one."
 
 
-def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
+def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         unchanged = gr.HTML(f'<p class="bb-intro">{UNCHANGED}</p>', visible=False)
@@ -60,5 +60,5 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         flips = frames.flips(hub.events(name))
         return gr.skip() if flips.empty else plot(figures.flip_bars(flips, by), "grown-and-cut")
 
-    ended.then(show, [run_id, by], [nothing, results, unchanged, changed, heatmap, bars, errors, refit], **CALM)
+    redraw.change(show, [run_id, by], [nothing, results, unchanged, changed, heatmap, bars, errors, refit], **CALM)
     by.input(regroup, [run_id, by], bars, **CALM)

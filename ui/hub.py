@@ -7,10 +7,12 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 from barber.errors import UserError
@@ -24,37 +26,48 @@ from barber.models.decoder import DecoderView
 from barber.models.loading import LoadedModel
 from barber.pruning.distributed import Ranks
 from barber.runs.apply import at_stage
+from barber.runs.checksums import EVENTS, JOB
 from barber.runs.directory import RunDirectory
+from barber.runs.resume import read_job
+from ui.describe import describe
+from ui.history import Card, History, State, digest_of, perplexities
+from ui.live import Live
+from ui.running import Running
 
 Job = Callable[[LoadedModel | None], Iterator[Event]]
 KEPT_SECONDS = 24 * 3600
-RUN_ID = re.compile(r"[A-Za-z0-9_-]{22}")
+RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+PAGE_ID = re.compile(r"[a-z0-9]{1,32}")
 
 
 class Hub:
     """Keeps one loaded model, lends it to one job at a time in the order of their arrival, and keeps the runs.
 
-    A run has a random id, and only who has the id may see the run. After each job the hub checks that the model is
-    dense, and drops a model that is not. turn: seconds after which a job ends while others wait, None for no limit.
+    A run goes on in a thread, whether a page follows it or not. It has a random id: only who has the id may see the run
+    (but see History). After each job the hub checks that the model is dense, and drops a model that is not. runs: their
+    folder, a temporary one unless given. turn: seconds after which a job ends while others wait, None for no limit.
+    shared: whether everybody sees all runs in the history.
     """
 
-    def __init__(self, runs: Path | None = None, turn: float | None = None) -> None:
+    def __init__(self, runs: Path | None = None, turn: float | None = None, shared: bool = False) -> None:
         self.temporary = runs is None
-        self.runs = Path(tempfile.mkdtemp(prefix="barber-runs-")) if runs is None else Path(runs)
+        self.runs = _temporary_folder("barber-runs-") if runs is None else Path(runs)
         self.runs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.temporary:
-            atexit.register(shutil.rmtree, self.runs, ignore_errors=True)
         self.turn = turn
+        self.history = History(self.runs, shared)
+        self.history.end_interrupted()
+        self._signals = _temporary_folder("barber-signals-")  # files: on ZeroGPU a run goes on in another process
+        self._running: dict[str, Running] = {}
+        self._starting = threading.Lock()
         self._line: list[object] = []  # the jobs that wait for the model; the first one has it
         self._loaded: LoadedModel | None = None
 
     def new_run(self) -> str:
         """A new run id. In a temporary folder, runs older than a day are deleted."""
         if self.temporary:
-            for path in self.runs.iterdir():
-                with suppress(FileNotFoundError):  # another visitor's run has just done the same
-                    if time.time() - path.stat().st_mtime > KEPT_SECONDS:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for card in self.history.all():
+                if not card.state.goes_on and time.time() - card.began > KEPT_SECONDS:
+                    self.history.remove(card.run)
         return secrets.token_urlsafe(16)
 
     def path(self, run_id: str) -> Path:
@@ -63,58 +76,113 @@ class Hub:
             raise UserError("This is not the id of a run: start a run first.")
         return self.runs / run_id
 
+    def start(self, spec: JobSpec, visitor: str | None = None) -> str:
+        """Put a new run into the history; its id. It begins once it is followed.
+
+        visitor: the token of who starts it.
+        """
+        run = self.new_run()
+        self.history.add(Card(run, describe(spec), time.time(), spec.to_dict(), owner=digest_of(visitor)))
+        return run
+
+    def resume(self, run_id: str, visitor: str | None) -> None:
+        """Let a run that was stopped or interrupted continue once it is followed; UserError if it cannot."""
+        card = self.history.own(run_id, visitor)
+        if card.state.goes_on or card.state is State.FINISHED:
+            raise UserError(f"{card.title} is {card.state}, so it cannot be resumed: choose one that was stopped.")
+        self.history.update(run_id, state=State.WAITING, failure="", attempt=card.attempt + 1)
+
+    def follow(self, run_id: str) -> Running | None:
+        """A run that goes on in this process, begun if it waits; None for any other."""
+        with self._starting:
+            card = self.history.read(run_id)
+            if card and card.state is State.WAITING:
+                self.history.update(run_id, state=State.RUNNING)
+                stopped = self._signal(run_id, f"{card.attempt}.stopped").exists
+                events = self.run(run_id, JobSpec.from_dict(card.job), resumed=card.attempt > 0)
+                running = Running(events, Live(card.title), stopped, partial(self._ended, card, time.time()))
+                self._running[run_id] = running
+                running.start()
+            return self._running.get(run_id)
+
+    def _ended(self, card: Card, began: float, running: Running) -> None:
+        """Note the end of a run. One that was stopped is no longer known here."""
+        if self._running.get(card.run) is running:
+            state = State.FAILED if running.failure else State.FINISHED
+            self._note(card.run, state, time.time() - began, running.failure)
+            del self._running[card.run]
+
     def stop(self, run_id: str | None) -> None:
-        """Mark a run as stopped. A file, since on ZeroGPU the run goes on in another process."""
-        if run_id:
-            self.path(run_id).with_suffix(".stopped").touch()
+        """Stop a run; what it has recorded stays. Returns at once: it ends at its next event."""
+        card = self.history.read(run_id) if run_id else None
+        if card and card.state.goes_on:
+            self._signal(run_id, f"{card.attempt}.stopped").touch()
+            self._running.pop(run_id, None)
+            self._note(run_id, State.STOPPED, time.time() - card.began)
 
-    def stopped(self, run_id: str) -> bool:
-        return self.path(run_id).with_suffix(".stopped").exists()
+    def _note(self, run_id: str, state: State, seconds: float, failure: str = "") -> None:
+        measured = perplexities(self.events(run_id))
+        self.history.update(run_id, state=state, seconds=seconds, failure=failure, perplexities=measured)
 
-    def leave(self, run_id: str | None) -> None:
-        """Mark that the page of this run shows another run from now on."""
-        if run_id:
-            self.path(run_id).with_suffix(".left").touch()
+    def leave(self, run_id: str | None, page: str) -> None:
+        """Mark that a page, given by its session, no longer shows this run."""
+        if run_id and PAGE_ID.fullmatch(page):
+            self._signal(run_id, f"{page}.left").touch()
 
-    def left(self, run_id: str) -> bool:
-        return self.path(run_id).with_suffix(".left").exists()
+    def left(self, run_id: str, page: str) -> bool:
+        return self._signal(run_id, f"{page}.left").exists()
+
+    def come_back(self, run_id: str, page: str) -> None:
+        """Mark that a page shows this run again."""
+        self._signal(run_id, f"{page}.left").unlink(missing_ok=True)
+
+    def _signal(self, run_id: str, what: str) -> Path:
+        return self._signals / f"{self.path(run_id).name}.{what}"
 
     def begin_writing(self, run_id: str | None) -> str:
         """Begin to generate texts of a run, which ends any other generation of it; a token that identifies this one."""
         token = secrets.token_hex(8)
         if run_id:
-            self.path(run_id).with_suffix(".writing").write_text(token)
+            self._signal(run_id, "writing").write_text(token)
         return token
 
     def writing(self, run_id: str | None) -> str:
         """The token of the generation of a run that goes on, "" if there is none."""
         try:
-            return self.path(run_id).with_suffix(".writing").read_text() if run_id else ""
+            return self._signal(run_id, "writing").read_text() if run_id else ""
         except FileNotFoundError:
             return ""
 
     def end_writing(self, run_id: str | None, token: str | None = None) -> None:
         """End the generation of a run with this token, or any."""
         if run_id and (token is None or token == self.writing(run_id)):
-            self.path(run_id).with_suffix(".writing").unlink(missing_ok=True)
+            self._signal(run_id, "writing").unlink(missing_ok=True)
 
     def events(self, run_id: str | None) -> list[Event]:
         """The events of a run so far; none if its pruning has not begun."""
-        if not run_id or not (self.path(run_id) / "config.json").exists():
-            return []
-        return RunDirectory(self.path(run_id)).events()
+        try:
+            written = (self.path(run_id) / EVENTS).stat() if run_id else None
+        except FileNotFoundError:
+            written = None
+        return _events(self.path(run_id), written.st_mtime_ns, written.st_size) if written else []
 
     def has_results(self, run_id: str | None) -> bool:
         """Whether the views can show a run: it has ended, or rebuilt a sub-block before it was stopped."""
         return any(isinstance(event, (SubBlockRebuilt, RunFinished)) for event in self.events(run_id))
 
-    def run(self, run_id: str, spec: JobSpec) -> Iterator[Event]:
-        """The whole job as a stream of events, written to the run's directory as it goes."""
+    def run(self, run_id: str, spec: JobSpec, resumed: bool = False) -> Iterator[Event]:
+        """The whole job as a stream of events, written to the run's directory as it goes.
+
+        resumed: whether it continues what the directory has of it already.
+        """
+        path = self.path(run_id)
 
         def job(loaded: LoadedModel | None) -> Iterator[Event]:
+            if resumed and (path / JOB).exists():
+                return run_job(read_job(path), loaded, resumed=True)
             prompts = () if loaded and not loaded.tokenizer else spec.prompts
-            self.path(run_id).mkdir(mode=0o700, exist_ok=True)  # no other user of the machine may read a visitor's run
-            return run_job(replace(spec, run_dir=self.path(run_id), prompts=prompts), loaded)
+            path.mkdir(mode=0o700, exist_ok=True)  # no other user of the machine may read a visitor's run
+            return run_job(replace(spec, run_dir=path, prompts=prompts), loaded)
 
         return self._lend(spec, job)
 
@@ -186,6 +254,19 @@ class Hub:
                 setup = set_up_job(spec, None, Ranks(), stack, resumed=False)
             self._loaded = None if setup.layerwise else setup.loaded
         return self._loaded
+
+
+@lru_cache(maxsize=8)
+def _events(path: Path, modified: int, size: int) -> list[Event]:
+    """The events of a run directory, none if its pruning has not begun. modified, size: of their file, which grows."""
+    return RunDirectory(path).events() if (path / "config.json").exists() else []
+
+
+def _temporary_folder(prefix: str) -> Path:
+    """A new folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def fingerprint(loaded: LoadedModel) -> list[tuple[float, int]]:

@@ -6,11 +6,10 @@ import math
 import time
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from analysis import frames
 from analysis.style import format_perplexity
-from barber.config import Allocation, PruneConfig
+from barber.config import PruneConfig
 from barber.events import (
     Estimated,
     Event,
@@ -23,10 +22,9 @@ from barber.events import (
     Stage,
     SubBlockRebuilt,
 )
-from barber.job_spec import JobSpec
 from barber.jobs.report import format_estimate
 from barber.progress import Eta
-from barber.registry import BARBER, DATA_SOURCES, INITIAL_MASKS, REFINERS
+from barber.registry import INITIAL_MASKS
 
 IDLE = """
 <div class="bb-card bb-idle">
@@ -64,10 +62,14 @@ IN_ONE_PASS = ("Dense model", "Initial mask and rebuild of each sub-block", "Eva
 
 
 class Live:
-    """What the page shows of a job: `update` takes each event, the other methods give HTML. title: of the result."""
+    """What the page shows of a job: `update` takes each event, the other methods give HTML.
 
-    def __init__(self, title: str = "") -> None:
+    title: of the result. seconds: how long the job took, where it has ended already.
+    """
+
+    def __init__(self, title: str = "", seconds: float | None = None) -> None:
         self.title = title
+        self.seconds = seconds
         self.eta = Eta()
         self.started = time.monotonic()
         self.phases: list[str] = []
@@ -129,9 +131,12 @@ class Live:
             f'<section class="bb-card bb-{"done" if self.finished else "partial"}" aria-label="Result">'
             f'<h2 class="bb-title">{escape(self.title)}</h2>{self._figures()}'
             f'<p class="bb-where"><span>{self._facts()}</span>'
-            f'<span class="bb-eta">{duration(time.monotonic() - self.started)}</span></p>'
+            f'<span class="bb-eta">{duration(self._took())}</span></p>'
             f"{self._notices()}{self._table()}</section>"
         )
+
+    def _took(self) -> float:
+        return time.monotonic() - self.started if self.seconds is None else self.seconds
 
     def _facts(self) -> str:
         facts = frames.summary(self.seen)
@@ -186,26 +191,6 @@ class Live:
             '<div tabindex="0" role="region" aria-label="Rebuilt sub-blocks">'
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
         )
-
-
-def describe(spec: JobSpec) -> str:
-    """The title of a job's result: model, method, pattern, rebuild, data and seed."""
-    prune = spec.prune
-    parts = [Path(spec.model).name, f"{INITIAL_MASKS[prune.method].title} {prune.sparsity}"]
-    if prune.allocation is not Allocation.UNIFORM:
-        parts.append(f"layers {prune.allocation.label}")
-    parts.append(f"rebuilt by {_rebuild(prune)}" if prune.barber else "no rebuild")
-    parts += ["kept weights refitted"] if prune.reconstruct else []
-    if prune.needs_calibration:
-        source = DATA_SOURCES.get(spec.calibration)
-        parts.append(f"{spec.nsamples} sequences of {source.title if source else Path(spec.calibration).name}")
-    return " · ".join([*parts, f"seed {spec.seed}"])
-
-
-def _rebuild(prune: PruneConfig) -> str:
-    if prune.refiner != BARBER:
-        return REFINERS[prune.refiner].title
-    return "Barber, swaps by validation error" if prune.auto else f"Barber, threshold {prune.threshold:g}"
 
 
 def progress(phases: Sequence[str], now: str) -> list[tuple[str, str]]:

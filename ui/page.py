@@ -1,4 +1,4 @@
-"""The page: the form on the left, the run and its five views on the right, Run and Stop always in sight below."""
+"""The page: the form on the left, the run and its views on the right, Run and Stop always in sight below."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 
-from ui import api, choices_tab, flips_tab, form, perplexity_tab, run_panel, saliency_tab, text_tab
+from ui import api, choices_tab, flips_tab, form, perplexity_tab, run_panel, runs_tab, saliency_tab, text_tab
 from ui.hub import Hub
-from ui.views import CALM
+from ui.views import CALM, TELLING
 
 HEADER = """
 <header class="bb-header">
@@ -24,11 +24,13 @@ HEADER = """
 FIT = "() => { setTimeout(() => window.dispatchEvent(new Event('resize')), 100); }"
 
 
-def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
-    """The app. runs: where run directories are kept, a new temporary folder unless given; turn: see Hub."""
-    hub = Hub(runs, turn)
+def build(runs: Path | None = None, turn: float | None = None, shared: bool = False) -> gr.Blocks:
+    """The app. runs: where run directories are kept, a new temporary folder unless given; turn, shared: see Hub."""
+    hub = Hub(runs, turn, shared)
     with gr.Blocks(title="Barber", analytics_enabled=False, fill_width=True) as page:
-        shown_id = gr.State(None)
+        shown = run_panel.build_shown()
+        wanted = gr.State(None)
+        visitor = gr.BrowserState("", storage_key="barber-visitor", secret="barber")
         gr.HTML(HEADER)
         with gr.Row(elem_classes="bb-page"):
             with gr.Column(scale=0, min_width=340, elem_classes="bb-panel"):
@@ -37,7 +39,7 @@ def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
             bar = run_panel.build_bar(command)
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
                 board = run_panel.build_board()
-                ended = run_panel.wire(hub, the_form, bar, board, shown_id)
+                run_panel.wire(hub, the_form, bar, board, shown, visitor, wanted)
                 with gr.Tabs(elem_id="views"):
                     for title, tab in (
                         ("Mask flips", flips_tab),
@@ -47,18 +49,21 @@ def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
                         ("Text", text_tab),
                     ):
                         with gr.Tab(title) as opened:
-                            tab.build(hub, shown_id, ended)
+                            tab.build(hub, shown.viewed, shown.redraw)
                         opened.select(fn=None, js=FIT, api_visibility="private")
+                    with gr.Tab("Runs") as opened:
+                        runs_tab.build(hub, visitor, wanted, [shown.begun.change, shown.redraw.change, opened.select])
         api.build(hub)
         page.load(fn=None, js=form.KEYS, api_visibility="private")
         fields = [*the_form.fields.values()]
         filled = page.load(
-            run_panel.fill_from_link,
-            None,
-            [*fields, bar.run],
+            run_panel.read_link,
+            visitor,
+            [visitor, *fields, bar.run],
             queue=False,
             show_progress="hidden",
             api_visibility="private",
         )
         filled.then(run_panel.expect, fields, [bar.expected, bar.command], **CALM)
+        filled.then(run_panel.linked_run, None, wanted, **TELLING)
     return page

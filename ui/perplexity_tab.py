@@ -22,7 +22,7 @@ EMPTY = unfilled(
 NOT_MEASURED = empty("This run measured no perplexity. Choose an evaluation text and run again.")
 
 
-def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
+def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         head = gr.HTML()
@@ -47,7 +47,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             _table(measured),
         )
 
-    ended.then(show, [run_id], [nothing, results, head, figure, table], **CALM)
+    redraw.change(show, [run_id], [nothing, results, head, figure, table], **CALM)
 
 
 def _headline(measured) -> str:

@@ -1,8 +1,8 @@
-"""The run panel: the bar with Run, Stop and the estimate, the live progress, and the result of the last run."""
+"""The run panel: the bar with Run, Stop and the estimate, the live progress, and the result of the run shown."""
 
 from __future__ import annotations
 
-import logging
+import secrets
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from barber.errors import UserError
+from barber.job_spec import JobSpec
 from barber.jobs.command import command
 from barber.jobs.forecast import forecast, settled
 from barber.jobs.report import format_estimate
@@ -17,22 +18,27 @@ from barber.settings import SHOWN
 from ui import settings
 from ui.form import Form, marks, openings
 from ui.gpu import SHARED, ZERO_GPU, on_gpu
+from ui.history import Card, State
 from ui.hub import Hub
-from ui.live import IDLE, STARTING, Live, describe, message
+from ui.live import IDLE, STARTING, Live, message
 from ui.plots import NO_FIGURE, library
-from ui.views import CALM
-from ui.worker import Worker
+from ui.runs_tab import Wanted
+from ui.views import CALM, TELLING, new
 
 SECONDS_BETWEEN_UPDATES = 0.25
-DEFECT = "The run failed ({}): this is a defect of Barber, and the log of the server has the details."
+STOPPED = "The run was stopped, and the model has its dense weights again."
+INTERRUPTED = "The run was interrupted: the app ended before it did."
+GONE = "The run of this link does not exist here: it was deleted, or the link is of another server."
 
-# When a run starts, the address becomes a link to its settings, and a page that does not show the status scrolls to it.
-ON_RUN = """(...values) => {
+# When a run starts or is opened, the address becomes a link to it and its settings, and a page that does not show the
+# status scrolls to it.
+ON_RUN = """(run, ...values) => {
   const names = %s, query = new URLSearchParams(window.location.search);
   const form = Object.fromEntries(names.map((name, i) => [name, values[i] ?? ""]));
   if (form.swaps === "auto") form.threshold = "auto";
   delete form.swaps;
   for (const [name, value] of Object.entries(form)) query.set(name, value);
+  query.set("run", run);
   window.history.replaceState(window.history.state, "", "?" + query.toString());
   const status = document.getElementById("status"), place = status.getBoundingClientRect();
   if (place.top < 0 || place.top > window.innerHeight - 120) status.scrollIntoView({behavior: "smooth"});
@@ -67,15 +73,34 @@ class Bar(NamedTuple):
 
 
 class Board(NamedTuple):
-    """What stands above the views: the status and the sub-blocks of a run that goes on, and the last result.
+    """What stands above the views: the status and the sub-blocks of a run that goes on, and the result of a run.
 
-    changed: which settings of the form have changed since.
+    resume: continues a run that was stopped. changed: which settings of the form have changed since the result.
+    library: makes the page load the library of the figures.
     """
 
     status: gr.HTML
+    resume: gr.Button
     blocks: gr.HTML
     result: gr.HTML
     changed: gr.HTML
+    library: gr.Plot
+
+
+class Shown(NamedTuple):
+    """Which run a page shows.
+
+    run: the id of the run that the panel shows. viewed: that of the run in the views, the same once the first has
+    results. form, viewed_form: the values of the form that these runs were started with. begun, redraw: get a new value
+    each time the panel begins to show a run, and each time the views are to be drawn.
+    """
+
+    run: gr.State
+    viewed: gr.State
+    form: gr.State
+    viewed_form: gr.State
+    begun: gr.State
+    redraw: gr.State
 
 
 def build_command() -> gr.Textbox:
@@ -103,77 +128,97 @@ def build_bar(command: gr.Textbox) -> Bar:
 
 def build_board() -> Board:
     status = gr.HTML(IDLE, elem_id="status")
+    resume = gr.Button("Resume this run", visible=False, elem_id="resume", elem_classes="bb-resume", size="sm")
     blocks = gr.HTML("", elem_id="blocks")
     result = gr.HTML("", elem_id="result")
-    return Board(status, blocks, result, gr.HTML("", elem_id="changed"))
+    return Board(status, resume, blocks, result, gr.HTML("", elem_id="changed"), library())
 
 
-def wire(hub: Hub, form: Form, bar: Bar, board: Board, shown_id: gr.State) -> gr.events.Dependency:
-    """Connect form, bar and board. Returns the event after which the views are drawn: a run ended with results.
+def build_shown() -> Shown:
+    return Shown(*(gr.State(None) for _ in Shown._fields))
 
-    A run that was stopped ends, too. shown_id: has the id of the run from then on; until then, of the run before it.
-    """
-    run_id = gr.State(None)
-    run_form, shown_form = gr.State(None), gr.State(None)  # the values of the form that the run was started with
+
+def wire(
+    hub: Hub, form: Form, bar: Bar, board: Board, shown: Shown, visitor: gr.BrowserState, wanted: gr.State
+) -> None:
+    """Connect form, bar and board. visitor: the token of the visitor. wanted: see runs_tab."""
     fields = list(form.fields.values())
     on, off, same = gr.update(interactive=True), gr.update(interactive=False), gr.skip()
+    there, hidden = gr.update(visible=True), gr.update(visible=False)
+    going_on = (STARTING, hidden, "", same, "", off, on)  # of board and bar
 
-    def check(previous: str | None, *values: object):
+    def check(previous: str | None, visitor: str, request: gr.Request, *values: object):
         if settings.problems(*values):
             raise gr.Error(visible=False, print_exception=False)
-        hub.leave(previous)
-        return STARTING, "", off, on, hub.new_run(), list(values)
+        hub.leave(previous, request.session_hash)
+        return *going_on, hub.start(settings.from_form(*values), visitor), list(values), new()
 
-    def work(name: str, *values: object) -> Iterator[tuple]:
-        if hub.stopped(name):  # while it waited in the queue
-            give_way(name)
-            yield same, same, same, same, same, same
-            return
-        spec = settings.from_form(*values)
-        worker = Worker(hub.run(name, spec))
-        live, shown = Live(describe(spec)), 0
+    def go_on(run: str, visitor: str):
         try:
-            for batch in worker.batches(SECONDS_BETWEEN_UPDATES):
-                if hub.stopped(name):
-                    give_way(name)
-                    result = live.result() if hub.has_results(name) else same
-                    yield stopped_card(name), "", result, "", on, off
-                    return
-                for event in batch:
-                    live.update(event)
-                blocks = live.blocks() if len(live.seen) != shown else same
-                shown = len(live.seen)
-                # The buttons too: the last words of a run stopped before may have come after this one began.
-                yield live.status(), blocks, same, live.brief(), off, on
-            yield "", "", live.result(), "", on, off
+            hub.resume(run, visitor)
         except UserError as error:
-            yield message(str(error), "failed"), "", same, "", on, off
-        except gr.Error:
-            raise
-        except Exception as error:
-            logging.getLogger(__name__).exception("A run failed")
-            yield message(DEFECT.format(type(error).__name__), "failed"), "", same, "", on, off
+            return message(str(error), "failed"), *[same] * (len(going_on) + 2)
+        return *going_on, same, same, new()
+
+    def open_run(wanted: Wanted | None, previous: str | None, request: gr.Request):
+        run = wanted.run if wanted else None
+        card = hub.history.read(run) if run else None
+        if card is None:
+            told = message(GONE, "failed") if run else same
+            return told, *[same] * (len(going_on) + 2 + len(fields))
+        if previous != run:
+            hub.leave(previous, request.session_hash)
+        hub.come_back(run, request.session_hash)
+        values = list(settings.form_of(JobSpec.from_dict(card.job)).values())
+        state = (STARTING, hidden, "", "", "", off, on) if card.state.goes_on else ended_card(card)
+        return *state, run, values, new(), *values
+
+    def ended_card(card: Card) -> tuple:
+        """What the panel shows of a run that has ended."""
+        live = Live(card.title, card.seconds)
+        for event in hub.events(card.run):
+            live.update(event)
+        result = live.result() if hub.has_results(card.run) else ""
+        told = {State.STOPPED: (STOPPED, "stopped"), State.INTERRUPTED: (INTERRUPTED, "stopped")}
+        told |= {State.FAILED: (card.failure, "failed")}
+        status = message(*told[card.state]) if card.state in told else ""
+        return status, there if status else hidden, "", result, "", on, off
+
+    def work(run: str, request: gr.Request) -> Iterator[tuple]:
+        running = hub.follow(run)
+        yield (same,) * 7
+        blocks = None
+        try:
+            while running and not running.over(SECONDS_BETWEEN_UPDATES):
+                if hub.left(run, request.session_hash):  # no listener follows
+                    raise gr.Error(visible=False, print_exception=False)
+                if running.stopped():
+                    yield halted(run, running.result())
+                    return
+                status, now, brief = running.show()
+                # The buttons too: the last words of a run stopped before may have come after this one began.
+                yield status, hidden, same if now == blocks else now, same, brief, off, on
+                blocks = now
+            if running and running.failure:
+                yield message(running.failure, "failed"), there, "", same, "", on, off
+            elif running:
+                yield "", hidden, "", running.result(), "", on, off
         finally:
-            worker.stop()
+            if ZERO_GPU:  # the run is in the process of this listener, which ends with it
+                hub.stop(run)
 
-    def give_way(name: str) -> None:
-        """Fail without a message, so that no listener follows, if the page shows another run by now."""
-        if hub.left(name):
-            raise gr.Error(visible=False, print_exception=False)
+    def halted(run: str | None, result: str | None = None) -> tuple:
+        kept = hub.has_results(run)
+        status = message(STOPPED + " Its results so far are shown below." * kept, "stopped")
+        return status, there, "", result if kept and result else same, "", on, off
 
-    def stopped_card(name: str | None) -> str:
-        kept = " Its results so far are shown below." if hub.has_results(name) else ""
-        return message(f"The run was stopped, and the model has its dense weights again.{kept}", "stopped")
+    def halt(run: str | None) -> tuple:
+        hub.stop(run)
+        return halted(run)
 
-    def halt(name: str | None):
-        hub.stop(name)
-        return stopped_card(name), "", on, off
-
-    def show(name: str, values: list):
-        """The run that the views show from now on; no listener follows where it has nothing to show."""
-        if not hub.has_results(name):
-            raise gr.Error(visible=False, print_exception=False)
-        return name, values
+    def view(run: str, values: list):
+        """The run that the views show from now on, where it has something to show."""
+        return (run, values, new()) if hub.has_results(run) else (same, same, same)
 
     def suit(model: str, calibration: str) -> list:
         """Data settings that suit the model: the bundled stories are for the bundled model alone."""
@@ -181,30 +226,32 @@ def wire(hub: Hub, form: Form, bar: Bar, board: Board, shown_id: gr.State) -> gr
         fits = "storyteller" not in (calibration, data["calibration"]) or calibration == data["calibration"]
         return [gr.skip()] * len(data) if fits else list(data.values())
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    started_outputs = [board.status, board.blocks, bar.run, bar.stop, run_id, run_form]
-    checked = bar.run.click(check, [run_id, *fields], started_outputs, **quiet)
+    outputs = [board.status, board.resume, board.blocks, board.result, bar.doing, bar.run, bar.stop]
+    begun = [*outputs, shown.run, shown.form, shown.begun]
+    checked = bar.run.click(check, [shown.run, visitor, *fields], begun, **TELLING)
     wrong = checked.failure(
         lambda *values: openings(form, settings.problems(*values)), fields, [*form.sections.values()], **CALM
     )
     wrong.then(fn=None, js=ON_REFUSED, api_visibility="private")
-    checked.success(fn=None, inputs=fields, js=ON_RUN % list(settings.FORM), api_visibility="private")
+    board.resume.click(go_on, [shown.run, visitor], begun, **TELLING)
+    wanted.change(open_run, [wanted, shown.run], [*begun, *fields], **TELLING)
     for change in (checked.success, bar.stop.click):
         change(fn=None, js=KEEP_FOCUS, api_visibility="private")
-    checked.success(lambda: NO_FIGURE, None, library(), **CALM)
-    outputs = [board.status, board.blocks, board.result, bar.doing, bar.run, bar.stop]
     # "multiple": a run that was just stopped may not have ended yet, and would keep the next from beginning.
-    started = checked.success(on_gpu(work), [run_id, *fields], outputs, trigger_mode="multiple", **quiet, **SHARED)
-    bar.stop.click(halt, run_id, [board.status, bar.doing, bar.run, bar.stop], queue=False, **quiet)
+    followed = shown.begun.change(on_gpu(work), shown.run, outputs, trigger_mode="multiple", **TELLING, **SHARED)
+    address = gr.Textbox(visible="hidden")  # has the id of the run: a State is not known to the browser
+    addressed = shown.begun.change(lambda run: run, shown.run, address, **CALM)
+    addressed.then(fn=None, inputs=[address, *fields], js=ON_RUN % list(settings.FORM), api_visibility="private")
+    shown.begun.change(lambda: NO_FIGURE, None, board.library, **CALM)
+    bar.stop.click(halt, shown.run, outputs, queue=False, **TELLING)
     data = [form.fields[name] for name in settings.data_for("")]
-    form.fields["model"].input(suit, [form.fields["model"], form.fields["calibration"]], data, queue=False, **quiet)
-    ended = started.success(show, [run_id, run_form], [shown_id, shown_form], **quiet)
-    started.then(fn=None, js=KEEP_FOCUS, api_visibility="private")
-    _review(form, bar, board, shown_form, ended)
-    return ended
+    form.fields["model"].input(suit, [form.fields["model"], form.fields["calibration"]], data, queue=False, **TELLING)
+    followed.success(view, [shown.run, shown.form], [shown.viewed, shown.viewed_form, shown.redraw], **TELLING)
+    followed.then(fn=None, js=KEEP_FOCUS, api_visibility="private")
+    _review(form, bar, board, shown)
 
 
-def _review(form: Form, bar: Bar, board: Board, shown_form: gr.State, ended: gr.events.Dependency) -> None:
+def _review(form: Form, bar: Bar, board: Board, shown: Shown) -> None:
     """After each change of the form: mark what is wrong, and say what a run needs and what has changed since the last.
 
     The events of the page run one after the other; a change that comes meanwhile is reviewed when they are done.
@@ -225,14 +272,14 @@ def _review(form: Form, bar: Bar, board: Board, shown_form: gr.State, ended: gr.
     reviewed = gr.on(
         [field.change for field in fields],
         review,
-        [shown_form, marked, *fields],
+        [shown.viewed_form, marked, *fields],
         outputs,
         trigger_mode="always_last",
         **CALM,
     )
     reviewed.then(expect, fields, [bar.expected, bar.command], **CALM)
     reviewed.then(fn=None, js=TELL_INVALID, api_visibility="private")
-    ended.then(note, [shown_form, *fields], board.changed, **CALM)
+    shown.redraw.change(note, [shown.viewed_form, *fields], board.changed, **CALM)
 
 
 def expect(*values: object) -> tuple[str, str]:
@@ -251,7 +298,17 @@ def expect(*values: object) -> tuple[str, str]:
     return f"<p>{escape(format_estimate(needs))}</p>" if needs else "", line
 
 
-def fill_from_link(request: gr.Request) -> list:
-    """The values of the form, those in the address of the page first, Run, enabled, and what the run will need."""
-    given = settings.FORM | settings.to_form(settings.from_query(dict(request.query_params)))
-    return [*given.values(), gr.update(interactive=True)]
+def read_link(visitor: str, request: gr.Request) -> list:
+    """What the address of the page says: the values of the form, and Run, enabled.
+
+    The first is the token of the visitor, a new one where the browser has none.
+    """
+    query = dict(request.query_params)
+    given = settings.FORM | settings.to_form(settings.from_query(query))
+    return [visitor or secrets.token_urlsafe(16), *given.values(), gr.update(interactive=True)]
+
+
+def linked_run(request: gr.Request) -> Wanted | None:
+    """The run that the address of the page names."""
+    run = request.query_params.get("run")
+    return Wanted(run, new()) if run else None

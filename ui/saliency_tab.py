@@ -22,7 +22,7 @@ HOW_TO_READ = (
 )
 
 
-def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
+def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         reading = intro("")
@@ -79,7 +79,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
         return gr.update(choices=choices, value=module), *draw(name, layer, module, scale)
 
     chosen, drawn = [run_id, layer, module, scale], [histogram, zeros]
-    ended.then(show, [run_id, scale], [nothing, results, reading, layer, module, *drawn, mask], **CALM)
+    redraw.change(show, [run_id, scale], [nothing, results, reading, layer, module, *drawn, mask], **CALM)
     layer.input(choose_layer, chosen, [module, *drawn, mask], **CALM)
     module.input(draw, chosen, [*drawn, mask], **CALM)
     scale.input(draw_histogram, chosen, drawn, **CALM)

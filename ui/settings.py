@@ -116,6 +116,11 @@ def to_form(values: Mapping[str, object]) -> dict[str, object]:
     return {"swaps": FIXED, **values}
 
 
+def form_of(spec: JobSpec) -> dict[str, object]:
+    """The values of FORM that describe a job."""
+    return FORM | to_form(_values(spec))
+
+
 def problems(*values: object) -> dict[str, str]:
     """A sentence for each of the values of FORM that is not allowed, by field.
 

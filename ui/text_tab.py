@@ -30,7 +30,7 @@ LEGEND_BUNDLED = (
 )
 
 
-def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
+def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         legend = intro(LEGEND)
@@ -107,7 +107,7 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
             if worker:
                 worker.stop()
 
-    ended.then(show, run_id, [nothing, results, legend, prompt, sample, *columns], **CALM)
+    redraw.change(show, run_id, [nothing, results, legend, prompt, sample, *columns], **CALM)
     sample.input(recall, [run_id, sample], [prompt, *columns], **CALM)
     idle, busy = ([gr.update(interactive=on) for on in state] for state in ((True, False), (False, True)))
     buttons = [write, stop]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
+
 import gradio as gr
 
-CALM = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+TELLING = {"show_progress": "hidden", "api_visibility": "private"}  # of events that change a State with listeners
+CALM = TELLING | {"queue": False}  # of all others
 
 
 def empty(sentence: str) -> str:
@@ -34,3 +37,8 @@ def results_there() -> tuple:
 def intro(sentence: str) -> gr.HTML:
     """A paragraph that explains how to read a view."""
     return gr.HTML(f'<p class="bb-intro">{sentence}</p>')
+
+
+def new() -> str:
+    """A value that no State had before, so that it counts as changed."""
+    return secrets.token_hex(8)

@@ -29,12 +29,15 @@ class Policy:
     """What the owner of a server allows.
 
     names: the host names that it answers to, besides plain addresses. paths: whether visitors may name files and
-    folders of this machine. turn: seconds that a run may take while others wait, None for no limit.
+    folders of this machine. turn: seconds that a run may take while others wait, None for no limit. alone: whether only
+    this machine reaches it. runs: the folder of the runs, None for a temporary one.
     """
 
     names: tuple[str, ...]
     paths: bool
     turn: float | None
+    alone: bool
+    runs: Path | None
 
 
 def default_host() -> str:
@@ -73,7 +76,9 @@ def settle(flags: Namespace) -> Policy:
     if on_a_space():
         names += ("*.hf.space", *filter(None, [os.environ.get("SPACE_HOST")]))
     minutes = flags.minutes if flags.minutes is not None or alone else TURN_MINUTES
-    policy = Policy(names, alone or flags.allow_paths, None if minutes is None else 60 * minutes)
+    runs = flags.runs or (Path("runs") if alone else None)
+    turn = None if minutes is None else 60 * minutes
+    policy = Policy(names, alone or flags.allow_paths, turn, alone, runs and runs.absolute())
     os.environ[ALLOW_PATHS] = str(int(policy.paths))
     if not policy.paths and not on_a_space():
         os.chdir(_nowhere())  # a hub id may be the relative path of a folder, too

@@ -90,10 +90,12 @@ def test_the_owner_may_allow_paths(tmp_path):
 def test_only_local_apps_allow_paths_by_default(monkeypatch, tmp_path, host, more, paths):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(visitors.ALLOW_PATHS, "0")
-    flags = {"host": host, "allow_host": [], "allow_paths": False, "minutes": None}
+    flags = {"host": host, "allow_host": [], "allow_paths": False, "minutes": None, "runs": None}
     policy = visitors.settle(Namespace(**flags | more))
     assert policy.paths == paths == visitors.may_name_paths()
-    assert (policy.turn is None) == (host in ("127.0.0.1", "::1", "localhost") and "allow_host" not in more)
+    alone = host in ("127.0.0.1", "::1", "localhost") and "allow_host" not in more
+    assert policy.alone == alone == (policy.turn is None)
+    assert policy.runs == (tmp_path / "runs" if alone else None)
     monkeypatch.setenv("SPACE_ID", "someone/barber")
     assert not visitors.may_name_paths()
 
@@ -178,13 +180,13 @@ def test_a_hostile_visitor_neither_blocks_nor_changes_other_runs(server):
 
 
 def test_a_stopped_server_leaves_no_temporary_folder(tmp_path):
-    """Without a given folder, runs are deleted when the process ends, also on SIGTERM."""
+    """Where others can reach the app and no folder is given, runs are deleted when it ends, also on SIGTERM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    command = [sys.executable, "app.py", "--port", str(port)]
+    command = [sys.executable, "app.py", "--host", "0.0.0.0", "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(scratch), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
