@@ -193,13 +193,14 @@ def wire(
                 if hub.left(run, request.session_hash):  # no listener follows
                     raise gr.Error(visible=False, print_exception=False)
                 if running.stopped():
-                    yield halted(run, running.result())
-                    return
+                    break
                 status, now, brief = running.show()
                 # The buttons too: the last words of a run stopped before may have come after this one began.
                 yield status, hidden, same if now == blocks else now, same, brief, off, on
                 blocks = now
-            if running and running.failure:
+            if running and running.stopped():
+                yield halted(run, running.result())
+            elif running and running.failure:
                 yield message(running.failure, "failed"), there, "", same, "", on, off
             elif running:
                 yield "", hidden, "", running.result(), "", on, off
