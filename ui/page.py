@@ -1,13 +1,15 @@
-"""The page: the form on the left, the run and its five views on the right, Run and Stop always in sight below."""
+"""The page: the form on the left, the run and its six views on the right, Run and Stop always in sight below."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
 
-from ui import api, choices_tab, flips_tab, form, perplexity_tab, run_panel, saliency_tab, text_tab
+from ui import api, choices_tab, flips_tab, form, matrix_tab, perplexity_tab, run_panel, saliency_tab, text_tab
 from ui.hub import Hub
+from ui.selection import Selection
 from ui.views import CALM
 
 HEADER = """
@@ -38,16 +40,18 @@ def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
                 board = run_panel.build_board()
                 ended = run_panel.wire(hub, the_form, bar, board, shown_id)
+                selection = Selection(hub, shown_id, ended)
                 with gr.Tabs(elem_id="views"):
-                    for title, tab in (
-                        ("Mask flips", flips_tab),
-                        ("Saliency", saliency_tab),
-                        ("Choices", choices_tab),
-                        ("Perplexity", perplexity_tab),
-                        ("Text", text_tab),
+                    for title, build_view in (
+                        ("Mask flips", partial(flips_tab.build, hub, shown_id, ended, selection)),
+                        ("Matrix", partial(matrix_tab.build, hub, selection)),
+                        ("Saliency", partial(saliency_tab.build, hub, selection)),
+                        ("Choices", partial(choices_tab.build, hub, selection)),
+                        ("Perplexity", partial(perplexity_tab.build, hub, shown_id, ended)),
+                        ("Text", partial(text_tab.build, hub, shown_id, ended)),
                     ):
-                        with gr.Tab(title) as opened:
-                            tab.build(hub, shown_id, ended)
+                        with gr.Tab(title, elem_id=f"view-{title.split()[-1].lower()}") as opened:
+                            build_view()
                         opened.select(fn=None, js=FIT, api_visibility="private")
         api.build(hub)
         page.load(fn=None, js=form.KEYS, api_visibility="private")
