@@ -59,17 +59,20 @@ def build(hub: Hub, selection: Selection) -> None:
 
     def draw_window(shown: Matrix, share: str, row: float, column: float, size: int) -> tuple:
         masks = read(hub, shown)
-        return draw_parts(shown, masks, share, row, column, size) if masks else tuple([gr.skip()] * 5)
+        if masks is None:
+            return tuple(gr.skip() for _ in near)
+        return draw_near(shown, masks, matrix.overview(masks), share, matrix.window(masks, int(row), int(column), size))
 
-    def draw_parts(shown: Matrix, masks: matrix.MaskPair, share: str, row: float, column: float, size: int) -> tuple:
+    def draw_near(
+        shown: Matrix, masks: matrix.MaskPair, whole: matrix.Overview, share: str, part: matrix.Window
+    ) -> tuple:
         """The sliders' limits, the density with the outline of the window, and the window."""
-        part, whole = matrix.window(masks, int(row), int(column), size), matrix.overview(masks)
         height, width = part.fates.shape
         name = f"layer {shown.layer}, {shown.module}"
-        limits = [max(1, end - size) for end in masks.shape]
+        rest = [end - size for end, size in zip(masks.shape, part.fates.shape, strict=True)]
         return (
-            gr.update(maximum=limits[0], value=part.row, interactive=masks.shape[0] > size),
-            gr.update(maximum=limits[1], value=part.column, interactive=masks.shape[1] > size),
+            gr.update(maximum=max(rest[0], 1), value=part.row, interactive=rest[0] > 0),
+            gr.update(maximum=max(rest[1], 1), value=part.column, interactive=rest[1] > 0),
             *drawn(
                 matrix_figures.density(whole, share, part),
                 "density",
@@ -126,7 +129,7 @@ def build(hub: Hub, selection: Selection) -> None:
         return (
             *results_there(),
             f'<p class="bb-intro">{describe(masks, whole)}</p>',
-            *draw_parts(shown, masks, share, 0, 0, size),
+            *draw_near(shown, masks, whole, share, matrix.window(masks, 0, 0, size)),
             *draw_axis(shown, whole, "rows"),
             *draw_axis(shown, whole, "columns"),
             gr.update(visible=bool(found)),
