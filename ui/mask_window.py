@@ -13,7 +13,18 @@ from ui.tables import table
 
 STRENGTH = {Fate.KEPT: 0.75, Fate.PRUNED: 0.14, Fate.GROWN: 1.0, Fate.CUT: 1.0}
 COLOURS = [faded(FATE_COLOUR[fate], STRENGTH[fate]) for fate in Fate]
-NOTHING = {"rows": 0, "columns": 0, "row": 0, "column": 0, "group": 0, "fates": "", "name": "", "numbers": ""}
+NOTHING = {
+    "rows": 0,
+    "columns": 0,
+    "row": 0,
+    "column": 0,
+    "group": 0,
+    "fates": "",
+    "weights": "",
+    "largest": 0,
+    "name": "",
+    "numbers": "",
+}
 LEGEND = "".join(
     f'<li><i style="background:{colour}"></i>{fate}</li>' for fate, colour in zip(Fate, COLOURS, strict=True)
 )
@@ -30,11 +41,20 @@ ${{value.numbers}}
 DRAW = """
 const canvas = element.querySelector("canvas"), outline = element.querySelector(".bb-window span");
 const readout = element.querySelector(".bb-readout"), colours = %s, names = %s;
-let fates = new Uint8Array(), at = null;
+const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+let fates = new Uint8Array(), weights = new Uint16Array(), at = null;
+
+// The weight of a place, from 16 bits: a sign, 5 bits of exponent and 10 bits of fraction.
+function weight(place) {
+  const bits = weights[place], exponent = bits >> 10 & 31, fraction = (bits & 1023) / 1024;
+  const size = exponent ? (1 + fraction) * 2 ** (exponent - 15) : fraction * 2 ** -14;
+  return (bits >> 15 ? -1 : 1) * size * props.value.largest;
+}
 
 function draw() {
   const {rows, columns, column, group} = props.value;
-  fates = Uint8Array.from(atob(props.value.fates), letter => letter.charCodeAt(0));
+  fates = bytes(props.value.fates);
+  weights = new Uint16Array(bytes(props.value.weights).buffer);
   at = null;
   outline.hidden = true;
   const side = Math.max(2, Math.floor(1280 / Math.max(columns, 1)));
@@ -58,8 +78,10 @@ function point(row, column) {
   Object.assign(outline.style, {left: share(at[1], columns), top: share(at[0], rows), width: share(1, columns),
     height: share(1, rows)});
   outline.hidden = false;
+  const place = at[0] * columns + at[1];
   readout.textContent =
-    `row ${props.value.row + at[0]}, column ${props.value.column + at[1]}: ${names[fates[at[0] * columns + at[1]]]}`;
+    `row ${props.value.row + at[0]}, column ${props.value.column + at[1]}: ${names[fates[place]]}` +
+    (weights.length ? `, dense weight ${Number(weight(place).toPrecision(3))}` : "");
 }
 
 canvas.addEventListener("pointermove", event => {
@@ -87,9 +109,15 @@ def build() -> gr.HTML:
     return gr.HTML(NOTHING, html_template=TEMPLATE, js_on_load=script, elem_id="mask-window", elem_classes="bb-chart")
 
 
-def value(window, group: int, name: str, numbers) -> dict:
-    """What the window shows. window: analysis.matrix.Window; group: the m of n:m, 0 for no guides; numbers: a frame."""
+def value(window, group: int, name: str, numbers, weights=None) -> dict:
+    """What the window shows.
+
+    window: analysis.matrix.Window. group: the m of n:m, 0 for no guides. numbers: a frame. weights: float array of the
+    window's shape, where the values are known; they travel as half floats, relative to the largest.
+    """
     rows, columns = window.fates.shape
+    largest = float(abs(weights).max()) if weights is not None else 0.0
+    halves = (weights / (largest or 1.0)).astype("<f2").tobytes() if weights is not None else b""
     return {
         "rows": rows,
         "columns": columns,
@@ -97,6 +125,8 @@ def value(window, group: int, name: str, numbers) -> dict:
         "column": window.column,
         "group": group,
         "fates": b64encode(window.fates.tobytes()).decode(),
+        "weights": b64encode(halves).decode(),
+        "largest": largest,
         "name": escape(name),
         "numbers": table(numbers, name),
     }

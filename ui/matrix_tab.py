@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import gradio as gr
 
 from analysis import frames, matrix, matrix_figures
 from barber.config import PruneConfig
 from barber.errors import UserError
 from barber.events import Event
+from barber.models.stored_weights import read_weight
 from barber.runs.directory import RunDirectory
 from ui import mask_window
 from ui.hub import Hub
@@ -45,6 +48,13 @@ def build(hub: Hub, selection: Selection) -> None:
             row = gr.Slider(0, 1, 0, step=1, label="First row of the window", elem_id="window-row", min_width=200)
             column = gr.Slider(0, 1, 0, step=1, label="First column", elem_id="window-column", min_width=200)
             size = gr.Dropdown(list(SIZES), value=64, label="Rows and columns", elem_id="window-size", min_width=120)
+        values = gr.Checkbox(
+            False,
+            label="Read the dense weights",
+            info="The window then says the value of each weight, from the files of the model. Larger models take longer.",
+            elem_id="window-values",
+        )
+        unread = gr.HTML(visible=False, elem_id="window-unread")
         window = mask_window.build()
         axes = {axis: chart(f"matrix-{axis}") for axis in AXES}
         with gr.Column(visible=False) as with_heads:
@@ -57,16 +67,18 @@ def build(hub: Hub, selection: Selection) -> None:
             )
             patterns = chart("matrix-patterns")
 
-    def draw_window(shown: Matrix, share: str, row: float, column: float, size: int) -> tuple:
+    def draw_window(shown: Matrix, share: str, row: float, column: float, size: int, values: bool) -> tuple:
         masks = read(hub, shown)
         if masks is None:
             return tuple(gr.skip() for _ in near)
-        return draw_near(shown, masks, matrix.overview(masks), share, matrix.window(masks, int(row), int(column), size))
+        part = matrix.window(masks, int(row), int(column), size)
+        return draw_near(shown, masks, matrix.overview(masks), share, part, values)
 
     def draw_near(
-        shown: Matrix, masks: matrix.MaskPair, whole: matrix.Overview, share: str, part: matrix.Window
+        shown: Matrix, masks: matrix.MaskPair, whole: matrix.Overview, share: str, part: matrix.Window, values: bool
     ) -> tuple:
-        """The sliders' limits, the density with the outline of the window, and the window."""
+        """The sliders' limits, the density with the outline of the window, the window, and why it has no values."""
+        weights, why = dense_weights(hub, shown, part) if values else (None, "")
         height, width = part.fates.shape
         name = f"layer {shown.layer}, {shown.module}"
         rest = [end - size for end, size in zip(masks.shape, part.fates.shape, strict=True)]
@@ -85,7 +97,9 @@ def build(hub: Hub, selection: Selection) -> None:
                 f"Rows {part.row:,} to {part.row + height - 1:,} and columns {part.column:,} to "
                 f"{part.column + width - 1:,} of {name}",
                 matrix.changed_weights(part),
+                weights,
             ),
+            gr.update(value=f'<p class="bb-intro">{escape(why)}</p>', visible=bool(why)),
         )
 
     def draw_axis(shown: Matrix, whole: matrix.Overview, axis: str) -> tuple:
@@ -101,11 +115,11 @@ def build(hub: Hub, selection: Selection) -> None:
             means[["first", "last", "initial", "rebuilt"]],
         )
 
-    def show(shown: Matrix, share: str, size: int):
+    def show(shown: Matrix, share: str, size: int, values: bool):
         events = hub.events(shown.run)
         masks = read(hub, shown)
         if masks is None:
-            return nothing_yet(NO_MASKS if events else EMPTY, 16)
+            return nothing_yet(NO_MASKS if events else EMPTY, 17)
         whole, m = matrix.overview(masks), group_of(events)
         found = heads_of(hub, shown, events)
         name = f"layer {shown.layer}, {shown.module}"
@@ -129,7 +143,7 @@ def build(hub: Hub, selection: Selection) -> None:
         return (
             *results_there(),
             f'<p class="bb-intro">{describe(masks, whole)}</p>',
-            *draw_near(shown, masks, whole, share, matrix.window(masks, 0, 0, size)),
+            *draw_near(shown, masks, whole, share, matrix.window(masks, 0, 0, size), values),
             *draw_axis(shown, whole, "rows"),
             *draw_axis(shown, whole, "columns"),
             gr.update(visible=bool(found)),
@@ -138,12 +152,19 @@ def build(hub: Hub, selection: Selection) -> None:
             *on_patterns,
         )
 
-    near = [row, column, *density, window]
+    near = [row, column, *density, window, unread]
     around = [*axes["rows"], *axes["columns"], with_heads, *heads, with_patterns, *patterns]
-    selection.shown.change(show, [selection.shown, share, size], [nothing, results, facts, *near, *around], **CALM)
-    moved = [selection.shown, share, row, column, size]
+    selection.shown.change(
+        show, [selection.shown, share, size, values], [nothing, results, facts, *near, *around], **CALM
+    )
+    moved = [selection.shown, share, row, column, size, values]
     gr.on(
-        [share.input, row.input, column.input, size.input], draw_window, moved, near, trigger_mode="always_last", **CALM
+        [share.input, row.input, column.input, size.input, values.input],
+        draw_window,
+        moved,
+        near,
+        trigger_mode="always_last",
+        **CALM,
     )
 
     def endpoint(run: str, layer: int, module: str, row: int = 0, column: int = 0, size: int = 64) -> dict:
@@ -160,6 +181,19 @@ def read(hub: Hub, shown: Matrix) -> matrix.MaskPair | None:
     if shown.run is None or shown.module is None:
         return None
     return matrix.read(RunDirectory(hub.path(shown.run)), shown.layer, shown.module)
+
+
+def dense_weights(hub: Hub, shown: Matrix, part: matrix.Window) -> tuple:
+    """The dense weights of a window, a float array, and why there are none: None and a sentence, or an empty one."""
+    try:
+        weight = read_weight(RunDirectory(hub.path(shown.run)).config["model"], shown.layer, shown.module)
+    except UserError as error:
+        return None, str(error)
+    if weight is None:
+        return None, "The weights of this matrix have no tensor of their own in the files of the model."
+    height, width = part.fates.shape
+    inside = weight[part.row : part.row + height, part.column : part.column + width]
+    return inside.float().numpy(), ""
 
 
 def group_of(events: list[Event]) -> int:

@@ -72,7 +72,7 @@ def _cell(row, most: float, chosen: tuple | None, entry: tuple) -> str:
         f"<td role='gridcell' aria-selected='{str(place == chosen).lower()}'>"
         f"<button type='button' tabindex='{0 if place == entry else -1}' data-layer='{row.layer}' "
         f"data-module='{escape(row.name)}' aria-label='{escape(words)}' title='{escape(words)}' "
-        f"style='--share:{row.share / most:.3f}'>{_percent(row.share)}</button></td>"
+        f"style='--share:{row.share / most:.3f}'>{escape(_percent(row.share))}</button></td>"
     )
 
 

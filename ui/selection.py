@@ -11,7 +11,8 @@ from analysis import frames
 from ui.hub import Hub
 from ui.views import CALM
 
-SELECTING = CALM | {"queue": True}  # Gradio tells the page that a state has changed only from its queue
+# Gradio tells the page that a state has changed only from its queue; "multiple", so that no choice is lost.
+SELECTING = CALM | {"queue": True, "trigger_mode": "multiple"}
 
 
 class Matrix(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-MOST_ROWS = 500
+MOST_ROWS = 300
 
 
 def table(frame, name: str) -> str:

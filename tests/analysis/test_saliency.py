@@ -8,6 +8,7 @@ import pytest
 
 from analysis import frames, saliency
 from analysis.saliency import BY_FATE, BY_MASK, Scale
+from barber.config import Granularity
 from barber.events import Fate
 from tests.analysis.test_frames import LIMIT, run
 
@@ -26,7 +27,7 @@ ZEROS = {"pruned": 50, "cut": 4}
 
 @pytest.fixture(scope="module")
 def events() -> list:
-    return run(1)
+    return run(1, granularity=Granularity.LAYER)
 
 
 @pytest.mark.parametrize("which", [BY_FATE, BY_MASK])
