@@ -172,6 +172,38 @@ def curve_figure(candidates: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def gain_curve(events: Sequence[Event], layer: int, sub_block: str) -> pd.DataFrame:
+    """Gain over rank of the gaining pairs of one sub-block (see events.GainCurve): rank, gain; empty without one."""
+    found = (
+        event.curve
+        for event in events
+        if isinstance(event, SubBlockRebuilt) and (event.layer, event.sub_block) == (layer, sub_block)
+    )
+    curve = next(found, None)
+    return pd.DataFrame({"rank": curve.ranks, "gain": curve.gains} if curve else {"rank": [], "gain": []})
+
+
+def some_gains(gains: pd.DataFrame, most: int = 25) -> pd.DataFrame:
+    """At most `most` rows of a gain curve, evenly spaced, with the first and the last."""
+    places = sorted({round(place * (len(gains) - 1) / (most - 1)) for place in range(most)})
+    return gains.iloc[places]
+
+
+def gain_figure(gains: pd.DataFrame) -> go.Figure:
+    """Gain over rank of the gaining pairs of one sub-block, on a log axis."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=gains["rank"].tolist(),
+        y=rounded(gains["gain"]),
+        mode="lines" if len(gains) > 50 else "lines+markers",
+        line={"color": BLUE, "width": 2},
+        hovertemplate="pair %{x:,}<br>gain %{y:.3g}<extra></extra>",
+    )
+    styled(figure, x="gaining pairs, from the largest gain", y="gain in saliency", height=300, top=8)
+    figure.update_yaxes(type="log", dtick=1, exponentformat="e")
+    return figure
+
+
 def _mark(figure: go.Figure, part: pd.DataFrame, otherwise: float, name: str, marker: dict) -> None:
     """A marker for the only row of `part`: at its fraction, or at `otherwise` if that is 0."""
     if part.empty:

@@ -6,13 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from barber.events import (
     Event,
     Fate,
     Histogram,
+    LayerInitialised,
     PerplexityMeasured,
     RunFinished,
     RunStarted,
@@ -21,7 +21,6 @@ from barber.events import (
     TextGenerated,
 )
 from barber.jobs.report import gap_recovered
-from barber.runs.directory import RunDirectory
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -31,12 +30,28 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def modules(events: Sequence[Event]) -> pd.DataFrame:
-    """One row per prunable weight, in the model's order: layer, sub_block, kind, name, module (short name), weights."""
+    """One row per prunable weight, in the model's order.
+
+    Columns: layer, sub_block, kind, name, shape (out, in), module (short name), weights (their number).
+    """
     rows = [module.to_dict() for event in events if isinstance(event, RunStarted) for module in event.modules]
     frame = pd.DataFrame(rows, columns=["layer", "sub_block", "kind", "name", "shape"])
     frame["module"] = frame["name"].map(short_names(list(dict.fromkeys(frame["name"]))))
     frame["weights"] = [math.prod(shape) for shape in frame["shape"]]
-    return frame.drop(columns="shape")
+    return frame
+
+
+def masked(events: Sequence[Event]) -> pd.DataFrame:
+    """The rows of `modules` that have a mask in the run so far."""
+    kinds = LayerInitialised | SubBlockRebuilt
+    have = {(event.layer, name) for event in events if isinstance(event, kinds) for name in event.modules}
+    frame = modules(events)
+    return frame[[place in have for place in zip(frame["layer"], frame["name"], strict=True)]]
+
+
+def config(events: Sequence[Event]) -> dict:
+    """The configuration of the pruning as a dict (see config.PruneConfig), {} before it has begun."""
+    return next((event.config for event in events if isinstance(event, RunStarted)), {})
 
 
 def flips(events: Sequence[Event]) -> pd.DataFrame:
@@ -72,6 +87,19 @@ def most_changed(flips: pd.DataFrame) -> tuple[int, str]:
     both = flips[["grown", "cut"]].min(axis=1) / flips["weights"]
     row = flips.loc[(both + flips["share"] / 1000).idxmax()]
     return int(row["layer"]), row["name"]
+
+
+def describe_swaps(events: Sequence[Event]) -> str:
+    """Why the swaps of the rounds are more than the weights that are grown in the end; empty without swaps."""
+    swaps, grown = int(sub_blocks(events)["swaps"].sum()), int(flips(events)["grown"].sum())
+    if not swaps:
+        return ""
+    if swaps == grown:
+        return f"The rebuild made {swaps:,} swaps: each grew one weight and cut another."
+    return (
+        f"The rounds made {swaps:,} swaps, and each grew one weight and cut another. A later round may cut a weight "
+        f"that an earlier one grew, or grow one that it cut: in the end {grown:,} weights are grown, and as many cut."
+    )
 
 
 def sub_blocks(events: Sequence[Event]) -> pd.DataFrame:
@@ -154,16 +182,6 @@ def _histogram(events: Sequence[Event], layer: int, name: str) -> Histogram | No
         if isinstance(event, SubBlockRebuilt) and event.layer == layer and name in event.modules:
             return event.modules[name].histogram
     return None
-
-
-def fates(run: RunDirectory, layer: int, name: str, rows: int = 96, columns: int = 192) -> np.ndarray:
-    """The top left corner of one weight matrix (out, in), each weight as the index of its fate in Fate."""
-    masks = [run.masks(layer, stage).get(name) for stage in (Stage.INITIAL, Stage.REBUILT)]
-    if any(mask is None for mask in masks):
-        return np.zeros((0, 0), dtype=np.uint8)
-    initial, rebuilt = (mask[:rows, :columns].numpy() for mask in masks)
-    cases = [~initial & ~rebuilt, initial & rebuilt, initial & ~rebuilt, ~initial & rebuilt]
-    return np.select(cases, range(len(Fate))).astype(np.uint8)
 
 
 def perplexities(events: Sequence[Event]) -> pd.DataFrame:

@@ -49,3 +49,9 @@ def format_perplexity(perplexity: float) -> str:
     if perplexity < 1000:
         return f"{perplexity:.4g}"
     return f"{perplexity:,.0f}" if perplexity < 1e6 else f"{perplexity:.1e}"
+
+
+def faded(colour: str, alpha: float) -> str:
+    """A colour like "#3b82c9" with some opacity from 0 to 1."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gradio as gr
 
-from analysis import choices
+from analysis import choices, frames
 from barber.config import PruneConfig
 from barber.events import Event, RunStarted
 from barber.registry import BARBER, REFINERS
 from ui.hub import Hub
-from ui.plots import plot
+from ui.plots import chart, drawn
+from ui.selection import Matrix, Selection
 from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
 EMPTY = unfilled("which swaps each round tried in a sub-block, and which it chose.")
@@ -24,71 +25,85 @@ BY_THRESHOLD = (
 )
 
 
-def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
+def build(hub: Hub, selection: Selection) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         how = intro(BY_ERROR)
-        rounds = gr.Plot(show_label=False, container=False, elem_id="choice-rounds")
+        rounds = chart("choice-rounds")
         with gr.Column() as details:
             intro(
-                "The swaps that one round tried. A gaining pair is a pruned and a kept weight of one group, the pruned "
-                "one of larger saliency; a group is the whole sub-block, one matrix or one output row. One-swaps are "
-                "exact greedy swaps in each output row. A point above “no change” raises the error; the lowest is "
-                "chosen."
+                "The swaps that one round tried in the sub-block of the selected matrix. A gaining pair is a pruned "
+                "and a kept weight of one group, the pruned one of larger saliency; a group is the whole sub-block, "
+                "one matrix or one output row. One-swaps are exact greedy swaps in each output row. A point above “no "
+                "change” raises the error; the lowest is chosen."
             )
-            with gr.Row():
-                layer = gr.Dropdown([], label="Layer", elem_id="choice-layer", min_width=90)
-                block = gr.Dropdown([], label="Sub-block", elem_id="choice-block", min_width=130)
-                number = gr.Dropdown([], label="Round", elem_id="choice-round", min_width=90)
-            curve = gr.Plot(show_label=False, container=False, elem_id="choice-curve")
+            number = gr.Dropdown([], label="Round", elem_id="choice-round", min_width=90)
+            curve = chart("choice-curve")
+    with gr.Column(visible=False) as with_gains:
+        intro(
+            "The gain curve of the sub-block of the selected matrix: how much larger the saliency of the pruned weight "
+            "of each gaining pair is than that of the kept one, in the first round. A curve that falls early has few "
+            "pairs that matter."
+        )
+        gains = chart("gain-curve")
 
-    def draw(name: str | None, layer: int, block: str, number: int):
-        tried = choices.candidates(hub.events(name))
-        at = (tried["layer"] == layer) & (tried["sub_block"] == block) & (tried["round"] == number)
-        return plot(choices.curve_figure(tried[at]), "choices") if at.any() else gr.skip()
+    def draw(shown: Matrix, number: int) -> tuple:
+        tried = choices.candidates(hub.events(shown.run))
+        block = block_of(hub.events(shown.run), shown)
+        at = (tried["layer"] == shown.layer) & (tried["sub_block"] == block) & (tried["round"] == number)
+        if not at.any():
+            return gr.skip(), gr.skip()
+        return drawn(
+            choices.curve_figure(tried[at]),
+            "choices",
+            f"Swaps that round {number} tried in layer {shown.layer}, {block}",
+            tried[at][["swap", "granularity", "fraction", "swaps", "error", "relative", "chosen"]],
+        )
 
-    def blocks_of(frame, layer: int) -> list[tuple[str, str]]:
-        rows = frame[frame["layer"] == layer].drop_duplicates("sub_block")
-        return list(zip(rows["kind"], rows["sub_block"], strict=True))
-
-    def rounds_of(frame, layer: int, block: str) -> list[int]:
-        return frame[(frame["layer"] == layer) & (frame["sub_block"] == block)]["round"].tolist()
-
-    def show(name: str | None):
-        events = hub.events(name)
+    def show(shown: Matrix):
+        events = hub.events(shown.run)
         frame = choices.choices(events)
         if frame.empty:
             return nothing_yet(why_empty(events), 7)
         auto = config_of(events).auto
-        first, block = choices.most_improved(frame)
+        numbers = frame[(frame["layer"] == shown.layer) & (frame["sub_block"] == block_of(events, shown))]
+        tried = numbers["round"].tolist()
         return (
             *results_there(),
             f'<p class="bb-intro">{BY_ERROR if auto else BY_THRESHOLD}</p>',
-            gr.update(visible=auto),
-            plot(choices.rounds_figure(frame), "rounds"),
-            gr.update(choices=sorted(set(frame["layer"].tolist())), value=first),
-            gr.update(choices=blocks_of(frame, first), value=block),
-            gr.update(choices=rounds_of(frame, first, block), value=1),
-            draw(name, first, block, 1),
+            gr.update(visible=auto and bool(tried)),
+            *drawn(choices.rounds_figure(frame), "rounds", "Validation error of each sub-block by round", frame),
+            gr.update(choices=tried, value=tried[0] if tried else None),
+            *draw(shown, 1),
         )
 
-    def choose(name: str | None, layer: int, block: str, number: int):
-        """New choices of the dropdowns for the layer and the sub-block, and the curve."""
-        frame = choices.choices(hub.events(name))
-        blocks = blocks_of(frame, layer)
-        names = [value for _, value in blocks]
-        block = block if block in names else names[0]
-        numbers = rounds_of(frame, layer, block)
-        number = number if number in numbers else numbers[-1]
+    def show_gains(shown: Matrix):
+        events = hub.events(shown.run)
+        block = block_of(events, shown)
+        frame = choices.gain_curve(events, shown.layer, block)
+        if frame.empty:
+            return gr.update(visible=False), gr.skip(), gr.skip()
         return (
-            gr.update(choices=blocks, value=block),
-            gr.update(choices=numbers, value=number),
-            draw(name, layer, block, number),
+            gr.update(visible=True),
+            *drawn(
+                choices.gain_figure(frame),
+                "gains",
+                f"Gains of the gaining pairs of layer {shown.layer}, {block}",
+                choices.some_gains(frame),
+            ),
         )
 
-    chosen = [run_id, layer, block, number]
-    redraw.change(show, run_id, [nothing, results, how, details, rounds, layer, block, number, curve], **CALM)
-    gr.on([layer.input, block.input, number.input], choose, chosen, [block, number, curve], **CALM)
+    outputs = [nothing, results, how, details, *rounds, number, *curve]
+    selection.shown.change(show, selection.shown, outputs, **CALM)
+    selection.shown.change(show_gains, selection.shown, [with_gains, *gains], **CALM)
+    number.input(draw, [selection.shown, number], [*curve], **CALM)
+
+
+def block_of(events: list[Event], shown: Matrix) -> str | None:
+    """The name of the sub-block of the selected matrix."""
+    frame = frames.modules(events)
+    rows = frame[(frame["layer"] == shown.layer) & (frame["name"] == shown.module)]
+    return None if rows.empty else rows["sub_block"].iloc[0]
 
 
 def config_of(events: list[Event]) -> PruneConfig | None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
 
-from ui import api, choices_tab, flips_tab, form, perplexity_tab, run_panel, runs_tab, saliency_tab, text_tab
+from ui import (
+    api,
+    choices_tab,
+    flips_tab,
+    form,
+    matrix_tab,
+    perplexity_tab,
+    run_panel,
+    runs_tab,
+    saliency_tab,
+    text_tab,
+)
 from ui.hub import Hub
+from ui.selection import Selection
 from ui.views import CALM, TELLING
 
 HEADER = """
@@ -40,19 +53,22 @@ def build(runs: Path | None = None, turn: float | None = None, shared: bool = Fa
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
                 board = run_panel.build_board()
                 run_panel.wire(hub, the_form, bar, board, shown, visitor, wanted)
+                run = (hub, shown.viewed, shown.redraw)
+                selection = Selection(*run)
+                listing = (shown.begun.change, shown.redraw.change)
                 with gr.Tabs(elem_id="views"):
-                    for title, tab in (
-                        ("Mask flips", flips_tab),
-                        ("Saliency", saliency_tab),
-                        ("Choices", choices_tab),
-                        ("Perplexity", perplexity_tab),
-                        ("Text", text_tab),
+                    for title, build_view in (
+                        ("Mask flips", partial(flips_tab.build, *run, selection)),
+                        ("Matrix", partial(matrix_tab.build, hub, selection)),
+                        ("Saliency", partial(saliency_tab.build, hub, selection)),
+                        ("Choices", partial(choices_tab.build, hub, selection)),
+                        ("Perplexity", partial(perplexity_tab.build, *run)),
+                        ("Text", partial(text_tab.build, *run)),
+                        ("Runs", partial(runs_tab.build, hub, visitor, wanted, listing)),
                     ):
-                        with gr.Tab(title) as opened:
-                            tab.build(hub, shown.viewed, shown.redraw)
+                        with gr.Tab(title, elem_id=f"view-{title.split()[-1].lower()}") as opened:
+                            build_view()
                         opened.select(fn=None, js=FIT, api_visibility="private")
-                    with gr.Tab("Runs") as opened:
-                        runs_tab.build(hub, visitor, wanted, [shown.begun.change, shown.redraw.change, opened.select])
         api.build(hub)
         page.load(fn=None, js=form.KEYS, api_visibility="private")
         fields = [*the_form.fields.values()]

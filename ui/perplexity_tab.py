@@ -12,7 +12,7 @@ from analysis.style import format_perplexity
 from barber.events import Stage
 from ui.hub import Hub
 from ui.live import recovery
-from ui.plots import plot
+from ui.plots import chart, drawn
 from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
 EMPTY = unfilled(
@@ -26,7 +26,7 @@ def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         head = gr.HTML()
-        figure = gr.Plot(show_label=False, container=False, elem_id="perplexity-dots")
+        dots = chart("perplexity-dots")
         table = gr.HTML(elem_id="perplexity-table")
         intro(
             "Perplexity is the exponential of the mean cross-entropy of the next token; a model that always chose "
@@ -39,15 +39,15 @@ def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
         events = hub.events(name)
         measured = frames.perplexities(events)
         if measured.empty:
-            return nothing_yet(NOT_MEASURED if events else EMPTY, 3)
+            return nothing_yet(NOT_MEASURED if events else EMPTY, 4)
         return (
             *results_there(),
             gr.update(value=(headline := _headline(measured)), visible=bool(headline)),
-            plot(figures.perplexity_dots(measured), "perplexity"),
+            *drawn(figures.perplexity_dots(measured), "perplexity", "Perplexity of each model on each text", None),
             _table(measured),
         )
 
-    redraw.change(show, [run_id], [nothing, results, head, figure, table], **CALM)
+    redraw.change(show, [run_id], [nothing, results, head, *dots, table], **CALM)
 
 
 def _headline(measured) -> str:

@@ -1,88 +1,92 @@
-"""Saliency: the saliency of the weights of one matrix, by their fate, and the positions of the changed mask bits."""
+"""Saliency: the saliency of the weights of one matrix, by their fate or by the masks that keep and prune them."""
 
 from __future__ import annotations
 
 import gradio as gr
 
-from analysis import figures, frames
+from analysis import frames, saliency
+from analysis.saliency import BY_FATE, BY_MASK, Scale
 from barber.config import PruneConfig
 from barber.events import Event, RunStarted
 from barber.registry import BARBER, METRICS
-from barber.runs.directory import RunDirectory
 from ui.hub import Hub
-from ui.plots import plot
+from ui.plots import chart, drawn
+from ui.selection import Matrix, Selection
 from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
 EMPTY = unfilled("the saliency of the weights, and which of them the rebuild grew or cut.")
 NO_SALIENCY = empty("This run has no rebuild, so no saliency was measured. Switch the rebuild on and run again.")
+NOT_REACHED = empty("The run was stopped before it rebuilt this matrix, so its saliency is not known.")
 HOW_TO_READ = (
     "Saliency is {}. A good mask keeps the weights on the right, of high saliency: <b class='bb-grown'>grown</b> "
     "weights were pruned although their saliency is high, <b class='bb-cut'>cut</b> weights were kept although it is "
-    "low."
+    "low. Shares are of the weights of each curve, so that few grown weights are as visible as many kept ones."
 )
+CURVES = {"fates": BY_FATE, "masks": BY_MASK}
 
 
-def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
+def build(hub: Hub, selection: Selection) -> None:
     nothing = gr.HTML(EMPTY)
     with gr.Column(visible=False) as results:
         reading = intro("")
         with gr.Row():
-            layer = gr.Dropdown([], label="Layer", elem_id="saliency-layer", min_width=110)
-            module = gr.Dropdown([], label="Module", elem_id="saliency-module", min_width=150)
-            scale = gr.Radio(["linear", "log"], value="linear", label="Counts", elem_id="saliency-scale", min_width=150)
-        histogram = gr.Plot(show_label=False, container=False, elem_id="saliency-histogram")
+            which = gr.Radio(
+                [("fate of the weight", "fates"), ("initial and rebuilt mask", "masks")],
+                value="fates",
+                label="Curves",
+                elem_id="saliency-curves",
+                min_width=200,
+            )
+            scale = gr.Dropdown(
+                [str(one) for one in Scale],
+                value=str(Scale.SHARE),
+                label="Height",
+                elem_id="saliency-scale",
+                min_width=150,
+            )
+            apart = gr.Radio(
+                [("one panel", False), ("a panel each", True)],
+                value=False,
+                label="Layout",
+                elem_id="saliency-layout",
+                min_width=150,
+            )
+        histogram = chart("saliency-histogram")
         zeros = gr.HTML(visible=False, elem_id="saliency-zeros")
-        intro("The mask of the same matrix, one cell for each weight; of a large matrix, the top left corner.")
-        mask = gr.Plot(show_label=False, container=False, elem_id="mask-map")
 
-    def draw_histogram(name: str | None, layer: int, module: str, scale: str) -> tuple:
-        """The histogram of one matrix, and a sentence on the weights that it leaves out."""
-        events = hub.events(name)
-        bins, without = frames.saliency(events, layer, module), frames.without_saliency(events, layer, module)
+    def draw(shown: Matrix, which: str, scale: str, apart: bool) -> tuple:
+        """The chart of one matrix, and a sentence on the weights that it leaves out."""
+        events = hub.events(shown.run)
+        bins = frames.saliency(events, shown.layer, shown.module)
         if bins.empty:
-            return gr.skip(), gr.skip()
-        figure = figures.saliency_histogram(bins, without, scale == "log")
-        left_out = gr.update(value=f'<p class="bb-intro">{not_drawn(without)}</p>', visible=bool(without))
-        return plot(figure, "saliency"), left_out
-
-    def draw(name: str | None, layer: int, module: str, scale: str) -> tuple:
-        """The histogram and the map of one matrix."""
-        fates = frames.fates(RunDirectory(hub.path(name)), layer, module)
+            return gr.skip(), gr.skip(), gr.skip()
+        without, lines, height = frames.without_saliency(events, shown.layer, shown.module), CURVES[which], Scale(scale)
+        sentence = "" if height is Scale.CUMULATIVE else not_drawn(without)
         return (
-            *draw_histogram(name, layer, module, scale),
-            plot(figures.mask_map(fates), "mask") if fates.size else gr.skip(),
+            *drawn(
+                saliency.figure(bins, without, lines, height, apart),
+                "saliency",
+                f"Saliency of layer {shown.layer}, {shown.module}: {scale}",
+                saliency.curves(bins, without, lines, height),
+            ),
+            gr.update(value=f'<p class="bb-intro">{sentence}</p>', visible=bool(sentence)),
         )
 
-    def modules_of(name: str | None, layer: int) -> list[tuple[str, str]]:
-        flips = frames.flips(hub.events(name))
-        rows = flips[flips["layer"] == layer]
-        return list(zip(rows["module"], rows["name"], strict=True))
-
-    def show(name: str | None, scale: str):
-        events = hub.events(name)
-        flips = frames.flips(events)
-        if flips.empty:
-            return nothing_yet(NO_SALIENCY if events else EMPTY, 6)
-        first, module = frames.most_changed(flips)
+    def show(shown: Matrix, which: str, scale: str, apart: bool):
+        events = hub.events(shown.run)
+        if frames.flips(events).empty:
+            return nothing_yet(NO_SALIENCY if events else EMPTY, 4)
+        if frames.saliency(events, shown.layer, shown.module).empty:
+            return nothing_yet(NOT_REACHED, 4)
         return (
             *results_there(),
             f'<p class="bb-intro">{HOW_TO_READ.format(measure(events))}</p>',
-            gr.update(choices=sorted(set(flips["layer"].tolist())), value=first),
-            gr.update(choices=modules_of(name, first), value=module),
-            *draw(name, first, module, scale),
+            *draw(shown, which, scale, apart),
         )
 
-    def choose_layer(name: str | None, layer: int, module: str, scale: str):
-        choices = modules_of(name, layer)
-        names = [value for _, value in choices]
-        module = module if module in names else names[0]
-        return gr.update(choices=choices, value=module), *draw(name, layer, module, scale)
-
-    chosen, drawn = [run_id, layer, module, scale], [histogram, zeros]
-    redraw.change(show, [run_id, scale], [nothing, results, reading, layer, module, *drawn, mask], **CALM)
-    layer.input(choose_layer, chosen, [module, *drawn, mask], **CALM)
-    module.input(draw, chosen, [*drawn, mask], **CALM)
-    scale.input(draw_histogram, chosen, drawn, **CALM)
+    chosen, outputs = [selection.shown, which, scale, apart], [*histogram, zeros]
+    selection.shown.change(show, chosen, [nothing, results, reading, *outputs], **CALM)
+    gr.on([which.input, scale.input, apart.input], draw, chosen, outputs, **CALM)
 
 
 def not_drawn(zeros: dict[str, int]) -> str:

@@ -22,6 +22,7 @@ from os.path import isdir
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from barber.atomic_files import hasher
 from barber.config import Sparsity
@@ -31,7 +32,7 @@ from barber.input_files import regular_file
 from barber.models.decoder import Masks, State, Values
 from barber.runs.checksums import EVENTS, read_checksums
 from barber.runs.environment import read_environment
-from barber.runs.packed_masks import read_packed, unpack
+from barber.runs.packed_masks import read_packed, read_packed_mask, unpack
 
 TYPES = {"model": str, "config": dict, "calibration": dict, "modules": list, "device": str, "dtype": str}
 
@@ -90,10 +91,15 @@ class RunDirectory:
 
     def masks(self, layer: int, stage: str) -> Masks:
         """name -> bool (out, in), True = pruned, of one layer at "initial" or "rebuilt"; empty where there are none."""
-        file = self.path / "masks" / f"layer_{layer:03}.safetensors"
+        file = self._masks_file(layer)
         tensors, shapes = read_packed(file) if file.exists() else ({}, {})
         here = f"{stage}/"
         return {k.removeprefix(here): unpack(v, shapes[k]) for k, v in tensors.items() if k.startswith(here)}
+
+    def packed_mask(self, layer: int, stage: str, name: str) -> tuple[Tensor, list[int]] | None:
+        """The mask of one matrix as bits (see packed_masks.pack), and its shape (out, in); None where there is none."""
+        file = self._masks_file(layer)
+        return read_packed_mask(file, f"{stage}/{name}") if file.exists() else None
 
     def weights(self, layer: int, stage: str) -> Values:
         """name -> (out, in) values that are not the dense ones under the mask; mostly empty."""
@@ -101,6 +107,9 @@ class RunDirectory:
         tensors = load_file(file) if file.exists() else {}
         here = f"{stage}/"
         return {k.removeprefix(here): v for k, v in tensors.items() if k.startswith(here)}
+
+    def _masks_file(self, layer: int) -> Path:
+        return self.path / "masks" / f"layer_{layer:03}.safetensors"
 
     def state(self, layer: int, stage: str) -> State:
         """`masks` and `weights` of one layer at a stage, as Layer.assign takes them."""

@@ -32,6 +32,13 @@ def read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
         return {key: file.get_tensor(key) for key in file.keys()}, shapes  # noqa: SIM118 (no mapping)
 
 
+def read_packed_mask(path: Path, key: str) -> tuple[Tensor, list[int]] | None:
+    """The bits and the shape (out, in) of one mask of a safetensors file, None where it is missing; reads no other."""
+    with safe_open(path, "pt") as file:
+        shapes = file.metadata() or {}
+        return (file.get_tensor(key), json.loads(shapes[key])) if key in shapes else None
+
+
 def draft_tensors(path: Path, tensors: dict[str, Tensor], shapes: dict[str, list[int]] | None = None) -> None:
     """Write the draft of a safetensors file; `shapes` go into the header."""
     draft_of(path).unlink(missing_ok=True)

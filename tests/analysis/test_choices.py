@@ -10,7 +10,7 @@ import pytest
 
 from analysis import choices, frames
 from barber.config import AUTO, Sparsity
-from barber.events import Candidate, Refit, Round, SubBlockRebuilt
+from barber.events import Candidate, GainCurve, Refit, Round, SubBlockRebuilt
 from tests.analysis.test_frames import LIMIT, run
 
 NONE = {"swap": "", "granularity": "", "fraction": 0.0, "swaps": 0}
@@ -156,6 +156,33 @@ def test_the_error_never_rises_over_the_rounds_of_a_real_run(real):
 def test_the_rounds_of_a_deep_model_are_a_small_figure():
     events = [sub_block(layer, kind, ROUNDS) for layer in range(48) for kind in ("attention", "mlp")]
     assert 1_000 < len(choices.rounds_figure(choices.choices(events)).to_json()) < LIMIT
+
+
+def test_the_gain_curve_of_a_sub_block_is_drawn(real):
+    events = [replace(EVENTS[0], curve=GainCurve([1, 10, 100], [3.0, 0.2, 0.001])), EVENTS[1]]
+    gains = choices.gain_curve(events, 0, "self_attn")
+    assert gains.to_dict("list") == {"rank": [1, 10, 100], "gain": [3.0, 0.2, 0.001]}
+    assert choices.gain_curve(events, 0, "mlp").empty
+    assert choices.gain_curve(events, 1, "self_attn").empty
+    figure = choices.gain_figure(gains)
+    assert list(figure.data[0].y) == [3.0, 0.2, 0.001]
+    assert figure.layout.yaxis.type == "log"
+    for sub_block in ("self_attn", "mlp"):
+        gains = choices.gain_curve(real, 1, sub_block)
+        assert gains["gain"].is_monotonic_decreasing
+        assert len(choices.gain_figure(gains).to_json()) < LIMIT
+        few = choices.some_gains(gains)
+        assert len(few) == min(25, len(gains))
+        assert few["rank"].tolist()[:: len(few) - 1] == gains["rank"].tolist()[:: len(gains) - 1]
+
+
+@pytest.mark.parametrize("length", [1, 2, 25, 26, 1000])
+def test_some_gains_have_the_first_and_the_last(length):
+    gains = choices.gain_curve(
+        [replace(EVENTS[0], curve=GainCurve([*range(1, length + 1)], [1.0] * length))], 0, "self_attn"
+    )
+    ranks = choices.some_gains(gains)["rank"].tolist()
+    assert (ranks[0], ranks[-1], len(ranks)) == (1, length, min(25, length))
 
 
 def refit(before: float, after: float, diverged: bool = False) -> Refit:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis import figures, frames
+from analysis import figures, frames, saliency
 from analysis.style import format_perplexity
 from barber.config import Granularity, Order, PruneConfig, Sparsity
 from barber.data.token_sets import CalibrationSet
 from barber.events import Event, Fate, LayerInitialised, PerplexityMeasured, Stage, SubBlockRebuilt, TextGenerated
 from barber.pruning.prune import prune
-from barber.runs.directory import RunDirectory
-from barber.runs.recorder import create, record
 from tests.support.families import WIDTH
 
 LIMIT = 300_000  # bytes of one figure's JSON
@@ -99,7 +98,7 @@ def partly_dead() -> tuple[list, int]:
 def legend(events: list, name: str) -> dict[str, int]:
     """Fate -> the count in the figure's legend."""
     zeros = frames.without_saliency(events, 0, name)
-    shown = figures.saliency_histogram(frames.saliency(events, 0, name), zeros)
+    shown = saliency.figure(frames.saliency(events, 0, name), zeros, saliency.BY_FATE, saliency.Scale.SHARE)
     words = [trace.name.rstrip(")").split(" (") for trace in shown.data]
     return {fate: int(count.replace(",", "")) for fate, count in words}
 
@@ -206,23 +205,13 @@ def test_every_figure_of_a_deep_model_is_small(deep):
         measured(stage, 10.0 ** (i + k), f"data set {k}") for i, stage in enumerate(Stage) for k in range(3)
     ]
     pictures = {
-        "heatmap": figures.flip_heatmap(flips),
         "by layer": figures.flip_bars(flips, "layer"),
         "by module": figures.flip_bars(flips, "module"),
         "errors": figures.sub_block_errors(frames.sub_blocks(deep)),
-        "saliency": figures.saliency_histogram(frames.saliency(deep, 31, "mlp.down_proj"), {}),
         "perplexity": figures.perplexity_dots(frames.perplexities(measurements)),
     }
     sizes = {name: len(picture.to_json()) for name, picture in pictures.items()}
     assert all(1_000 < size < LIMIT for size in sizes.values()), sizes
-
-
-def test_the_heatmap_shows_the_shares(events):
-    flips = frames.flips(events)
-    trace = figures.flip_heatmap(flips).data[0]
-    shown = {(layer, name): trace.z[r][c] for r, name in enumerate(trace.y) for c, layer in enumerate(trace.x)}
-    for row in flips.itertuples():
-        assert shown[row.layer, row.module] == pytest.approx(100 * row.share, rel=1e-3)
 
 
 def test_one_bar_stands_for_grown_and_as_many_cut(events):
@@ -232,7 +221,8 @@ def test_one_bar_stands_for_grown_and_as_many_cut(events):
     assert "as many cut" in both.name
     unequal = flips.assign(cut=flips["cut"] + 1)
     grown, cut = figures.flip_bars(unequal, "module").data
-    assert (sum(grown.y), sum(cut.y)) == (unequal["grown"].sum(), -unequal["cut"].sum())
+    assert (sum(grown.y), sum(cut.y)) == (unequal["grown"].sum(), unequal["cut"].sum())
+    assert figures.flip_sums(unequal, "module")["cut"].sum() == unequal["cut"].sum()
 
 
 def test_a_figure_and_its_table_round_alike():
@@ -269,19 +259,25 @@ def test_perplexities_have_few_digits():
 
 
 def test_figures_have_no_background_of_their_own(events):
-    for picture in (figures.flip_heatmap(frames.flips(events)), figures.sub_block_errors(frames.sub_blocks(events))):
+    for picture in (figures.flip_bars(frames.flips(events)), figures.sub_block_errors(frames.sub_blocks(events))):
         assert picture.layout.paper_bgcolor == picture.layout.plot_bgcolor == "rgba(0,0,0,0)"
 
 
-@pytest.mark.parametrize("order", Order)
-def test_the_mask_map_shows_the_masks_of_the_directory(tmp_path, order):
-    written = list(record(create(tmp_path / "run"), (event for event in run(1, order=order))))
-    directory = RunDirectory(tmp_path / "run")
-    row = max(frames.flips(written).itertuples(), key=lambda row: min(row.grown, row.cut))
-    fates = frames.fates(directory, row.layer, row.name)
-    histogram = frames.saliency(written, row.layer, row.name)
-    assert fates.size == row.weights
-    assert [int((fates == i).sum()) for i in range(4)] == histogram[list(map(str, Fate))].sum().tolist()
-    assert frames.fates(directory, row.layer, row.name, rows=3, columns=5).shape == (3, 5)
-    assert frames.fates(directory, 7, row.name).size == 0
-    assert len(figures.mask_map(np.zeros((96, 192), dtype=np.uint8)).to_json()) < LIMIT
+def test_more_swaps_than_grown_weights_are_explained(events):
+    swaps, grown = frames.sub_blocks(events)["swaps"].sum(), frames.flips(events)["grown"].sum()
+    assert swaps == grown
+    assert f"{swaps:,} swaps: each grew one weight" in frames.describe_swaps(events)
+    assert frames.describe_swaps([]) == ""
+    again = [replace(e, swaps=e.swaps + 2500) if isinstance(e, SubBlockRebuilt) else e for e in events]
+    sentence = frames.describe_swaps(again)
+    assert f"made {swaps + 4 * 2500:,} swaps" in sentence
+    assert f"in the end {grown:,} weights are grown" in sentence
+
+
+def test_only_modules_with_a_mask_can_be_selected(events):
+    assert len(frames.masked(events)) == len(frames.modules(events)) == 14
+    assert frames.masked(events)["shape"].map(math.prod).tolist() == frames.modules(events)["weights"].tolist()
+    before = events[: next(i for i, event in enumerate(events) if isinstance(event, LayerInitialised))]
+    assert frames.masked(before).empty
+    first = events[: len(before) + 1]
+    assert set(frames.masked(first)["name"]) == set(first[-1].modules)

@@ -38,9 +38,12 @@ def outputs(client) -> list[dict]:
     return job.outputs()
 
 
-def test_the_api_is_one_documented_endpoint(client):
+def test_the_api_is_documented(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert list(endpoints) == ["/run"]
+    assert set(endpoints) == {"/run", "/matrix"}
+    matrix = {p["parameter_name"]: p["python_type"]["type"] for p in endpoints["/matrix"]["parameters"]}
+    numbers = dict.fromkeys(("layer", "row", "column", "size"), "int")
+    assert matrix == {"run": "str", "module": "str"} | numbers
     assert [p["parameter_name"] for p in endpoints["/run"]["parameters"]] == list(settings.FIELDS)
     assert all(p["parameter_has_default"] for p in endpoints["/run"]["parameters"])
 
@@ -69,6 +72,30 @@ def test_a_run_measures_all_three_stages_and_keeps_its_directory(outputs, server
     assert {name for la in run.layers() for name in run.masks(la, Stage.REBUILT)} == {
         row["name"] for row in summary["flips"]
     }
+
+
+def test_a_matrix_is_given_as_plain_values(client, server, outputs):
+    run = outputs[-1]["run"]
+    row = max(outputs[-1]["flips"], key=lambda row: min(row["grown"], row["cut"]))
+    there = {"run": run, "layer": row["layer"], "module": row["name"]}
+    answer = client.predict(**there, row=3, column=5, size=16, api_name="/matrix")
+    initial, rebuilt = (
+        RunDirectory(server.runs / run).masks(row["layer"], stage)[row["name"]]
+        for stage in (Stage.INITIAL, Stage.REBUILT)
+    )
+    assert answer["shape"] == list(initial.shape)
+    assert (answer["counts"]["grown"], answer["counts"]["cut"]) == (row["grown"], row["cut"])
+    assert answer["rows"]["rebuilt"] == pytest.approx((~rebuilt).float().mean(1).tolist(), abs=1e-5)
+    assert answer["columns"]["initial"] == pytest.approx((~initial).float().mean(0).tolist(), abs=1e-5)
+    window = answer["window"]
+    assert (window["row"], window["column"], len(window["fates"]), len(window["fates"][0])) == (3, 5, 16, 16)
+    grown = [[fate == "grown" for fate in line] for line in window["fates"]]
+    assert grown == (initial & ~rebuilt)[3:19, 5:21].tolist()
+    assert answer["patterns"] is None
+    for wrong in ({"run": "no-such-run"}, {"run": "a" * 22}, {"layer": 99}, {"module": "../config"}):
+        with pytest.raises(AppError) as caught:
+            client.predict(**there | wrong, api_name="/matrix")
+        assert str(caught.value).endswith(".")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""The weight matrix that the views show: one layer and module for all of them, in two lists above the views."""
+
+from __future__ import annotations
+
+import secrets
+from typing import NamedTuple
+
+import gradio as gr
+
+from analysis import frames
+from ui.hub import Hub
+from ui.views import CALM
+
+# Gradio tells the page that a state has changed only from its queue; "multiple", so that no choice is lost.
+SELECTING = CALM | {"queue": True, "trigger_mode": "multiple"}
+
+
+class Matrix(NamedTuple):
+    """What the views of one matrix show.
+
+    Attributes:
+        run: id of the run, None before the first.
+        layer, module: number of the layer and name within it; None where the run has no masks.
+        mark: new with each run that ended, so that its views are drawn also if the rest is as before.
+    """
+
+    run: str | None
+    layer: int | None
+    module: str | None
+    mark: str = ""
+
+
+class Selection:
+    """The two lists, and the state `shown`, a Matrix, whose `change` is the event to draw the views of a matrix at."""
+
+    def __init__(self, hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
+        self.hub = hub
+        self.shown = gr.State(Matrix(None, None, None))
+        with gr.Row(visible=False, elem_id="selection", elem_classes="bb-selection") as self.row:
+            self.layer = gr.Dropdown([], label="Layer", elem_id="layer", min_width=100, scale=1)
+            self.module = gr.Dropdown([], label="Module", elem_id="module", min_width=150, scale=2)
+        self.outputs = [self.layer, self.module, self.shown]
+        redraw.change(self._first, run_id, [self.row, *self.outputs], **SELECTING)
+        gr.on(
+            [self.layer.input, self.module.input],
+            self.select,
+            [self.shown, self.layer, self.module],
+            self.outputs,
+            **SELECTING,
+        )
+
+    def select(self, shown: Matrix, layer: int, module: str) -> tuple:
+        """Values of `outputs` for the module of a layer, or the first one where the layer has no such module."""
+        frame = frames.masked(self.hub.events(shown.run))
+        if layer not in set(frame["layer"]):
+            return tuple(gr.skip() for _ in self.outputs)
+        rows = frame[frame["layer"] == layer]
+        module = module if module in set(rows["name"]) else rows["name"].iloc[0]
+        choices = list(zip(rows["module"], rows["name"], strict=True))
+        return (
+            gr.update(choices=sorted(set(frame["layer"].tolist())), value=layer),
+            gr.update(choices=choices, value=module),
+            shown._replace(layer=layer, module=module),
+        )
+
+    def _first(self, run: str | None) -> tuple:
+        """The matrix that the rebuild changed most, or the first one."""
+        events = self.hub.events(run)
+        flips, frame = frames.flips(events), frames.masked(events)
+        shown = Matrix(run, None, None, secrets.token_hex(4))
+        if frame.empty:
+            return gr.update(visible=False), gr.skip(), gr.skip(), shown
+        first = frame.iloc[0]
+        layer, module = frames.most_changed(flips) if len(flips) else (int(first["layer"]), first["name"])
+        return gr.update(visible=True), *self.select(shown, layer, module)
