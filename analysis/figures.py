@@ -88,7 +88,7 @@ def perplexity_dots(perplexities: pd.DataFrame) -> go.Figure:
             x=values.tolist(),
             y=[STAGE_LABEL[Stage(stage)] for stage in part["stage"]],
             error_x={"array": (high - values).tolist(), "arrayminus": (values - low).tolist(), "color": GREY},
-            customdata=[_interval(one) for one in part.itertuples()],
+            customdata=[describe_interval(one) for one in part.itertuples()],
             mode="markers+text",
             marker={"color": [STAGE_COLOUR[Stage(stage)] for stage in part["stage"]], "size": 12},
             text=[format_perplexity(value) for value in values],
@@ -115,7 +115,7 @@ def perplexity_dots(perplexities: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def _interval(row) -> str:
+def describe_interval(row) -> str:
     """A perplexity with its interval, where that is known."""
     if not (math.isfinite(row.low) and math.isfinite(row.high)):
         return format_perplexity(row.perplexity)

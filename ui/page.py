@@ -10,6 +10,7 @@ import gradio as gr
 from ui import (
     api,
     choices_tab,
+    compare_tab,
     flips_tab,
     form,
     matrix_tab,
@@ -55,8 +56,8 @@ def build(runs: Path | None = None, turn: float | None = None, shared: bool = Fa
                 run_panel.wire(hub, the_form, bar, board, shown, visitor, wanted)
                 run = (hub, shown.viewed, shown.redraw)
                 selection = Selection(*run)
-                listing = (shown.begun.change, shown.redraw.change)
-                with gr.Tabs(elem_id="views"):
+                compared = gr.State([])
+                with gr.Tabs(elem_id="views") as tabs:
                     for title, build_view in (
                         ("Mask flips", partial(flips_tab.build, *run, selection)),
                         ("Matrix", partial(matrix_tab.build, hub, selection)),
@@ -64,11 +65,16 @@ def build(runs: Path | None = None, turn: float | None = None, shared: bool = Fa
                         ("Choices", partial(choices_tab.build, hub, selection)),
                         ("Perplexity", partial(perplexity_tab.build, *run)),
                         ("Text", partial(text_tab.build, *run)),
-                        ("Runs", partial(runs_tab.build, hub, visitor, wanted, listing)),
                     ):
                         with gr.Tab(title, elem_id=f"view-{title.split()[-1].lower()}") as opened:
                             build_view()
                         opened.select(fn=None, js=FIT, api_visibility="private")
+                    with gr.Tab("Runs", elem_id="view-runs") as opened:
+                        changes = [shown.begun.change, shown.redraw.change, opened.select]
+                        runs_tab.build(hub, visitor, wanted, changes, compared, tabs)
+                    with gr.Tab("Compare", id="compare", elem_id="view-compare") as opened:
+                        compare_tab.build(hub, compared)
+                    opened.select(fn=None, js=FIT, api_visibility="private")
         api.build(hub)
         page.load(fn=None, js=form.KEYS, api_visibility="private")
         fields = [*the_form.fields.values()]

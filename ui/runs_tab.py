@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from analysis.compare import LABELS
 from analysis.style import format_perplexity
 from barber.errors import UserError
 from barber.events import Stage
@@ -43,10 +44,12 @@ class Wanted(NamedTuple):
     wish: str
 
 
-def build(hub: Hub, visitor: gr.BrowserState, wanted: gr.State, changes: Sequence) -> gr.State:
-    """The view; a State with the ids of the chosen runs. wanted: gets a Wanted for a run that is clicked.
+def build(
+    hub: Hub, visitor: gr.BrowserState, wanted: gr.State, changes: Sequence, compared: gr.State, tabs: gr.Tabs
+) -> None:
+    """The view. wanted: gets a Wanted for a run that is clicked. compared: gets the ids of the runs to be compared.
 
-    changes: the events after which the list may be another.
+    changes: the events after which the list may be another. tabs: in which the view "compare" is opened.
     """
     chosen = gr.State([])
     words = gr.Textbox(
@@ -59,6 +62,7 @@ def build(hub: Hub, visitor: gr.BrowserState, wanted: gr.State, changes: Sequenc
     )
     table = gr.HTML("", js_on_load=EVENTS, elem_id="run-list")
     with gr.Row(elem_classes="bb-run-actions"):
+        beside = gr.Button("Compare", size="sm", min_width=100, scale=0, interactive=False, elem_id="run-compare")
         pin = gr.Button("Pin or unpin", size="sm", min_width=110, scale=0, interactive=False, elem_id="run-pin")
         delete = gr.Button("Delete", size="sm", min_width=90, scale=0, interactive=False, elem_id="run-delete")
         title = gr.Textbox(
@@ -80,9 +84,9 @@ def build(hub: Hub, visitor: gr.BrowserState, wanted: gr.State, changes: Sequenc
     gr.HTML(f'<p class="bb-intro">{KEPT.format(escape(str(hub.runs))) if hub.history.shared else PRIVATE}</p>')
 
     def able(runs: Sequence[str]) -> tuple:
-        """Updates of what acts on the chosen runs."""
+        """Updates of what acts on the chosen runs; only some can be compared."""
         some, one = gr.update(interactive=bool(runs)), gr.update(interactive=len(runs) == 1)
-        return some, some, one, one
+        return gr.update(interactive=2 <= len(runs) <= len(LABELS)), some, some, one, one
 
     def show(visitor: str, words: str, runs: list[str]) -> tuple:
         cards = hub.history.cards(visitor, words or "")
@@ -111,12 +115,16 @@ def build(hub: Hub, visitor: gr.BrowserState, wanted: gr.State, changes: Sequenc
         what = "this run" if len(runs) == 1 else f"these {len(runs)} runs"
         return gr.update(visible=True), f"<p>Delete {what} and all that was recorded?</p>"
 
-    acting = [pin, delete, title, rename]
+    def put_beside(runs: list[str]):
+        return list(runs), gr.update(selected="compare")
+
+    acting = [beside, pin, delete, title, rename]
     listed = [table, chosen, *acting]
     for event in [*changes, words.change]:
         event(show, [visitor, words, chosen], listed, **CALM)
     table.input(tick, None, [chosen, *acting], **CALM)
     table.select(want, None, wanted, **TELLING)
+    beside.click(put_beside, chosen, [compared, tabs], **TELLING)
     delete.click(ask, chosen, [sure, question], **CALM)
     no.click(lambda: gr.update(visible=False), None, sure, **CALM)
     done = [
@@ -135,7 +143,6 @@ def build(hub: Hub, visitor: gr.BrowserState, wanted: gr.State, changes: Sequenc
     for end in done:
         end.then(lambda: (gr.update(visible=False), ""), None, [sure, title], **CALM)
         end.then(show, [visitor, words, chosen], listed, **CALM)
-    return chosen
 
 
 def listing(cards: Sequence[Card], runs: Sequence[str]) -> str:

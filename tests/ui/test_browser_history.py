@@ -114,6 +114,29 @@ def test_runs_are_renamed_pinned_found_and_deleted(browser, server, complaints):
     page.close()
 
 
+def test_two_runs_are_compared(browser, server, complaints):
+    names = []
+    for query in ("&sparsity=50%25&threshold=0.2", "&sparsity=50%25&threshold=0.2&method=magnitude"):
+        page = visit(browser, server, SHORT + query, complaints)
+        names.append(run(page))
+        page.close() if len(names) == 1 else None
+    open_tab(page, "Compare")
+    expect(page.get_by_text("Tick two to four runs")).to_be_visible()
+    rows(page)
+    tick(page, names[0])
+    expect(page.locator("#run-delete")).to_be_enabled()
+    expect(page.locator("#run-compare")).to_be_disabled()
+    tick(page, names[1])
+    page.locator("#run-compare").click()
+    expect(page.locator("#compared-runs li")).to_have_count(2)
+    assert page.locator("#compared-settings tbody tr").all_inner_texts() == ["Initial mask\tmagnitude\twanda"]
+    expect(page.locator("#compared-agreement")).to_contain_text("on average 0.")
+    for figure in ("compared-perplexities", "compared-errors", "compared-flips", "compared-masks"):
+        assert drawn(page, figure) >= 1
+    expect(page.locator("#compared-texts section")).to_have_count(2)
+    page.close()
+
+
 @pytest.fixture(scope="module")
 def public(tmp_path_factory):
     with serving(tmp_path_factory.mktemp("public"), "--host", "0.0.0.0") as running:
