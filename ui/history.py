@@ -1,7 +1,8 @@
 """The history of the runs: what each was, how it ended, and who may see and change it.
 
 A run recorded by the app has a card beside its run directory, `<run id>.json`. A run directory that the command line
-recorded in the same folder has none, and gets one from what it has recorded.
+recorded in the same folder has none, and gets one from what it has recorded. The examples that come with the app are
+run directories with cards, too, which everybody sees and nobody changes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from barber.runs.resume import read_job
 from ui.describe import describe
 
 LONGEST_TITLE = 200  # characters
+EXAMPLES = Path(__file__).parents[1] / "assets" / "runs"
 
 
 class State(StrEnum):
@@ -57,6 +59,7 @@ class Card:
         seconds: from its start to its end; None before.
         failure: the sentence that it failed with.
         perplexities: data set -> stage -> perplexity.
+        example: whether it came with the app.
     """
 
     run: str
@@ -70,6 +73,7 @@ class Card:
     seconds: float | None = None
     failure: str = ""
     perplexities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    example: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Card | None:
@@ -85,11 +89,13 @@ class History:
     """The cards of the runs in a folder.
 
     shared: whether everybody sees and changes all runs, as on one's own machine; else each visitor has his own.
+    examples: the folder of the examples.
     """
 
-    def __init__(self, folder: Path, shared: bool) -> None:
+    def __init__(self, folder: Path, shared: bool, examples: Path = EXAMPLES) -> None:
         self.folder = folder
         self.shared = shared
+        self.examples = examples
         self._writing = threading.Lock()
 
     def add(self, card: Card) -> None:
@@ -103,25 +109,28 @@ class History:
 
     def read(self, run: str) -> Card | None:
         """The card of a run, None if there is no such run."""
-        if card := Card.read(self._file(run)):
+        if card := Card.read(self._file(run)) or self._example(run):
             return card
         path = self.folder / run
         return _recorded(path, _modified(path)) if _modified(path) else None
 
     def cards(self, visitor: str | None, words: str = "") -> list[Card]:
-        """The runs that a visitor may see whose titles have all `words`: pinned ones first, then the newest."""
+        """The runs that a visitor may see whose titles have all `words`: pinned ones, the newest, examples."""
         names = {path.stem for path in self.folder.glob("*.json")}
         if self.shared:
             names |= {path.parent.name for path in self.folder.glob("*/config.json")}
         cards = [card for name in names if (card := self.read(name)) and self._may_change(card, visitor)]
+        cards += [card for file in self.examples.glob("*.json") if (card := self._example(file.stem))]
         found = [card for card in cards if all(word in card.title.casefold() for word in words.casefold().split())]
-        return sorted(found, key=lambda card: (not card.pinned, -card.began))
+        return sorted(found, key=lambda card: (card.example, not card.pinned, -card.began))
 
     def own(self, run: str, visitor: str | None) -> Card:
         """The card of a run that the visitor may change; UserError if there is none."""
         card = self.read(run)
         if card is None:
             raise UserError("This run does not exist: it was deleted, or the link is of another server.")
+        if card.example:
+            raise UserError(f"{card.title} came with the app, so it stays as it is: choose a run of your own.")
         if not self._may_change(card, visitor):
             raise UserError("This run was started by somebody else, who alone can change it: start one of your own.")
         return card
@@ -157,6 +166,14 @@ class History:
         for card in self.all():
             if card.state.goes_on:
                 self.update(card.run, state=State.INTERRUPTED)
+
+    def path(self, run: str) -> Path:
+        """The directory of a run."""
+        return (self.examples if self._example(run) else self.folder) / run
+
+    def _example(self, run: str) -> Card | None:
+        card = Card.read(self.examples / f"{run}.json")
+        return card and replace(card, example=True)
 
     def _may_change(self, card: Card, visitor: str | None) -> bool:
         return self.shared or bool(visitor and card.owner == digest_of(visitor))

@@ -71,10 +71,10 @@ class Hub:
         return secrets.token_urlsafe(16)
 
     def path(self, run_id: str) -> Path:
-        """The directory of a run. UserError for an id that could name something outside `runs`."""
+        """The directory of a run. UserError for an id that could name something outside the folders of runs."""
         if not RUN_ID.fullmatch(run_id or ""):
             raise UserError("This is not the id of a run: start a run first.")
-        return self.runs / run_id
+        return self.history.path(run_id)
 
     def start(self, spec: JobSpec, visitor: str | None = None) -> str:
         """Put a new run into the history; its id. It begins once it is followed.

@@ -76,6 +76,10 @@ def build(runs: Path | None = None, turn: float | None = None, shared: bool = Fa
                         compare_tab.build(hub, compared)
                     opened.select(fn=None, js=FIT, api_visibility="private")
         api.build(hub)
+
+        def linked_run(request: gr.Request):
+            return run_panel.linked_run(hub, request)
+
         page.load(fn=None, js=form.KEYS, api_visibility="private")
         fields = [*the_form.fields.values()]
         filled = page.load(
@@ -87,5 +91,5 @@ def build(runs: Path | None = None, turn: float | None = None, shared: bool = Fa
             api_visibility="private",
         )
         filled.then(run_panel.expect, fields, [bar.expected, bar.command], **CALM)
-        filled.then(run_panel.linked_run, None, wanted, **TELLING)
+        filled.then(linked_run, None, wanted, **TELLING)
     return page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from ui.runs_tab import Wanted
 from ui.views import CALM, TELLING, new
 
 SECONDS_BETWEEN_UPDATES = 0.25
+SECONDS_BETWEEN_FIGURES = 4.0  # the figures of a run that goes on are drawn again at most this often
 STOPPED = "The run was stopped, and the model has its dense weights again."
 INTERRUPTED = "The run was interrupted: the app ended before it did."
 GONE = "The run of this link does not exist here: it was deleted, or the link is of another server."
@@ -169,8 +171,10 @@ def wire(
         if previous != run:
             hub.leave(previous, request.session_hash)
         hub.come_back(run, request.session_hash)
-        values = list(settings.form_of(JobSpec.from_dict(card.job)).values())
         state = (STARTING, hidden, "", "", "", off, on) if card.state.goes_on else ended_card(card)
+        if card.example:  # the form stays: the model of an example need not be there
+            return IDLE, *state[1:], run, None, new(), *[same] * len(fields)
+        values = list(settings.form_of(JobSpec.from_dict(card.job)).values())
         return *state, run, values, new(), *values
 
     def ended_card(card: Card) -> tuple:
@@ -184,10 +188,11 @@ def wire(
         status = message(*told[card.state]) if card.state in told else ""
         return status, there if status else hidden, "", result, "", on, off
 
-    def work(run: str, request: gr.Request) -> Iterator[tuple]:
+    def work(run: str, values: list, request: gr.Request) -> Iterator[tuple]:
         running = hub.follow(run)
-        yield (same,) * 7
-        blocks = None
+        unviewed = (same, same, same)
+        yield *[same] * len(outputs), *unviewed
+        blocks, viewed, due = "", "", 0.0
         try:
             while running and not running.over(SECONDS_BETWEEN_UPDATES):
                 if hub.left(run, request.session_hash):  # no listener follows
@@ -195,15 +200,22 @@ def wire(
                 if running.stopped():
                     break
                 status, now, brief = running.show()
+                growing = now != viewed and time.monotonic() > due
                 # The buttons too: the last words of a run stopped before may have come after this one began.
-                yield status, hidden, same if now == blocks else now, same, brief, off, on
+                yield (
+                    *(status, hidden, same if now == blocks else now, "" if growing else same, brief, off, on),
+                    *((run, values, new()) if growing else unviewed),
+                )
                 blocks = now
+                if growing:
+                    viewed, due = now, time.monotonic() + SECONDS_BETWEEN_FIGURES
             if running and running.stopped():
-                yield halted(run, running.result())
+                yield *halted(run, running.result()), *unviewed
             elif running and running.failure:
-                yield message(running.failure, "failed"), there, "", same, "", on, off
+                result = running.result() if hub.has_results(run) else same
+                yield message(running.failure, "failed"), there, "", result, "", on, off, *unviewed
             elif running:
-                yield "", hidden, "", running.result(), "", on, off
+                yield "", hidden, "", running.result(), "", on, off, *unviewed
         finally:
             if ZERO_GPU:  # the run is in the process of this listener, which ends with it
                 hub.stop(run)
@@ -239,7 +251,15 @@ def wire(
     for change in (checked.success, bar.stop.click):
         change(fn=None, js=KEEP_FOCUS, api_visibility="private")
     # "multiple": a run that was just stopped may not have ended yet, and would keep the next from beginning.
-    followed = shown.begun.change(on_gpu(work), shown.run, outputs, trigger_mode="multiple", **TELLING, **SHARED)
+    view_outputs = [shown.viewed, shown.viewed_form, shown.redraw]
+    followed = shown.begun.change(
+        on_gpu(work),
+        [shown.run, shown.form],
+        [*outputs, *view_outputs],
+        trigger_mode="multiple",
+        **TELLING,
+        **SHARED,
+    )
     address = gr.Textbox(visible="hidden")  # has the id of the run: a State is not known to the browser
     addressed = shown.begun.change(lambda run: run, shown.run, address, **CALM)
     addressed.then(fn=None, inputs=[address, *fields], js=ON_RUN % list(settings.FORM), api_visibility="private")
@@ -247,7 +267,7 @@ def wire(
     bar.stop.click(halt, shown.run, outputs, queue=False, **TELLING)
     data = [form.fields[name] for name in settings.data_for("")]
     form.fields["model"].input(suit, [form.fields["model"], form.fields["calibration"]], data, queue=False, **TELLING)
-    followed.success(view, [shown.run, shown.form], [shown.viewed, shown.viewed_form, shown.redraw], **TELLING)
+    followed.success(view, [shown.run, shown.form], view_outputs, **TELLING)
     followed.then(fn=None, js=KEEP_FOCUS, api_visibility="private")
     _review(form, bar, board, shown)
 
@@ -309,7 +329,9 @@ def read_link(visitor: str, request: gr.Request) -> list:
     return [visitor or secrets.token_urlsafe(16), *given.values(), gr.update(interactive=True)]
 
 
-def linked_run(request: gr.Request) -> Wanted | None:
-    """The run that the address of the page names."""
+def linked_run(hub: Hub, request: gr.Request) -> Wanted | None:
+    """The run that the address of the page names; where it says nothing at all, the first example."""
     run = request.query_params.get("run")
+    if not request.query_params:
+        run = next((card.run for card in hub.history.cards(None) if card.example), None)
     return Wanted(run, new()) if run else None

@@ -163,7 +163,8 @@ def _row(card: Card, ticked: bool) -> str:
         f'<td class="bb-number">{format_perplexity(measured[stage]) if stage in measured else ""}</td>'
         for stage in STAGES
     )
-    facts = [card.state.value, ago(time.time() - card.began), duration(card.seconds), dataset]
+    when = "example" if card.example else f"{card.state} · {ago(time.time() - card.began)}"
+    facts = [when, duration(card.seconds), dataset]
     return (
         f'<tr><td><input type="checkbox" value="{run}" aria-label="Tick {title}"{" checked" * ticked}></td>'
         f'<td><a href="?run={run}" data-run="{run}">{"<b>Pinned</b> " * card.pinned}{title}</a>'

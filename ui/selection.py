@@ -21,7 +21,7 @@ class Matrix(NamedTuple):
     Attributes:
         run: id of the run, None before the first.
         layer, module: number of the layer and name within it; None where the run has no masks.
-        mark: new with each run that ended, so that its views are drawn also if the rest is as before.
+        mark: new each time the views are to be drawn, also if the rest is as before.
     """
 
     run: str | None
@@ -40,7 +40,7 @@ class Selection:
             self.layer = gr.Dropdown([], label="Layer", elem_id="layer", min_width=100, scale=1)
             self.module = gr.Dropdown([], label="Module", elem_id="module", min_width=150, scale=2)
         self.outputs = [self.layer, self.module, self.shown]
-        redraw.change(self._first, run_id, [self.row, *self.outputs], **SELECTING)
+        redraw.change(self._first, [run_id, self.shown], [self.row, *self.outputs], **SELECTING)
         gr.on(
             [self.layer.input, self.module.input],
             self.select,
@@ -63,13 +63,15 @@ class Selection:
             shown._replace(layer=layer, module=module),
         )
 
-    def _first(self, run: str | None) -> tuple:
-        """The matrix that the rebuild changed most, or the first one."""
+    def _first(self, run: str | None, before: Matrix) -> tuple:
+        """The matrix selected before in the same run; else the one that the rebuild changed most, or the first."""
         events = self.hub.events(run)
         flips, frame = frames.flips(events), frames.masked(events)
         shown = Matrix(run, None, None, secrets.token_hex(4))
         if frame.empty:
             return gr.update(visible=False), gr.skip(), gr.skip(), shown
+        if before.run == run and before.layer is not None:
+            return gr.update(visible=True), *self.select(shown, before.layer, before.module)
         first = frame.iloc[0]
         layer, module = frames.most_changed(flips) if len(flips) else (int(first["layer"]), first["name"])
         return gr.update(visible=True), *self.select(shown, layer, module)

@@ -39,7 +39,7 @@ def test_a_reload_and_a_link_show_a_finished_run(browser, server, complaints):
     title = page.locator("#result h2").inner_text()
     page.goto(f"{server.url}?run={name}")
     expect(page.locator("#result h2")).to_have_text(title, timeout=30 * SECONDS)
-    assert drawn(page, "flip-heatmap") >= 1
+    assert drawn(page, "flip-bars") >= 1
     expect(page.locator("#sparsity input")).to_have_value("2:4")
     expect(page.locator("#run")).to_be_enabled()
     expect(page.locator("#resume")).not_to_be_visible()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 BEGUN = LONG.replace("512", "128")  # long enough to be stopped, with an early first block
 FIGURES = {
-    "Mask flips": "flip-heatmap",
+    "Mask flips": "flip-bars",
     "Saliency": "saliency-histogram",
     "Choices": "choice-curve",
     "Perplexity": "perplexity-dots",
@@ -37,7 +37,7 @@ def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, serve
     assert time.monotonic() - started < 2
     expect(page.locator("#run")).to_be_enabled()
     expect(page.locator("#status")).to_contain_text("results so far")
-    assert drawn(page, "flip-heatmap") >= 1
+    assert drawn(page, "flip-bars") >= 1
     page.goto(server.url + SHORT)
     expect(page.locator("#run")).to_be_enabled(timeout=30 * SECONDS)
     run(page)
@@ -56,7 +56,7 @@ def test_the_next_run_may_follow_a_stopped_one_at_once(browser, server, complain
     expect(page.locator("#run")).to_be_disabled()
     page.locator("#stop").click()
     expect(page.locator("#status .bb-stopped")).to_be_visible(timeout=2 * SECONDS)
-    assert drawn(page, "flip-heatmap") >= 1
+    assert drawn(page, "flip-bars") >= 1
     page.close()
 
 
@@ -65,7 +65,7 @@ def test_a_run_that_only_re_fits_shows_errors_and_no_flips(browser, server, comp
     expect(page.locator("#swaps")).not_to_be_visible()
     run(page)
     assert drawn(page, "sub-block-errors") >= 4
-    expect(page.locator("#flip-heatmap")).not_to_be_visible()
+    expect(page.locator("#module-map")).not_to_be_visible()
     expect(page.locator("#refit")).to_contain_text("The refit of the kept weights lowered")
     open_tab(page, "Choices")
     expect(page.get_by_text("This run has no rebuild, so nothing was chosen.")).to_be_visible()
@@ -106,21 +106,34 @@ def test_a_run_in_one_pass_that_is_stopped_shows_what_it_has(browser, server, co
     page.close()
 
 
-def test_the_views_show_the_last_run_until_the_next_ends(browser, server, complaints):
+def test_the_views_fill_while_a_run_goes_on(browser, server, complaints):
+    page = visit(browser, server, BEGUN, complaints)
+    page.locator("#run").click()
+    expect(page.locator("#blocks tbody tr")).to_have_count(2, timeout=120 * SECONDS)
+    assert drawn(page, "sub-block-errors") >= 3
+    expect(page.locator("#status [role=progressbar]")).to_be_visible()
+    expect(page.locator("#result .bb-card")).to_have_count(0)
+    page.locator("#stop").click()
+    expect(page.locator("#status .bb-stopped")).to_be_visible(timeout=2 * SECONDS)
+    page.close()
+
+
+def test_the_views_show_the_last_run_until_the_next_has_results(browser, server, complaints):
     page = visit(browser, server, SHORT, complaints)
     run(page)
     open_tab(page, "Saliency")
-    legend = page.locator("#saliency-histogram .legendtext")
-    before = legend.first.text_content(timeout=20 * SECONDS)
+    caption = page.locator("#saliency-histogram-name")
+    expect(caption).not_to_be_empty(timeout=20 * SECONDS)
+    before = caption.inner_text()
     page.get_by_role("button", name="Data and seed").click()
     page.locator("#nsamples input").fill("512")
     page.locator("#run").click()
     expect(page.locator("#status [role=progressbar]")).to_be_visible(timeout=30 * SECONDS)
-    module = page.locator("#saliency-module input")
+    module = page.locator("#module input")
     other = {"down_proj": "up_proj"}.get(module.input_value(), "down_proj")
     module.click()
     page.get_by_role("option", name=other).click()
-    expect(legend.first).not_to_have_text(before, timeout=20 * SECONDS)
+    expect(caption).not_to_have_text(before, timeout=20 * SECONDS)
     expect(page.locator("#status [role=progressbar]")).to_be_visible()
     page.locator("#stop").click()
     expect(page.locator("#status .bb-stopped")).to_be_visible(timeout=2 * SECONDS)
