@@ -111,6 +111,11 @@ class Live:
         """What the job does now, in one line."""
         return f'<p class="bb-brief"><span>{self._doing()}</span><span class="bb-eta">{self._share()}</span></p>'
 
+    def announcement(self) -> str:
+        """What a screen reader says of the job; it changes with each step and each tenth of the work."""
+        step = DOING.get(self.now.phase.split()[0], self.now.phase.capitalize())
+        return f"{step}, {10 * int(10 * self.eta.fraction)} percent"
+
     def _doing(self) -> str:
         doing = DOING.get(self.now.phase.split()[0], self.now.phase.capitalize())
         return escape(" · ".join(part for part in (doing, self.now.where) if part))

@@ -55,6 +55,15 @@ KEEP_FOCUS = """() => { setTimeout(() => {
 ON_REFUSED = """() => { setTimeout(() => {
   document.querySelector(".bb-invalid :is(input, textarea)")?.focus();
 }, 300); }"""
+# A region that stays in the page: screen readers announce what changes in it, not what replaces it.
+ANNOUNCE = """
+const region = document.createElement("p");
+region.setAttribute("role", "status");
+region.id = "announced";
+region.className = "bb-unseen";
+document.body.append(region);
+watch("value", () => { region.textContent = props.value; });
+"""
 TELL_INVALID = """() => { setTimeout(() => {
   for (const field of document.querySelectorAll(".bb-panel :is(input, textarea)"))
     field.setAttribute("aria-invalid", Boolean(field.closest(".bb-invalid")));
@@ -64,7 +73,7 @@ TELL_INVALID = """() => { setTimeout(() => {
 class Bar(NamedTuple):
     """The bar that is always visible: the buttons, what a run will need, and what the run does.
 
-    command: the command line that does the same, at the end of the form.
+    command: the command line that does the same, at the end of the form. said: what screen readers announce.
     """
 
     run: gr.Button
@@ -72,6 +81,7 @@ class Bar(NamedTuple):
     expected: gr.HTML
     doing: gr.HTML
     command: gr.Textbox
+    said: gr.HTML
 
 
 class Board(NamedTuple):
@@ -125,7 +135,7 @@ def build_bar(command: gr.Textbox) -> Bar:
         stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=0, min_width=80)
         expected = gr.HTML("", elem_id="expected", min_width=120)
         doing = gr.HTML("", elem_id="doing", min_width=120)
-    return Bar(run, stop, expected, doing, command)
+    return Bar(run, stop, expected, doing, command, gr.HTML("", html_template="", js_on_load=ANNOUNCE))
 
 
 def build_board() -> Board:
@@ -191,31 +201,42 @@ def wire(
     def work(run: str, values: list, request: gr.Request) -> Iterator[tuple]:
         running = hub.follow(run)
         unviewed = (same, same, same)
-        yield *[same] * len(outputs), *unviewed
-        blocks, viewed, due = "", "", 0.0
+        yield *[same] * len(outputs), *unviewed, same
+        blocks, viewed, announced, due = "", "", "", 0.0
         try:
             while running and not running.over(SECONDS_BETWEEN_UPDATES):
                 if hub.left(run, request.session_hash):  # no listener follows
                     raise gr.Error(visible=False, print_exception=False)
                 if running.stopped():
                     break
-                status, now, brief = running.show()
+                status, now, brief, said = running.show()
                 growing = now != viewed and time.monotonic() > due
                 # The buttons too: the last words of a run stopped before may have come after this one began.
                 yield (
                     *(status, hidden, same if now == blocks else now, "" if growing else same, brief, off, on),
                     *((run, values, new()) if growing else unviewed),
+                    same if said == announced else said,
                 )
-                blocks = now
+                blocks, announced = now, said
                 if growing:
                     viewed, due = now, time.monotonic() + SECONDS_BETWEEN_FIGURES
             if running and running.stopped():
-                yield *halted(run, running.result()), *unviewed
+                yield *halted(run, running.result()), *unviewed, "The run was stopped."
             elif running and running.failure:
                 result = running.result() if hub.has_results(run) else same
-                yield message(running.failure, "failed"), there, "", result, "", on, off, *unviewed
+                yield (
+                    message(running.failure, "failed"),
+                    there,
+                    "",
+                    result,
+                    "",
+                    on,
+                    off,
+                    *unviewed,
+                    "",
+                )  # an alert says why
             elif running:
-                yield "", hidden, "", running.result(), "", on, off, *unviewed
+                yield "", hidden, "", running.result(), "", on, off, *unviewed, "The run has ended."
         finally:
             if ZERO_GPU:  # the run is in the process of this listener, which ends with it
                 hub.stop(run)
@@ -255,7 +276,7 @@ def wire(
     followed = shown.begun.change(
         on_gpu(work),
         [shown.run, shown.form],
-        [*outputs, *view_outputs],
+        [*outputs, *view_outputs, bar.said],
         trigger_mode="multiple",
         **TELLING,
         **SHARED,

@@ -42,14 +42,16 @@ class Running:
         """Wait for the end, at most `seconds`; whether it has come."""
         return self._over.wait(seconds)
 
-    def show(self) -> tuple[str, str, str]:
-        """What the pages show now, as HTML: the status, the finished sub-blocks, what it does in one line."""
+    def show(self) -> tuple[str, str, str, str]:
+        """What the pages show now: the status, the finished sub-blocks and what it does in one line, as HTML; its
+        announcement.
+        """
         with self._reading:
             if (
                 len(self._live.seen) != self._drawn
             ):  # a table of all sub-blocks, and every page asks several times a second
                 self._drawn, self._blocks = len(self._live.seen), self._live.blocks()
-            return self._live.status(), self._blocks, self._live.brief()
+            return self._live.status(), self._blocks, self._live.brief(), self._live.announcement()
 
     def progress(self) -> dict:
         """What the API says of it: phase, where, share_done from 0 to 1, seconds_left or None."""

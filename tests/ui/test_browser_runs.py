@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -36,6 +37,7 @@ def test_stop_stops_within_two_seconds_and_another_run_can_follow(browser, serve
     expect(page.locator("#status .bb-stopped")).to_be_visible(timeout=2 * SECONDS)
     assert time.monotonic() - started < 2
     expect(page.locator("#run")).to_be_enabled()
+    expect(page.locator("#announced")).to_have_text("The run was stopped.")
     expect(page.locator("#status")).to_contain_text("results so far")
     assert drawn(page, "flip-bars") >= 1
     page.goto(server.url + SHORT)
@@ -111,6 +113,7 @@ def test_the_views_fill_while_a_run_goes_on(browser, server, complaints):
     page.locator("#run").click()
     expect(page.locator("#blocks tbody tr")).to_have_count(2, timeout=120 * SECONDS)
     assert drawn(page, "sub-block-errors") >= 3
+    expect(page.locator("#announced")).to_have_text(re.compile(r"Rebuilding, \d+ percent"))
     expect(page.locator("#status [role=progressbar]")).to_be_visible()
     expect(page.locator("#result .bb-card")).to_have_count(0)
     page.locator("#stop").click()
