@@ -19,6 +19,7 @@ from ui.history import Card
 from ui.hub import Hub
 from ui.plots import chart, drawn
 from ui.tables import cell
+from ui.text_tab import marked
 from ui.views import CALM, empty, intro, nothing_yet, results_there
 
 EMPTY = empty("Tick two to four runs in the view <b>Runs</b>, then press <b>Compare</b>.")
@@ -148,17 +149,16 @@ def _differences(cards: Mapping[str, Card]) -> str:
 
 
 def _texts(runs: Mapping[str, Sequence[Event]], prompt: str | None, stage: str | None) -> str:
-    """The continuation of a prompt by each run at a stage; what is not as in the first run is marked."""
+    """The continuation of a prompt by each run at a stage; the start that equals that of the first run is marked."""
     written = compare.texts(runs)
     rows = written[(written["prompt"] == prompt) & (written["stage"] == stage)]
     if rows.empty:
         return ""
     first = rows["text"].iloc[0]
-    columns = []
-    for row in rows.itertuples():
-        same = frames.agreement(row.text, first)
-        columns.append(
-            f'<section class="bb-card"><h3 style="color:{compare.COLOUR[row.run]}">{row.run}</h3>'
-            f"<p>{escape(row.text[:same])}<mark>{escape(row.text[same:])}</mark></p></section>"
-        )
-    return f'<div class="bb-compared-texts">{"".join(columns)}</div>'
+    columns = "".join(
+        f'<article class="bb-text"><h3 style="color:{compare.COLOUR[row.run]}">{row.run}</h3>'
+        f"<p>{marked(row.text, 0 if row.Index == rows.index[0] else frames.agreement(row.text, first))}</p></article>"
+        for row in rows.itertuples()
+    )
+    legend = f"<mark>Marked</mark>: the start that equals the text of {rows['run'].iloc[0]}, word for word."
+    return f'<p class="bb-intro">{legend}</p><div class="bb-compared-texts">{columns}</div>'

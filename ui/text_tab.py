@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from analysis import frames, stories
+from analysis import frames, stories, wording
 from barber.bundled import STORYTELLER
 from barber.config import PruneConfig
 from barber.errors import UserError
@@ -182,17 +182,18 @@ def _column(run: _Run, stage: Stage, prompt: str, text: str, dense: str, waiting
     if text and run.model == STORYTELLER:
         reading = stories.read(prompt, text)
     same = 0 if stage is Stage.DENSE else frames.agreement(text, dense)
-    body = _marked(reading.good, same)
-    wrong = f'<span class="bb-wrong">{_marked(reading.wrong, same - len(reading.good))}</span>' if reading.wrong else ""
+    body = marked(reading.good, same)
+    wrong = f'<span class="bb-wrong">{marked(reading.wrong, same - len(reading.good))}</span>' if reading.wrong else ""
     shown = reading.remark and (stage is Stage.DENSE or reading.remark != stories.UNKNOWN_PROMPT)  # that one only once
-    remark = f'<p class="bb-remark">{escape(reading.remark)}</p>' if shown else ""
+    remarks = [reading.remark if shown else "", wording.describe(text, dense if stage is not Stage.DENSE else "")]
+    remark = "".join(f'<p class="bb-remark">{escape(sentence)}</p>' for sentence in remarks if sentence)
     return (
         f'<article class="bb-text bb-{stage}"><h3>{TITLES[stage]}</h3>'
         f'<p><span class="bb-prompt">{escape(prompt)}</span>{body}{wrong}{escape(reading.rest)}</p>{remark}</article>'
     )
 
 
-def _marked(text: str, count: int) -> str:
+def marked(text: str, count: int) -> str:
     """`text` with its first `count` characters marked, but for a blank before them."""
     blank = text[: len(text) - len(text.lstrip())]
     same = text[len(blank) : max(count, 0)]

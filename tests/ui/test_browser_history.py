@@ -133,7 +133,7 @@ def test_two_runs_are_compared(browser, server, complaints):
     expect(page.locator("#compared-agreement")).to_contain_text("on average 0.")
     for figure in ("compared-perplexities", "compared-errors", "compared-flips", "compared-masks"):
         assert drawn(page, figure) >= 1
-    expect(page.locator("#compared-texts section")).to_have_count(2)
+    expect(page.locator("#compared-texts article")).to_have_count(2)
     page.close()
 
 
