@@ -26,7 +26,7 @@ NAMES = {
     "UserError", "__version__",
 }  # fmt: skip
 DISTRIBUTIONS = {"yaml": "pyyaml"}  # packages whose import name differs
-APP = {"gradio", "plotly", "pandas", "fastapi"}
+APP = {"gradio", "plotly", "jinja2", "pandas", "fastapi"}
 USES_WHAT_IS_BUNDLED = """
 import barber
 from barber import PruneConfig, Sparsity, load_calibration, load_model, prune

@@ -1,4 +1,4 @@
-"""The page: the form on the left, the run and its five views on the right, Run and Stop always in sight below."""
+"""The page: the form on the left, the run and its views on the right, Run and Stop always in sight below."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ui import api, choices_tab, flips_tab, form, perplexity_tab, run_panel, saliency_tab, text_tab
+from ui import api, choices_tab, export_tab, flips_tab, form, perplexity_tab, run_panel, saliency_tab, text_tab
 from ui.hub import Hub
 from ui.views import CALM
 
@@ -45,6 +45,7 @@ def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
                         ("Choices", choices_tab),
                         ("Perplexity", perplexity_tab),
                         ("Text", text_tab),
+                        ("Export", export_tab),
                     ):
                         with gr.Tab(title) as opened:
                             tab.build(hub, shown_id, ended)
