@@ -164,7 +164,9 @@ def _perplexity(measured: pd.DataFrame) -> Section:
     )
     caption = "Perplexity of the model at each stage, with 95 % intervals over the windows; lower is better"
     drawn = _figure("perplexity", caption, figures.perplexity_dots(measured))
-    return Section(title, [], [drawn], [_table("Perplexity", shown, numbers={"perplexity", "95 % interval"})])
+    return Section(
+        title, [], [drawn], [_table("Perplexity", shown, numbers={"perplexity", "95 % interval", "gap recovered"})]
+    )
 
 
 def _flips(events: Sequence[Event], config: PruneConfig, found: dict[str, pd.DataFrame]) -> Section:
@@ -225,6 +227,7 @@ def _texts(model: str, written: pd.DataFrame) -> list[tuple[str, list[Text]]]:
         columns = []
         for row in rows.itertuples():
             remark = stories.read(prompt, row.text).remark if model == STORYTELLER else ""
+            remark = "" if columns and remark == stories.UNKNOWN_PROMPT else remark  # that one only once
             columns.append(Text(Stage(row.stage), figures.STAGE_LABEL[Stage(row.stage)], row.text, remark))
         found.append((prompt, columns))
     return found

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
-from barber.commands.table import COMMANDS, run_command
 from barber.console import check_arguments, interruptible
 from barber.errors import UserError, first_line
-from barber.parsing import Parser, check_values
+from barber.parsing import Parser
 from barber.settings import FLAGS
 
 if TYPE_CHECKING:
@@ -23,13 +23,22 @@ RESULTS = ("save_ppl", "save_zeroshot")
 
 OUTPUTS = ("save_model", "run_dir", "save_data", *RESULTS)
 
+SUBCOMMANDS = {  # main.py NAME ...: (arguments after NAME) -> exit code
+    "apply": "barber.commands.apply:main",
+    "masks": "barber.commands.masks:main",
+    "report": "analysis.commands.report:main",
+    "tables": "analysis.commands.tables:main",
+}
+
+OF_THE_APP = ("analysis", "jinja2", "pandas", "plotly")  # not part of an installed engine
+
 
 def build_parser() -> Parser:
     """The parser of the published flags."""
     parser = Parser(
         description="Prune a language model in one shot and rebuild its mask (LLM-Barber). Without --model, the "
         "bundled model runs with example settings.",
-        epilog=f"Further commands, each with --help: {', '.join(COMMANDS)}.",
+        epilog=f"Further commands, each with --help: {', '.join(SUBCOMMANDS)}.",
     )
     for flag in FLAGS:
         parser.add_flag(flag)
@@ -43,11 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = list(sys.argv[1:] if argv is None else argv)
         check_arguments(words)
-        if words and words[0] in COMMANDS:
-            sys.stdout.write(run_command(words[0], words[1:]))
-            return 0
-        given = vars(build_parser().parse_args(words))
-        check_values(given)
+        if words and words[0] in SUBCOMMANDS:
+            return _subcommand(words[0])(words[1:])
+        given = vars(build_parser().read(words))
         # Imported late, since torch and transformers take seconds, which --help and flag errors do not need.
         from barber.pruning.distributed import join, leave
 
@@ -70,6 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("Stopped; the model on disk is as it was.\n")
         return 130
     return 0
+
+
+def _subcommand(name: str) -> Callable[[Sequence[str]], int]:
+    """The function of a subcommand. Raises UserError where the installed engine lacks it."""
+    try:
+        return resolve_name(SUBCOMMANDS[name])
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in OF_THE_APP:
+            raise
+        raise UserError(
+            f"The command {name} needs {error.name}, which is not part of the installed engine: run `python main.py "
+            f"{name}` in the checkout, with the packages of its requirements.txt."
+        ) from None
 
 
 def _job(given: dict) -> tuple[JobSpec, bool]:

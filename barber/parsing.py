@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +20,18 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(argument_default=argparse.SUPPRESS, allow_abbrev=False, **options)
+        super().__init__(**{"argument_default": argparse.SUPPRESS, "allow_abbrev": False} | options)
+
+    @classmethod
+    def of(cls, command: str, does: str) -> Parser:
+        """The parser of one of the commands: main.py COMMAND. does: a sentence."""
+        return cls(prog=f"{Path(sys.argv[0]).name} {command}", description=does)
+
+    def read(self, words: Sequence[str] | None) -> argparse.Namespace:
+        """The arguments of a command line. Raises UserError for values that argparse accepts and Barber does not."""
+        given = self.parse_args(words)
+        _check_values(vars(given))
+        return given
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see --help.\n")
@@ -39,7 +52,7 @@ def _options(flag: Setting) -> dict[str, Any]:
     return {"type": kind, "metavar": flag.metavar or None}
 
 
-def check_values(given: dict[str, Any]) -> None:
+def _check_values(given: dict[str, Any]) -> None:
     """UserError for values that argparse accepts: "--flag=--" as an empty list, and numbers beyond 64 bits."""
     for flag, value in given.items():
         if isinstance(value, list):

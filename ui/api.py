@@ -7,7 +7,7 @@ from inspect import Parameter, Signature
 from typing import Literal
 
 import gradio as gr
-from gradio import FileData
+from gradio.data_classes import FileData, FileDataDict
 
 from analysis import frames
 from barber.errors import UserError
@@ -26,10 +26,10 @@ DESCRIPTION = (
     "A setting that has no effect with the others is ignored."
 )
 
-OF_A_RUN = "of a run, by the id that /run returned as `run`."
-REPORT = f"The report {OF_A_RUN} One HTML page, which needs no network."
-TABLES = f"Every table {OF_A_RUN} A zip archive of CSV files, or one JSON file with `form` json."
-MASKS = f"The final masks {OF_A_RUN} A safetensors file, for `python main.py apply`."
+OF_A_RUN = "of a run, by the id that /run returned as `run`, as a file, which gradio_client saves, returning its path:"
+REPORT = f"The report {OF_A_RUN} one HTML page, which needs no network."
+TABLES = f"Every table {OF_A_RUN} a zip archive of CSV files, or one JSON file with `form` json."
+MASKS = f"The final masks {OF_A_RUN} safetensors, for `python main.py apply`."
 
 
 def parameter(name: str) -> Parameter:
@@ -81,22 +81,23 @@ def build(hub: Hub) -> None:
 def _build_files(hub: Hub) -> None:
     """Add the endpoints of the files of a run."""
 
-    def file(run: str, kind: str) -> dict:
+    def file(run: str, kind: str) -> FileDataDict:
         try:
             return FileData(path=str(export(hub, run, kind)), orig_name=KINDS[kind].file).model_dump()
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    def report(run: str) -> FileData:
+    def report(run: str) -> FileDataDict:
         return file(run, "report")
 
-    def tables(run: str, form: Literal["csv", "json"] = "csv") -> FileData:
+    def tables(run: str, form: Literal["csv", "json"] = "csv") -> FileDataDict:
         return file(run, "json" if form == "json" else "csv")
 
-    def masks(run: str) -> FileData:
+    def masks(run: str) -> FileDataDict:
         return file(run, "masks")
 
     for endpoint, text in ((report, REPORT), (tables, TABLES), (masks, MASKS)):
+        endpoint.__signature__ = Signature.from_callable(endpoint, eval_str=True)
         gr.api(
             endpoint,
             api_name=endpoint.__name__,

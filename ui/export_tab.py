@@ -14,35 +14,32 @@ from ui.hub import Hub
 from ui.views import CALM, intro, nothing_yet, results_there, unfilled
 
 EMPTY = unfilled("files to take away: a report of the run, its tables, and its masks.")
-# The button that saves has its address a moment after it appears.
-SAVE = """() => { const wait = (left) => setTimeout(() => {
-  const link = document.querySelector("a#save-%(name)s, #save-%(name)s a");
-  if (link?.href) link.click(); else if (left) wait(left - 1);
-}, 100); wait(30); }"""
+# A hidden button has the address of the file, and the browser saves the file when it is clicked.
+SAVE = """() => setTimeout(() => {
+  if (document.querySelector("#about-%(name)s .bb-made")) document.getElementById("file-%(name)s").click();
+}, 300)"""
 
 
 def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
     nothing = gr.HTML(EMPTY)
-    saves = {}
+    abouts = []
     with gr.Column(visible=False) as results:
         intro(
-            "Each file is made when its button is pressed, and saved by your browser. A figure is saved by the button "
-            "at its own top right corner, as SVG."
+            "Each file is made when its button is pressed, and your browser saves it. To save a single figure, as SVG, "
+            "press the button at the top right of the figure in its view."
         )
-        problem = gr.HTML(elem_id="export-problem")
         for name, kind in KINDS.items():
             with gr.Row(elem_classes="bb-export"):
-                gr.HTML(f"<h3>{kind.title}</h3><p>{kind.content}</p>", min_width=260)
-                make = gr.Button(f"Make: {kind.title}", scale=0, min_width=200, elem_id=f"make-{name}")
-                saves[name] = gr.DownloadButton(
-                    "Save", visible=False, variant="primary", scale=0, min_width=200, elem_id=f"save-{name}"
-                )
-            made = make.click(
+                about = gr.HTML(_about(name), min_width=240, elem_id=f"about-{name}")
+                save = gr.Button(f"Save {kind.noun}", scale=0, min_width=170, size="md", elem_id=f"save-{name}")
+                file = gr.DownloadButton("", visible="hidden", elem_id=f"file-{name}")
+            abouts.append(about)
+            made = save.click(
                 partial(_make, hub, name),
                 run_id,
-                [saves[name], problem],
+                [file, about],
                 show_progress="minimal",
-                show_progress_on=problem,
+                show_progress_on=about,
                 concurrency_id="export",
                 concurrency_limit=2,
                 api_visibility="private",
@@ -51,17 +48,22 @@ def build(hub: Hub, run_id: gr.State, ended: gr.events.Dependency) -> None:
 
     def show(run: str | None):
         if not run or not hub.has_results(run):
-            return nothing_yet(EMPTY, 1 + len(saves))
-        return *results_there(), "", *[gr.update(visible=False, value=None)] * len(saves)
+            return nothing_yet(EMPTY, len(abouts))
+        return *results_there(), *map(_about, KINDS)
 
-    ended.then(show, run_id, [nothing, results, problem, *saves.values()], **CALM)
+    ended.then(show, run_id, [nothing, results, *abouts], **CALM)
 
 
-def _make(hub: Hub, name: str, run_id: str | None) -> tuple:
-    """The button that saves the file, with its size; or why there is none."""
+def _make(hub: Hub, name: str, run_id: str | None) -> tuple[str | None, str]:
+    """The file, and what is said about it: its size, or why there is none."""
     try:
         file = export(hub, run_id, name)
     except UserError as error:
-        return gr.update(visible=False, value=None), f'<p class="bb-note" role="alert">{escape(str(error))}</p>'
-    label = f"Save again ({format_bytes(file.stat().st_size)})"
-    return gr.update(value=str(file), label=label, visible=True), ""
+        return None, _about(name, f'<p class="bb-note" role="alert">{escape(str(error))}</p>')
+    size = format_bytes(file.stat().st_size)
+    return str(file), _about(name, f'<p class="bb-made" role="status">{file.name}, {size}</p>')
+
+
+def _about(name: str, more: str = "") -> str:
+    """What a kind of file is."""
+    return f"<h3>{KINDS[name].title}</h3><p>{KINDS[name].content}</p>{more}"

@@ -27,9 +27,10 @@ SECRET = secrets.token_bytes(32)  # so that nobody can tell the place of a file 
 
 
 class Kind(NamedTuple):
-    """A kind of file: its title, what is in it, its name, and what writes it."""
+    """A kind of file: its title, a noun for it, what is in it, its name, and what writes it."""
 
     title: str
+    noun: str
     content: str
     file: str
     write: Callable[[RunDirectory, Path], None]
@@ -38,24 +39,28 @@ class Kind(NamedTuple):
 KINDS = {
     "report": Kind(
         "Report",
+        "report",
         "Settings, figures, tables and texts as one HTML page, which needs no network.",
         "barber-report.html",
         lambda run, file: write_file(file, report(run)),
     ),
     "csv": Kind(
         "Tables as CSV",
+        "CSV tables",
         "Every table of the run, one file each, in a zip archive.",
         "barber-tables.zip",
         lambda run, file: write_file(file, as_csv(tables(run))),
     ),
     "json": Kind(
         "Tables as JSON",
+        "JSON tables",
         "The same tables in one file.",
         "barber-tables.json",
         lambda run, file: write_file(file, as_json(tables(run))),
     ),
     "masks": Kind(
         "Masks",
+        "masks",
         "The final masks, bit-packed, for <code>python main.py apply</code>, which makes the pruned model of them.",
         "barber-masks.safetensors",
         lambda run, file: write_masks(run.stage_masks(), file),

@@ -38,7 +38,7 @@ def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
                 board = run_panel.build_board()
                 ended = run_panel.wire(hub, the_form, bar, board, shown_id)
-                with gr.Tabs(elem_id="views"):
+                with gr.Tabs(elem_id="views", overflow_behavior="wrap"):
                     for title, tab in (
                         ("Mask flips", flips_tab),
                         ("Saliency", saliency_tab),

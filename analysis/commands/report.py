@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.report import report
 from barber.atomic_files import new_file
-from barber.console import path
+from barber.console import interruptible, path
 from barber.errors import UserError
 from barber.parsing import Parser
 from barber.runs.directory import RunDirectory
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the arguments of the command."""
+def main(words: Sequence[str]) -> int:
+    """Run the command; return its exit code. Raises UserError."""
+    given = _parser().read(words)
+    with interruptible():
+        sys.stdout.write(run(given))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser.of("report", "Write a run as one HTML page, which needs no network.")
     parser.add_argument("run_dir", metavar="RUN_DIR", type=path, help="the folder of a recorded run")
     parser.add_argument(
         "--output",
@@ -22,6 +32,7 @@ def add_arguments(parser: Parser) -> None:
         type=path,
         help="the new file, which ends in .html (default: the name of the folder with -report.html)",
     )
+    return parser
 
 
 def run(given: Namespace) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.tables import as_csv, as_json, tables
 from barber.atomic_files import new_file
-from barber.console import path
+from barber.console import interruptible, path
 from barber.errors import UserError
 from barber.parsing import Parser
 from barber.runs.directory import RunDirectory
@@ -15,8 +17,16 @@ from barber.runs.directory import RunDirectory
 WRITERS = {".zip": as_csv, ".json": as_json}
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the arguments of the command."""
+def main(words: Sequence[str]) -> int:
+    """Run the command; return its exit code. Raises UserError."""
+    given = _parser().read(words)
+    with interruptible():
+        sys.stdout.write(run(given))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser.of("tables", "Write every table of a run, as CSV or as JSON.")
     parser.add_argument("run_dir", metavar="RUN_DIR", type=path, help="the folder of a recorded run")
     parser.add_argument(
         "--output",
@@ -24,6 +34,7 @@ def add_arguments(parser: Parser) -> None:
         type=path,
         help="the new file: .zip for CSV files, or .json (default: the name of the folder with -tables.zip)",
     )
+    return parser
 
 
 def run(given: Namespace) -> str:

@@ -1,1 +1,1 @@
-"""The commands beside the published flags, one file each: its arguments, and what it does with them."""
+"""The commands of the command line beside the run: main.py NAME ...; each is a module with `main`."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
 from barber.config import MASKS, PruneConfig
-from barber.console import path
+from barber.console import interruptible, path
 from barber.errors import UserError
 from barber.events import Stage
 from barber.job_spec import JobSpec
@@ -17,8 +19,16 @@ from barber.settings import SETTINGS
 LOADING = ("device", "dtype", "stream", "max_memory", "cache_dir", "trust_remote_code")
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the arguments of the command."""
+def main(words: Sequence[str]) -> int:
+    """Run the command; return its exit code. Raises UserError."""
+    given = _parser().read(words)
+    with interruptible():
+        sys.stdout.write(run(given))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser.of("apply", "Apply the masks of a run to a model, and save the pruned model.")
     parser.add_argument("masks", metavar="MASKS", type=path, help="a run directory, or a file that `masks` wrote")
     parser.add_argument("--model", required=True, help="the model that the masks were made for")
     parser.add_argument(
@@ -36,6 +46,7 @@ def add_arguments(parser: Parser) -> None:
     )
     for name in LOADING:
         parser.add_flag(replace(SETTINGS[name], default="that of the masks") if name == "dtype" else SETTINGS[name])
+    return parser
 
 
 def run(given: Namespace) -> str:
@@ -68,7 +79,9 @@ def run(given: Namespace) -> str:
                 "of: give that model."
             )
         if not hasattr(given, "allow_other"):
-            check_model(f"in {str(view.dtype).removeprefix('torch.')}", spec.model, masks, hash_model(provider, view)[0])
+            check_model(
+                f"in {str(view.dtype).removeprefix('torch.')}", spec.model, masks, hash_model(provider, view)[0]
+            )
         check_model_room(setup.loaded, target)
 
         def final(index: int) -> Values:

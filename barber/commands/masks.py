@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from collections.abc import Sequence
 
-from barber.console import path
+from barber.console import interruptible, path
 from barber.errors import UserError
 from barber.events import Stage
 from barber.parsing import Parser
 
 
-def add_arguments(parser: Parser) -> None:
-    """Declare the arguments of the command."""
+def main(words: Sequence[str]) -> int:
+    """Run the command; return its exit code. Raises UserError."""
+    given = _parser().read(words)
+    with interruptible():
+        sys.stdout.write(run(given))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser.of("masks", "Write the masks of a run into one file, bit-packed.")
     parser.add_argument("run_dir", metavar="RUN_DIR", type=path, help="the folder of a recorded run")
     parser.add_argument(
         "--stage",
@@ -21,6 +31,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output", metavar="FILE", type=path, required=True, help="the new file, which ends in .safetensors"
     )
+    return parser
 
 
 def run(given: Namespace) -> str:

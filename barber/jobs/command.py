@@ -60,4 +60,4 @@ def _flag(name: str, value: Any, usual: Any) -> list[str]:
         return [flag]
     if name == "prompts":
         return [flag, value[0]]
-    return [flag, str(value)]
+    return [flag, ",".join(value) if isinstance(value, tuple) else str(value)]

@@ -38,9 +38,13 @@ def outputs(client) -> list[dict]:
     return job.outputs()
 
 
-def test_the_api_is_one_documented_endpoint(client):
+def test_the_endpoints_are_documented(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert list(endpoints) == ["/run"]
+    assert list(endpoints) == ["/run", "/report", "/tables", "/masks"]
+    for name, parameters in {"/report": ["run"], "/tables": ["run", "form"], "/masks": ["run"]}.items():
+        assert [p["parameter_name"] for p in endpoints[name]["parameters"]] == parameters
+        assert endpoints[name]["returns"][0]["python_type"]["type"].startswith("dict(path: str")
+        assert "by the id that /run returned" in endpoints[name]["description"]
     assert [p["parameter_name"] for p in endpoints["/run"]["parameters"]] == list(settings.FIELDS)
     assert all(p["parameter_has_default"] for p in endpoints["/run"]["parameters"])
 
