@@ -137,6 +137,18 @@ def test_the_command_is_installed(installed, tmp_path):
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
 
 
+def test_an_installed_engine_applies_masks_and_says_what_it_lacks(installed, tmp_path):
+    command = str(installed / "bin" / "barber")
+    for name in ("apply", "masks"):
+        shown = python(command, name, "--help", cwd=tmp_path, path=installed)
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.startswith(f"usage: barber {name} ")
+    for name in ("report", "tables"):
+        lacking = python(command, name, "run", cwd=tmp_path, path=installed)
+        assert (lacking.returncode, lacking.stderr.count("\n")) == (2, 1), lacking.stderr
+        assert f"run `python main.py {name}` in the checkout" in lacking.stderr
+
+
 def test_the_public_names_are_there():
     assert set(barber.__all__) == NAMES
     assert set(dir(barber)) >= NAMES

@@ -133,7 +133,7 @@ def test_a_damaged_file_is_one_sentence(run, damage, tmp_path):
 def test_masks_of_a_run_whose_files_are_gone_are_refused(tmp_path):
     shutil.copytree(whole_run("paper"), tmp_path / "run")
     (tmp_path / "run" / "masks" / "layer_001.safetensors").unlink()
-    with pytest.raises(UserError, match="layer 1 in .* are damaged"):
+    with pytest.raises(UserError, match=r"layer 1 in .* are damaged"):
         RunDirectory(tmp_path / "run").stage_masks().counts()
 
 
