@@ -20,7 +20,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"argument_default": argparse.SUPPRESS, "allow_abbrev": False} | options)
+        usual: dict[str, Any] = {"argument_default": argparse.SUPPRESS, "allow_abbrev": False}
+        super().__init__(**usual | options)
 
     @classmethod
     def of(cls, command: str, does: str) -> Parser:

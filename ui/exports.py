@@ -17,7 +17,7 @@ from gradio.utils import get_upload_folder
 
 from analysis.report import report
 from analysis.tables import as_csv, as_json, tables
-from barber.atomic_files import write_file
+from barber.atomic_files import reason_and_remedy, write_file
 from barber.errors import UserError
 from barber.runs.directory import RunDirectory
 from barber.runs.masks_file import write_masks
@@ -81,7 +81,12 @@ def export(hub: Hub, run_id: str | None, kind: str) -> Path:
     file = place / KINDS[kind].file
     if not file.exists():
         place.mkdir(mode=0o700, exist_ok=True)
-        KINDS[kind].write(RunDirectory(hub.path(run_id)), file)
+        try:
+            KINDS[kind].write(RunDirectory(hub.path(run_id)), file)
+        except UserError as error:  # without the place of the run on this machine
+            raise UserError(str(error).replace(f" in {hub.path(run_id)}", "")) from None
+        except OSError as error:
+            raise UserError(f"{file.name} cannot be written {reason_and_remedy(error)}.") from None
     return file
 
 

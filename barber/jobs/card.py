@@ -63,8 +63,8 @@ def model_card(spec: JobSpec, history: History) -> str:
     done = _sparsity(zeros, weights) if spec.prune else "It has its dense weights, which were measured and not pruned."
     rows = _made(spec.prune, history.calibration) if spec.prune else []
     perplexities = _perplexities(history.measured)
-    given = (spec.model, spec.calibration, *spec.evaluation, spec.prune and spec.prune.initial_masks)
-    local = ", where local files are named by their last part" if any(map(_is_local, filter(None, given))) else ""
+    given = [spec.model, spec.calibration, *spec.evaluation, (spec.prune and spec.prune.initial_masks) or ""]
+    local = ", where local files are named by their last part" if any(map(_is_local, given)) else ""
     return "\n\n".join(
         [
             _front_matter(spec.model, spec.prune),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from barber.atomic_files import new_file, reason_and_remedy
 from barber.config import PruneConfig, Sparsity
@@ -116,7 +117,7 @@ def write_masks(masks: StageMasks, path: Path) -> None:
 
     Local paths of the run stay out of it but for the last part of the model's.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     with new_file(path) as draft:
         for layer in masks.shapes:
             packed, values = masks.state(layer)

@@ -41,7 +41,7 @@ def test_every_file_of_a_run_can_be_saved(browser, server, complaints, tmp_path)
     page.close()
 
 
-def test_a_stopped_run_has_its_report_and_a_reason_for_no_masks(browser, server, complaints):
+def test_a_stopped_run_has_its_report_and_its_initial_masks(browser, server, complaints):
     page = visit(browser, server, LONG.replace("512", "128"), complaints, width=390)
     page.locator("#run").click()
     expect(page.locator("#blocks tbody tr").first).to_be_visible(timeout=120 * SECONDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,10 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from analysis.tables import tables
+from barber.errors import UserError
 from barber.runs.directory import RunDirectory, open_masks
 from tests.support.app_server import SMALL, Server, serving
+from tests.support.interrupted import interrupted
 from tests.ui.test_hub import small
 from ui import exports
 from ui.exports import KINDS, export
@@ -102,10 +103,26 @@ def test_the_folder_of_the_files_ends_with_the_server(tmp_path):
     assert served(server) == []
 
 
-def test_files_are_as_old_as_runs_at_most(tmp_path, monkeypatch):
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
+    """A hub whose files are served from a folder of the test."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
     exports._folder.cache_clear()
-    hub = Hub(tmp_path / "runs")
+    yield Hub(tmp_path / "runs")
+    exports._folder.cache_clear()
+
+
+def test_a_refusal_does_not_say_where_the_run_is(hub):
+    name = hub.new_run()
+    interrupted("one-pass", hub.path(name), 10)
+    assert hub.has_results(name)
+    assert export(hub, name, "csv").exists()
+    with pytest.raises(UserError, match="The run has not all masks yet") as caught:
+        export(hub, name, "masks")
+    assert str(hub.runs) not in str(caught.value)
+
+
+def test_files_are_as_old_as_runs_at_most(hub, monkeypatch):
     name = hub.new_run()
     list(hub.run(name, small()))
     first, second = export(hub, name, "csv"), export(hub, name, "json")
@@ -114,5 +131,3 @@ def test_files_are_as_old_as_runs_at_most(tmp_path, monkeypatch):
     monkeypatch.setattr(exports, "KEPT_SECONDS", -1)
     assert export(hub, name, "csv").exists(), "one that is asked for again is made again"
     assert not second.exists()
-    shutil.rmtree(exports._folder())
-    exports._folder.cache_clear()
