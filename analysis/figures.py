@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from html import escape
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -77,7 +78,7 @@ def perplexity_dots(perplexities: pd.DataFrame) -> go.Figure:
     """Perplexity by stage with its 95 % interval on a log axis, one panel per dataset with its number of tokens."""
     datasets = list(dict.fromkeys(perplexities["dataset"]))
     parts = [perplexities[perplexities["dataset"] == dataset] for dataset in datasets]
-    titles = [f"{name}: {part['tokens'].iloc[0]:,} tokens" for name, part in zip(datasets, parts, strict=True)]
+    titles = [f"{escape(name)}: {part['tokens'].iloc[0]:,} tokens" for name, part in zip(datasets, parts, strict=True)]
     figure = make_subplots(rows=len(datasets), cols=1, subplot_titles=titles, vertical_spacing=0.35 / len(datasets))
     for row, part in enumerate(parts, start=1):
         values = part["perplexity"]

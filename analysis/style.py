@@ -39,6 +39,16 @@ def styled(figure: go.Figure, *, x: str = "", y: str = "", height: int = 320, to
     return figure
 
 
+def saving(name: str) -> dict:
+    """Plotly's configuration of a figure: one button, which saves it as SVG; `name` is in the name of the file."""
+    return {
+        "displaylogo": False,
+        "responsive": True,
+        "toImageButtonOptions": {"format": "svg", "filename": f"barber-{name}"},
+        "modeBarButtons": [["toImage"]],
+    }
+
+
 def rounded(values, digits: int = 5) -> list:
     """Plain floats with few significant digits: the figure travels as JSON."""
     return [float(f"{value:.{digits}g}") for value in values]

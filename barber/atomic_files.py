@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,28 @@ def write_file(path: Path, data: bytes) -> None:
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A draft to write into, which becomes the new file `path` at the end, or is deleted after any error.
+
+    Raises UserError if there is something at `path` already, or if it cannot be written.
+    """
+    draft = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        if path.exists() or path.is_symlink():
+            raise UserError(f"{path} is there already: give a new name with --output, since nothing is overwritten.")
+        draft.touch(exist_ok=False)
+        yield draft
+        sync_file(draft)
+        os.replace(draft, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written {reason_and_remedy(error)}.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def probe(folder: Path) -> int:

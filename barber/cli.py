@@ -1,18 +1,17 @@
-"""The command line, with the published flags: parse, run the job, show its events."""
+"""The command line: the published flags, which run a job and show its events, and further commands by name."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
-from barber.console import check_arguments, interruptible, path
+from barber.console import check_arguments, interruptible
 from barber.errors import UserError, first_line
-from barber.fields import Setting
+from barber.parsing import Parser
 from barber.settings import FLAGS
 
 if TYPE_CHECKING:
@@ -24,36 +23,26 @@ RESULTS = ("save_ppl", "save_zeroshot")
 
 OUTPUTS = ("save_model", "run_dir", "save_data", *RESULTS)
 
+SUBCOMMANDS = {  # main.py NAME ...: (arguments after NAME) -> exit code
+    "apply": "barber.commands.apply:main",
+    "masks": "barber.commands.masks:main",
+    "report": "analysis.commands.report:main",
+    "tables": "analysis.commands.tables:main",
+}
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors in one sentence, like all UserErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see --help.\n")
+OF_THE_APP = ("analysis", "jinja2", "pandas", "plotly")  # not part of an installed engine
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser. Absent flags are left out of the namespace, so that defaults can depend on other flags."""
-    parser = _Parser(
+def build_parser() -> Parser:
+    """The parser of the published flags."""
+    parser = Parser(
         description="Prune a language model in one shot and rebuild its mask (LLM-Barber). Without --model, the "
         "bundled model runs with example settings.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
+        epilog=f"Further commands, each with --help: {', '.join(SUBCOMMANDS)}.",
     )
     for flag in FLAGS:
-        text = f"{flag.described}{flag.usual and f' (default {flag.usual})'}".replace("%", "%%")
-        parser.add_argument(f"--{flag.flag}", help=text, **_argparse_options(flag))
+        parser.add_flag(flag)
     return parser
-
-
-def _argparse_options(flag: Setting) -> dict[str, Any]:
-    """Arguments of `add_argument` for a flag; the configuration checks bounds and the rest."""
-    if flag.kind is bool:
-        return {"action": "store_true"}
-    if flag.closed:
-        return {"choices": list(flag.choices)}
-    kind = path if flag.kind is Path else flag.kind if flag.kind in (int, float) and not flag.words else str
-    return {"type": kind, "metavar": flag.metavar or None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.captureWarnings(True)
     who = ""
     try:
-        check_arguments(sys.argv[1:] if argv is None else argv)
-        given = vars(build_parser().parse_args(argv))
-        _check_values(given)
+        words = list(sys.argv[1:] if argv is None else argv)
+        check_arguments(words)
+        if words and words[0] in SUBCOMMANDS:
+            return _subcommand(words[0])(words[1:])
+        given = vars(build_parser().read(words))
         # Imported late, since torch and transformers take seconds, which --help and flag errors do not need.
         from barber.pruning.distributed import join, leave
 
@@ -88,13 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check_values(given: dict) -> None:
-    """UserError for values that argparse accepts: "--flag=--" as an empty list, and numbers beyond 64 bits."""
-    for flag, value in given.items():
-        if isinstance(value, list):
-            raise UserError(f"--{flag} has no value: give one, see --help.")
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise UserError(f"The number given for --{flag} is not allowed: it must be below 2**63 in size.")
+def _subcommand(name: str) -> Callable[[Sequence[str]], int]:
+    """The function of a subcommand. Raises UserError where the installed engine lacks it."""
+    try:
+        return resolve_name(SUBCOMMANDS[name])
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in OF_THE_APP:
+            raise
+        raise UserError(
+            f"The command {name} needs {error.name}, which is not part of the installed engine: run `python main.py "
+            f"{name}` in the checkout, with the packages of its requirements.txt."
+        ) from None
 
 
 def _job(given: dict) -> tuple[JobSpec, bool]:
@@ -119,19 +114,17 @@ def _job(given: dict) -> tuple[JobSpec, bool]:
 
 
 def _run_command(given: dict, ranks: Ranks) -> None:
-    from transformers.utils import logging as transformers_logging
-
     from barber.events import Estimated, Notice, Saved
     from barber.jobs.job import run_job
     from barber.jobs.options import without_pruning
     from barber.jobs.outputs import check_outputs
     from barber.jobs.report import Report, format_estimate, write_results
+    from barber.models.loading import quiet_transformers
     from barber.models.saving import folder_digests, remove_model
     from barber.progress import Eta
     from barber.runs.saved_model import noted_files
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     spec, resumed = _job(given)
     if ranks.writes:  # for a resumed run, the job checks them
         check_outputs({flag: given.get(flag) for flag in (RESULTS if resumed else OUTPUTS)})

@@ -1,4 +1,4 @@
-"""Check input files that a user names."""
+"""Check input files that a user names, and show their names."""
 
 from __future__ import annotations
 
@@ -41,3 +41,8 @@ def regular_file(given: str | Path, what: str, allowed: str) -> Path:
 def shortened(text: str, most: int = 200) -> str:
     """A text for a message; the middle of a long one is left out."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
+def shown_name(given: str) -> str:
+    """The name of a model or of data for others to read: of an absolute path only its last part."""
+    return Path(given).name if os.path.isabs(given) else given

@@ -26,7 +26,7 @@ NAMES = {
     "UserError", "__version__",
 }  # fmt: skip
 DISTRIBUTIONS = {"yaml": "pyyaml"}  # packages whose import name differs
-APP = {"gradio", "plotly", "pandas", "fastapi"}
+APP = {"gradio", "plotly", "jinja2", "pandas", "fastapi"}
 USES_WHAT_IS_BUNDLED = """
 import barber
 from barber import PruneConfig, Sparsity, load_calibration, load_model, prune
@@ -135,6 +135,18 @@ def test_the_command_is_installed(installed, tmp_path):
     assert shown.stdout.startswith("usage: barber ")
     wrong = python(command, "--sparsity_type", "2:x", "--prune_method", "wanda", cwd=tmp_path, path=installed)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
+
+
+def test_an_installed_engine_applies_masks_and_says_what_it_lacks(installed, tmp_path):
+    command = str(installed / "bin" / "barber")
+    for name in ("apply", "masks"):
+        shown = python(command, name, "--help", cwd=tmp_path, path=installed)
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.startswith(f"usage: barber {name} ")
+    for name in ("report", "tables"):
+        lacking = python(command, name, "run", cwd=tmp_path, path=installed)
+        assert (lacking.returncode, lacking.stderr.count("\n")) == (2, 1), lacking.stderr
+        assert f"run `python main.py {name}` in the checkout" in lacking.stderr
 
 
 def test_the_public_names_are_there():

@@ -11,6 +11,7 @@ from ui import (
     api,
     choices_tab,
     compare_tab,
+    export_tab,
     flips_tab,
     form,
     matrix_tab,
@@ -57,7 +58,7 @@ def build(runs: Path | None = None, turn: float | None = None, shared: bool = Fa
                 run = (hub, shown.viewed, shown.redraw)
                 selection = Selection(*run)
                 compared = gr.State([])
-                with gr.Tabs(elem_id="views") as tabs:
+                with gr.Tabs(elem_id="views", overflow_behavior="wrap") as tabs:
                     for title, build_view in (
                         ("Mask flips", partial(flips_tab.build, *run, selection)),
                         ("Matrix", partial(matrix_tab.build, hub, selection)),
@@ -65,6 +66,7 @@ def build(runs: Path | None = None, turn: float | None = None, shared: bool = Fa
                         ("Choices", partial(choices_tab.build, hub, selection)),
                         ("Perplexity", partial(perplexity_tab.build, *run)),
                         ("Text", partial(text_tab.build, *run)),
+                        ("Export", partial(export_tab.build, *run)),
                     ):
                         with gr.Tab(title, elem_id=f"view-{title.split()[-1].lower()}") as opened:
                             build_view()

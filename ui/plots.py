@@ -9,6 +9,7 @@ from typing import NamedTuple
 import gradio as gr
 from gradio.components.plot import PlotData
 
+from analysis.style import saving
 from ui.tables import table
 
 NO_FIGURE = PlotData(type="plotly", plot='{"data": [], "layout": {}}')
@@ -50,13 +51,7 @@ def drawn(figure, file: str, name: str, numbers) -> tuple[PlotData, dict]:
 
 def plot(figure, name: str) -> PlotData:
     """The plotly figure as Gradio's page shows it; `name` is in the file name of the saved picture."""
-    config = {
-        "displaylogo": False,
-        "responsive": True,
-        "toImageButtonOptions": {"format": "svg", "filename": f"barber-{name}"},
-        "modeBarButtons": [["toImage"]],
-    }
-    return PlotData(type="plotly", plot=json.dumps(json.loads(figure.to_json()) | {"config": config}))
+    return PlotData(type="plotly", plot=json.dumps(json.loads(figure.to_json()) | {"config": saving(name)}))
 
 
 def library() -> gr.Plot:

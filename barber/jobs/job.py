@@ -19,6 +19,7 @@ from barber.evaluation import zero_shot
 from barber.evaluation.generation import check_prompt
 from barber.events import Event, JobPlanned, Notice, Progress, RunFinished, RunStarted, Saved, Stage, StageReached
 from barber.job_spec import JobSpec
+from barber.jobs.card import History
 from barber.jobs.comparison import Comparison
 from barber.jobs.costs import costs, finished_shares
 from barber.jobs.data import choose_seqlen, load_data
@@ -112,9 +113,9 @@ def _job_events(
         done = open_recording(spec, setup, calibration, evaluations, resumed)
     yield from _plan(spec, setup, calibration, seqlen, evaluations, done, started)
     if spec.prune is None:
-        measurement = Measurement(spec, setup, evaluations)
-        yield from measurement.measure(Stage.DENSE)
-        yield from measurement.save(Stage.DENSE)
+        measurement, history = Measurement(spec, setup, evaluations), History()
+        yield from history.follow(measurement.measure(Stage.DENSE))
+        yield from measurement.save(Stage.DENSE, history)
         return
     setup = replace(setup, context=replace(setup.context, resumed=done))
     events = _prune(setup, calibration, initial, Measurement(spec, setup, evaluations, done))
@@ -193,22 +194,22 @@ def _prune(
 ) -> Generator[Event, None, None]:
     """Prune, evaluate the model at each stage and save it at the last; yield the events of a resumed run first."""
     spec, context, done = measurement.spec, setup.context, setup.context.resumed
-    comparison = Comparison()
-    yield from comparison.follow(done)
+    comparison, history = Comparison(), History()
+    yield from comparison.follow(history.follow(done))
     if any(isinstance(event, RunStarted) for event in done):
-        yield from measurement.measure(Stage.DENSE)
+        yield from history.follow(measurement.measure(Stage.DENSE))
     try:
         with closing(prune(setup.loaded.model, calibration, spec.prune, initial, context)) as events:
-            for event in events:
+            for event in history.follow(events):
                 if isinstance(event, RunFinished):
                     yield from comparison.notices(spec.prune)
                 if not (isinstance(event, StageReached) and event in done):
                     yield event
                 if isinstance(event, RunStarted):
-                    yield from measurement.measure(Stage.DENSE)
+                    yield from history.follow(measurement.measure(Stage.DENSE))
                 if isinstance(event, StageReached):
-                    yield from comparison.follow(measurement.measure(Stage(event.stage)))
+                    yield from comparison.follow(history.follow(measurement.measure(Stage(event.stage))))
                     if event.stage == Stage.REBUILT or not spec.prune.refined:
-                        yield from measurement.save(Stage(event.stage))
+                        yield from measurement.save(Stage(event.stage), history)
     finally:
         context.provider.restore()

@@ -21,6 +21,7 @@ from barber.events import (
     ZeroShotSkipped,
 )
 from barber.job_spec import JobSpec
+from barber.jobs.card import History, model_card
 from barber.jobs.setup import JobSetup
 from barber.models.saving import save_model
 from barber.runs.saved_model import note_model, withdraw_model
@@ -82,16 +83,19 @@ class Measurement:
         if tasks := tuple(task for task in self.spec.zeroshot_tasks if task not in known):
             yield from zero_shot.zero_shot(loaded.model, loaded.tokenizer, stage, tasks, limit=self.spec.zeroshot_limit)
 
-    def save(self, stage: Stage) -> Iterator[Event]:
-        """Save the model at its final stage, if the job has a `save_model` path and `done` has no such event."""
+    def save(self, stage: Stage, history: History) -> Iterator[Event]:
+        """Save the model at its final stage, if the job has a `save_model` path and `done` has no such event.
+
+        history: of the job so far, for the model card.
+        """
         path = self.spec.save_model
         if path and Saved("model", str(path)) not in self.done:
-            placing = None
+            placing, card = None, model_card(self.spec, history)
             if self.spec.run_dir and self.spec.prune:
                 withdraw_model(self.spec.run_dir, path)
                 placing = partial(note_model, self.spec.run_dir, path)
             if self.setup.layerwise:
-                self.setup.layerwise.save(path, lambda layer: self.setup.final_weights(layer, stage), placing)
+                self.setup.layerwise.save(path, lambda layer: self.setup.final_weights(layer, stage), placing, card)
             else:
-                save_model(self.setup.loaded, path, placing)
+                save_model(self.setup.loaded, path, placing, card)
             yield Saved("model", str(path))

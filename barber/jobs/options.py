@@ -15,6 +15,7 @@ from barber.job_spec import JobSpec
 from barber.jobs.presets import FIRST_LOOK
 from barber.registry import INITIAL_MASKS
 from barber.runs.directory import RunDirectory
+from barber.runs.masks_file import masks_in_file
 from barber.settings import FLAGS, PRUNING, SETTINGS
 
 PUBLISHED_EVALUATION = ("wikitext2", "ptb", "c4")  # what the published --save_ppl measures
@@ -121,9 +122,11 @@ def _sparsity(given: dict[str, Any]) -> Sparsity:
     if ratio is not None:
         return Sparsity(ratio)
     if given.get("initial_masks"):
-        if Path(_expand_home(given["initial_masks"])).is_file():
+        place = Path(_expand_home(given["initial_masks"]))
+        exported = masks_in_file(place) if place.is_file() else None
+        if place.is_file() and not exported:
             raise UserError(
                 f"The pattern of the masks in {given['initial_masks']} is unknown: add the sparsity ratio or type."
             )
-        return RunDirectory(_expand_home(given["initial_masks"])).sparsity
+        return exported.pattern if exported else RunDirectory(place).sparsity
     raise UserError("No sparsity was given: add --sparsity_ratio between 0 and 1, or --sparsity_type n:m like 2:4.")

@@ -20,7 +20,7 @@ from barber.events import Estimated, Stage
 from barber.job_spec import JobSpec
 from barber.jobs.estimate import Model, Needs, estimate
 from barber.jobs.report import format_bytes
-from barber.models.decoder import DecoderView, Values, masked
+from barber.models.decoder import DecoderView, Values, final_values
 from barber.models.inspection import Inspection, count_zeros, inspect
 from barber.models.layerwise import LayerwiseModel, load_layerwise
 from barber.models.loading import LoadedModel, find_source, load_source, weight_bytes
@@ -63,12 +63,8 @@ class JobSetup:
 
     def final_weights(self, index: int, stage: Stage) -> Values:
         """Return the weights of a layer at a stage, name -> (out, in)."""
-        masks, values = self.context.states.load(index, stage)
         dense = self.context.provider.dense(index, self.context.view.layers[index].weights)
-        return {
-            name: masked(values.get(name, weight).to(weight), masks[name].to(weight.device))
-            for name, weight in dense.items()
-        }
+        return final_values(dense, self.context.states.load(index, stage))
 
     def estimated(self, spec: JobSpec, calibration: CalibrationSet | None, seqlen: int) -> JobSetup:
         """Return this set-up with estimated needs, and with an activation store and a batch size that fit the limit.

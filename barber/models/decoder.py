@@ -135,6 +135,15 @@ def masked(value: Tensor, mask: Tensor) -> Tensor:
     return value.mul(~mask).add_(0.0)  # turns -0.0 into 0.0
 
 
+def final_values(dense: Values, state: State) -> Values:
+    """The weights of a layer in a state, name -> (out, in), from its dense ones: on their device, in their dtype."""
+    masks, values = state
+    return {
+        name: masked(values.get(name, weight).to(weight), masks[name].to(weight.device))
+        for name, weight in dense.items()
+    }
+
+
 def _known_forwards(outputs: Outputs | None) -> dict[nn.Module, Callable[..., Any]]:
     """Module -> a forward that returns the known output; sub-blocks without a module are left out."""
     return {

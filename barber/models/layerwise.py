@@ -66,16 +66,22 @@ class LayerwiseModel:
         state = self.checkpoint.skeleton.state_dict()
         return sum(tensor.nbytes for name, tensor in state.items() if name.startswith(self.prefixes[index]))
 
-    def save(self, path: Path, final: Callable[[int], Mapping[str, Tensor]], placing: Placing | None = None) -> None:
+    def save(
+        self,
+        path: Path,
+        final: Callable[[int], Mapping[str, Tensor]],
+        placing: Placing | None = None,
+        card: str = "",
+    ) -> None:
         """Write a Hugging Face folder, one shard per layer, which `from_pretrained` loads with exactly these weights.
 
         final: layer index -> final prunable weights (out, in) by name within the layer, in any dtype, on any device.
         It is called once per layer, in order, and one layer is in memory at a time; open layers do not change. All
         other tensors are as loaded. Names are those of `save_pretrained`, dtypes those of the run. Raises UserError,
-        without partial files, if the folder cannot be written.
+        without partial files, if the folder cannot be written. card: as in draft_folder.
         """
         parts = len(self.prefixes) + 1
-        with draft_folder(path, placing) as draft:
+        with draft_folder(path, placing, card) as draft:
             weight_map: dict[str, str] = {}
             folder, size = draft / "part", 0
             for number, index in enumerate((None, *range(len(self.prefixes))), 1):

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, find_adapter_config_file
+from transformers.utils import logging as transformers_logging
 
 from barber.bundled import MODEL_DIR, STORYTELLER
 from barber.errors import UserError, first_line
@@ -117,6 +118,12 @@ def find_source(
         if hasattr(config, "sparsity_config"):  # of another program; not true of models saved here
             del config.sparsity_config
         return Source(name, path, config, place, _pick_dtype(dtype, config, place), options)
+
+
+def quiet_transformers() -> None:
+    """Keep the warnings and progress bars of transformers out of the output of this process."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def cache_if_unreachable(path: str) -> AbstractContextManager[None]:

@@ -16,13 +16,16 @@ from barber.memory import is_out_of_memory
 from barber.models.loading import LoadedModel
 
 MARK = ".drafted-by-barber"  # marks the draft folder of a model
+CARD = "README.md"  # which the hub shows as the model's card
 
 Placing = Callable[[Path], None]  # called with the complete draft before it is moved to its path
 
 
 @contextlib.contextmanager
-def draft_folder(path: Path, placing: Placing | None = None) -> Iterator[Path]:
+def draft_folder(path: Path, placing: Placing | None = None, card: str = "") -> Iterator[Path]:
     """A folder to write a model into, which is moved to `path` at the end, or deleted on any error.
+
+    card: the text of its model card, if it gets one.
 
     An existing empty folder is filled, not replaced, since it may be a mount. The config, without which the model does
     not load, is moved last.
@@ -36,6 +39,8 @@ def draft_folder(path: Path, placing: Placing | None = None) -> Iterator[Path]:
         draft = root / "model"
         draft.mkdir()
         yield draft
+        if card:
+            (draft / CARD).write_text(card, encoding="utf-8")
         mode = probe(draft)
         for file in draft.rglob("*"):
             if file.is_file():
@@ -94,9 +99,9 @@ def _replace_by_draft(draft: Path, path: Path) -> None:
         raise
 
 
-def save_model(loaded: LoadedModel, path: Path, placing: Placing | None = None) -> None:
-    """Write model (safetensors) and tokenizer so that `from_pretrained` loads them."""
-    with draft_folder(path, placing) as draft:
+def save_model(loaded: LoadedModel, path: Path, placing: Placing | None = None, card: str = "") -> None:
+    """Write model (safetensors) and tokenizer so that `from_pretrained` loads them. card: see draft_folder."""
+    with draft_folder(path, placing, card) as draft:
         loaded.model.save_pretrained(draft)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(draft)

@@ -25,13 +25,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from barber.atomic_files import hasher
-from barber.config import Sparsity
+from barber.config import PruneConfig, Sparsity
 from barber.errors import UserError
-from barber.events import Event, RunStarted, Stage
+from barber.events import Event, RunStarted, Stage, StageReached
 from barber.input_files import regular_file
 from barber.models.decoder import Masks, State, Values
 from barber.runs.checksums import EVENTS, read_checksums
 from barber.runs.environment import read_environment
+from barber.runs.masks_file import StageMasks, by_layer, masks_in_file
 from barber.runs.packed_masks import read_packed, read_packed_mask, unpack
 
 TYPES = {"model": str, "config": dict, "calibration": dict, "modules": list, "device": str, "dtype": str}
@@ -115,18 +116,62 @@ class RunDirectory:
         """`masks` and `weights` of one layer at a stage, as Layer.assign takes them."""
         return self.masks(layer, stage), self.weights(layer, stage)
 
+    def stage_masks(self, stage: str | None = None) -> StageMasks:
+        """The masks of all layers at a stage, the run's last one unless given.
+
+        Raises UserError if not every layer reached that stage.
+        """
+        reached = {event.stage for event in self.events() if isinstance(event, StageReached)}
+        stages = [one for one in (Stage.REBUILT, Stage.INITIAL) if one in reached and stage in (None, one)]
+        if not stages:
+            lacks = f"no stage {stage!r}: it had no rebuild, or was stopped before" if stage else "not all masks yet"
+            raise UserError(f"The run in {self.path} has {lacks}: resume it first, or give another stage or run.")
+        config = self.config
+        return StageMasks(
+            source=self.path,
+            stage=stages[0],
+            model=config["model"],
+            model_hash=self.environment.get("model_hash", ""),
+            dtype=config["dtype"],
+            config=PruneConfig.from_dict(config["config"]),
+            shapes=by_layer({(module["layer"], module["name"]): module["shape"] for module in config["modules"]}),
+            read=lambda layer: self.state(layer, stages[0]),
+        )
+
+
+def open_masks(path: Path, stage: str | None = None) -> StageMasks:
+    """The masks in a run directory or in an exported file. Raises UserError if there are none.
+
+    stage: of a run; its last one unless given. A file has the masks of one stage.
+    """
+    if isdir(path):
+        return RunDirectory(path).stage_masks(stage)
+    masks = masks_in_file(regular_file(path, "Masks file", "give a run directory, or a file that `masks` wrote"))
+    if masks is None:
+        raise UserError(
+            f"Masks {str(path)!r} do not say which model they are of: give a run directory or a file that `masks` "
+            "wrote, or prune with --initial_masks."
+        )
+    if stage not in (None, masks.stage):
+        raise UserError(f"{path} has the {masks.stage} masks of its run: leave --stage out, or give the run directory.")
+    return masks
+
 
 def read_masks(path: Path | str) -> dict[int, State]:
     """Initial masks for a new run: layer -> (name -> mask, name -> updated weight).
 
-    path: a run directory, whose initial masks are taken, or a safetensors file of boolean or 0/1 tensors (out, in)
-    named "<layer>.<name>", like "0.self_attn.q_proj". Raises UserError if it is neither.
+    path: a run directory, whose initial masks are taken, an exported file, whose masks are taken at either stage, or a
+    safetensors file of boolean or 0/1 tensors (out, in) named "<layer>.<name>", like "0.self_attn.q_proj". Raises
+    UserError if it is none of these.
     """
     try:
         if isdir(path):
             run = RunDirectory(path)
             return {layer: run.state(layer, Stage.INITIAL) for layer in run.layers()}
-        tensors = load_file(regular_file(path, "Masks file", "give a run directory, or a safetensors file of masks"))
+        file = regular_file(path, "Masks file", "give a run directory, or a safetensors file of masks")
+        if exported := masks_in_file(file):
+            return {layer: exported.state(layer) for layer in exported.shapes}
+        tensors = load_file(file)
         masks: dict[int, State] = {}
         for key, tensor in tensors.items():
             layer, name = key.split(".", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,9 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `pack`: boolean (out, in)."""
+    """The inverse of `pack`: boolean (out, in). Raises ValueError where there are not as many bits."""
+    if len(bits) != -(-math.prod(shape) // 8):
+        raise ValueError(f"{len(bits)} bytes are not a mask of shape {tuple(shape)}")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=shape[0] * shape[1]).astype(bool).reshape(shape))
 
 
@@ -42,8 +45,12 @@ def read_packed_mask(path: Path, key: str) -> tuple[Tensor, list[int]] | None:
 def draft_tensors(path: Path, tensors: dict[str, Tensor], shapes: dict[str, list[int]] | None = None) -> None:
     """Write the draft of a safetensors file; `shapes` go into the header."""
     draft_of(path).unlink(missing_ok=True)
-    draft_of(path).touch()
-    mode = draft_of(path).stat().st_mode & 0o777  # the library's own file is for its owner alone
-    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(contiguous, draft_of(path), metadata={key: json.dumps(shape) for key, shape in (shapes or {}).items()})
-    draft_of(path).chmod(mode)
+    write_tensors(draft_of(path), tensors, {key: json.dumps(shape) for key, shape in (shapes or {}).items()})
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file with the mode of the umask."""
+    file.touch()
+    mode = file.stat().st_mode & 0o777  # the library's own file is for its owner alone
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, file, metadata=metadata)
+    file.chmod(mode)

@@ -38,9 +38,13 @@ def outputs(client) -> list[dict]:
     return job.outputs()
 
 
-def test_the_api_is_documented(client):
+def test_the_endpoints_are_documented(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/run", "/matrix"}
+    assert list(endpoints) == ["/run", "/matrix", "/report", "/tables", "/masks"]
+    for name, parameters in {"/report": ["run"], "/tables": ["run", "form"], "/masks": ["run"]}.items():
+        assert [p["parameter_name"] for p in endpoints[name]["parameters"]] == parameters
+        assert endpoints[name]["returns"][0]["python_type"]["type"].startswith("dict(path: str")
+        assert "by the id that /run returned" in endpoints[name]["description"]
     matrix = {p["parameter_name"]: p["python_type"]["type"] for p in endpoints["/matrix"]["parameters"]}
     numbers = dict.fromkeys(("layer", "row", "column", "size"), "int")
     assert matrix == {"run": "str", "module": "str"} | numbers

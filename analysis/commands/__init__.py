@@ -1,0 +1,1 @@
+"""The commands that read a recorded run: its report, its tables."""
