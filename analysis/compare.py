@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis import frames
-from analysis.figures import STAGE_LABEL, describe_interval, log_ticks
+from analysis.figures import FROM_NOTHING, STAGE_LABEL, by_module, describe_interval, log_ticks, module_heatmap
 from analysis.style import BLUE, GREY, RED, SAND, STAGE_COLOUR, TEAL, format_perplexity, rounded, styled
 from barber.events import Event, Stage
 from barber.runs.directory import RunDirectory
@@ -156,10 +156,7 @@ def error_figure(sub_blocks: pd.DataFrame) -> go.Figure:
 def flip_figure(flips: pd.DataFrame) -> go.Figure:
     """Share of mask bits that each run's rebuild changed, on one scale; of two runs, also the difference."""
     labels = list(dict.fromkeys(flips["run"]))
-    tables = {
-        label: 100 * part.pivot(index="module", columns="layer", values="share")
-        for label, part in flips.groupby("run", sort=False)
-    }
+    tables = {label: 100 * by_module(part, "share") for label, part in flips.groupby("run", sort=False)}
     order = list(dict.fromkeys(flips["module"]))
     tables = {label: table.reindex(order) for label, table in tables.items()}
     most = max(max(table.max(axis=None) for table in tables.values()), 1e-9)
@@ -187,7 +184,7 @@ def flip_figure(flips: pd.DataFrame) -> go.Figure:
     widest = max((panels[-1][0].abs().max(axis=None) if len(labels) == 2 else 0), 1e-9)
     figure.update_layout(
         coloraxis={
-            "colorscale": [[0, "rgba(59,130,201,0.06)"], [1, "rgba(59,130,201,1)"]],
+            "colorscale": FROM_NOTHING,
             "cmin": 0,
             "cmax": most,
             "colorbar": bar | {"y": 1, "title": {"text": "% changed", "side": "right"}},
@@ -207,28 +204,7 @@ def flip_figure(flips: pd.DataFrame) -> go.Figure:
 
 
 def jaccard_figure(agreement: pd.DataFrame) -> go.Figure:
-    """The agreement of the final masks of two runs: modules as rows, layers as columns, 0 to 1."""
+    """The agreement of the final masks of two runs, from 0 to 1."""
     names = frames.short_names(list(dict.fromkeys(agreement["name"])))
-    order = list(dict.fromkeys(names[name] for name in agreement["name"]))
-    table = agreement.assign(module=agreement["name"].map(names)).pivot(
-        index="module", columns="layer", values="jaccard"
-    )
-    table = table.reindex(order)
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[None if math.isnan(value) else value for value in rounded(line, 4)] for line in table.to_numpy()],
-            x=table.columns.tolist(),
-            y=order,
-            zmin=0,
-            zmax=1,
-            colorscale=[[0, "rgba(59,130,201,0.06)"], [1, "rgba(59,130,201,1)"]],
-            xgap=2 if table.shape[1] <= 16 else 0.5,
-            ygap=2,
-            colorbar={"title": {"text": "Jaccard", "side": "right"}, "thickness": 10, "outlinewidth": 0},
-            hovertemplate="layer %{x} · %{y}: %{z:.3f}<extra></extra>",
-        )
-    )
-    styled(figure, x="layer", height=70 + 30 * len(order), top=8)
-    figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_xaxes(showgrid=False)
-    return figure
+    table = by_module(agreement.assign(module=agreement["name"].map(names)), "jaccard")
+    return module_heatmap(table, 1.0, "Jaccard", "%{z:.3f}")

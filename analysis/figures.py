@@ -12,7 +12,45 @@ from plotly.subplots import make_subplots
 from analysis.style import BLUE, GREY, RED, STAGE_COLOUR, format_perplexity, rounded, styled
 from barber.events import Fate, Stage
 
+FROM_NOTHING = [[0, "rgba(59,130,201,0.06)"], [1, "rgba(59,130,201,1)"]]  # a colour scale
 STAGE_LABEL = {Stage.DENSE: "dense", Stage.INITIAL: "initial mask", Stage.REBUILT: "rebuilt"}
+
+
+def module_heatmap(table: pd.DataFrame, most: float, title: str, hover: str) -> go.Figure:
+    """Values from 0 to `most` of all matrices: modules as rows, layers as columns. title: of the scale."""
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[None if math.isnan(value) else value for value in rounded(row, 4)] for row in table.to_numpy(float)],
+            x=table.columns.tolist(),
+            y=table.index.tolist(),
+            hovertemplate=f"layer %{{x}} · %{{y}}<br>{hover}<extra></extra>",
+            colorscale=FROM_NOTHING,
+            zmin=0,
+            zmax=most,
+            xgap=2 if table.shape[1] <= 16 else 0.5,
+            ygap=2,
+            colorbar={
+                "title": {"text": title, "side": "right", "font": {"size": 13}},
+                "thickness": 10,
+                "outlinewidth": 0,
+            },
+        )
+    )
+    styled(figure, x="layer", height=70 + 30 * len(table), top=8)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(showgrid=False, **_layer_ticks(table.columns.tolist()))
+    return figure
+
+
+def by_module(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+    """A column of a frame with one row per matrix as a table: modules in their order as rows, layers as columns."""
+    return frame.pivot(index="module", columns="layer", values=value).reindex(list(dict.fromkeys(frame["module"])))
+
+
+def flip_heatmap(flips: pd.DataFrame) -> go.Figure:
+    """Share of mask bits of each weight matrix that the rebuild changed."""
+    table = 100 * by_module(flips, "share")
+    return module_heatmap(table, max(table.max(axis=None), 1e-9), "% changed", "%{z:.2f} % of the mask changed")
 
 
 def flip_bars(flips: pd.DataFrame, by: str = "layer") -> go.Figure:

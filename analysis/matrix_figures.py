@@ -14,8 +14,8 @@ LINES = {Stage.INITIAL: ("initial mask", RED, "dot"), Stage.REBUILT: ("rebuilt m
 WORDS = {"kept": "kept by the rebuilt mask", "changed": "of the mask changed"}
 
 
-def density(overview: Overview, share: str, shown: Window) -> go.Figure:
-    """The matrix in blocks, coloured by their share "kept" or "changed", with the outline of the window."""
+def density(overview: Overview, share: str, shown: Window | None = None) -> go.Figure:
+    """The matrix in blocks, coloured by their share "kept" or "changed", with the outline of a window, if given."""
     shares, (tall, wide) = getattr(overview, share), overview.block
     height, width = len(overview.rows), len(overview.columns)
     colour = "59,130,201" if share == "changed" else "139,147,161"
@@ -37,15 +37,16 @@ def density(overview: Overview, share: str, shown: Window) -> go.Figure:
             hovertemplate=f"%{{z:.3~g}} % {WORDS[share]}<br>around row %{{y:.0f}}, column %{{x:.0f}}<extra></extra>",
         )
     )
-    rows, columns = shown.fates.shape
-    figure.add_shape(
-        type="rect",
-        x0=shown.column - 0.5,
-        x1=shown.column + columns - 0.5,
-        y0=shown.row - 0.5,
-        y1=shown.row + rows - 0.5,
-        line={"color": RED, "width": 2},
-    )
+    if shown:
+        rows, columns = shown.fates.shape
+        figure.add_shape(
+            type="rect",
+            x0=shown.column - 0.5,
+            x1=shown.column + columns - 0.5,
+            y0=shown.row - 0.5,
+            y1=shown.row + rows - 0.5,
+            line={"color": RED, "width": 2},
+        )
     styled(figure, x="column (input)", y="row (output)", height=380, top=8)
     figure.update_xaxes(range=[-0.5, width - 0.5], showgrid=False)
     figure.update_yaxes(range=[height - 0.5, -0.5], showgrid=False)

@@ -16,7 +16,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from analysis import choices, figures, frames, stories
+from analysis import choices, figures, frames, matrix_figures, saliency, stories
+from analysis import matrix as matrices
 from analysis.style import format_perplexity, saving
 from analysis.tables import job_of, tables
 from barber.bundled import ASSETS, STORYTELLER
@@ -195,11 +196,11 @@ def _saliency(run: RunDirectory, events: Sequence[Event], config: PruneConfig, f
     layer, name = frames.most_changed(flips)
     bins, zeros = frames.saliency(events, layer, name), frames.without_saliency(events, layer, name)
     matrix = f"layer {layer}, {name}"
-    drawn = [_figure("saliency", f"Saliency of the weights of {matrix}", figures.saliency_histogram(bins, zeros))]
-    fates = frames.fates(run, layer, name)
-    if fates.size:
-        caption = f"The mask of {matrix}, one cell for each weight; of a large matrix, the top left corner"
-        drawn.append(_figure("mask", caption, figures.mask_map(fates)))
+    histogram = saliency.figure(bins, zeros, saliency.BY_FATE, saliency.Scale.SHARE)
+    drawn = [_figure("saliency", f"Saliency of the weights of {matrix}", histogram)]
+    if masks := matrices.read(run, layer, name):
+        caption = f"The share of changed mask bits in {matrix}, in blocks of weights"
+        drawn.append(_figure("mask", caption, matrix_figures.density(matrices.overview(masks), "changed")))
     return Section(title, ["The matrix whose mask changed most. The tables have the bins of all matrices."], drawn, [])
 
 

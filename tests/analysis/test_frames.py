@@ -205,6 +205,7 @@ def test_every_figure_of_a_deep_model_is_small(deep):
         measured(stage, 10.0 ** (i + k), f"data set {k}") for i, stage in enumerate(Stage) for k in range(3)
     ]
     pictures = {
+        "heatmap": figures.flip_heatmap(flips),
         "by layer": figures.flip_bars(flips, "layer"),
         "by module": figures.flip_bars(flips, "module"),
         "errors": figures.sub_block_errors(frames.sub_blocks(deep)),
@@ -212,6 +213,14 @@ def test_every_figure_of_a_deep_model_is_small(deep):
     }
     sizes = {name: len(picture.to_json()) for name, picture in pictures.items()}
     assert all(1_000 < size < LIMIT for size in sizes.values()), sizes
+
+
+def test_the_heatmap_shows_the_shares(events):
+    flips = frames.flips(events)
+    trace = figures.flip_heatmap(flips).data[0]
+    shown = {(layer, name): trace.z[r][c] for r, name in enumerate(trace.y) for c, layer in enumerate(trace.x)}
+    for row in flips.itertuples():
+        assert shown[row.layer, row.module] == pytest.approx(100 * row.share, rel=1e-3)
 
 
 def test_one_bar_stands_for_grown_and_as_many_cut(events):
