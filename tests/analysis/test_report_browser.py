@@ -120,5 +120,5 @@ def test_no_other_script_can_run(browser, tmp_path, file):
     page.wait_for_timeout(500)
     assert page.title() == "model, 50% pruned · Barber"
     refused = [one for one in noticed if "Content Security Policy" in one]
-    assert len(refused) == 2, "the script, and the picture before its request leaves"
+    assert len(refused) == 3, "the script, the picture before its request leaves, and its handler"
     page.close()
