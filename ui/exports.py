@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -103,5 +104,6 @@ def _folder() -> Path:
 def _delete_old() -> None:
     """Delete files as old as the runs that are deleted."""
     for place in _folder().iterdir():
-        if time.time() - place.stat().st_mtime > KEPT_SECONDS:
-            shutil.rmtree(place, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another visitor's request has just done the same
+            if time.time() - place.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(place, ignore_errors=True)
