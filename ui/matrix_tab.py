@@ -51,7 +51,7 @@ def build(hub: Hub, selection: Selection) -> None:
         values = gr.Checkbox(
             False,
             label="Read the dense weights",
-            info="The window then says the value of each weight, from the files of the model. Larger models take longer.",
+            info="The window then says the value of each weight, from the files of the model. Large models take longer.",
             elem_id="window-values",
         )
         unread = gr.HTML(visible=False, elem_id="window-unread")
@@ -71,11 +71,17 @@ def build(hub: Hub, selection: Selection) -> None:
         masks = read(hub, shown)
         if masks is None:
             return tuple(gr.skip() for _ in near)
-        part = matrix.window(masks, int(row), int(column), size)
-        return draw_near(shown, masks, matrix.overview(masks), share, part, values)
+        part, m = matrix.window(masks, int(row), int(column), size), group_of(hub.events(shown.run))
+        return draw_near(shown, masks, matrix.overview(masks), share, part, m, values)
 
     def draw_near(
-        shown: Matrix, masks: matrix.MaskPair, whole: matrix.Overview, share: str, part: matrix.Window, values: bool
+        shown: Matrix,
+        masks: matrix.MaskPair,
+        whole: matrix.Overview,
+        share: str,
+        part: matrix.Window,
+        group: int,
+        values: bool,
     ) -> tuple:
         """The sliders' limits, the density with the outline of the window, the window, and why it has no values."""
         weights, why = dense_weights(hub, shown, part) if values else (None, "")
@@ -93,7 +99,7 @@ def build(hub: Hub, selection: Selection) -> None:
             ),
             mask_window.value(
                 part,
-                group_of(hub.events(shown.run)),
+                group,
                 f"Rows {part.row:,} to {part.row + height - 1:,} and columns {part.column:,} to "
                 f"{part.column + width - 1:,} of {name}",
                 matrix.changed_weights(part),
@@ -143,7 +149,7 @@ def build(hub: Hub, selection: Selection) -> None:
         return (
             *results_there(),
             f'<p class="bb-intro">{describe(masks, whole)}</p>',
-            *draw_near(shown, masks, whole, share, matrix.window(masks, 0, 0, size), values),
+            *draw_near(shown, masks, whole, share, matrix.window(masks, 0, 0, size), m, values),
             *draw_axis(shown, whole, "rows"),
             *draw_axis(shown, whole, "columns"),
             gr.update(visible=bool(found)),
