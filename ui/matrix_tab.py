@@ -51,7 +51,7 @@ def build(hub: Hub, selection: Selection) -> None:
         values = gr.Checkbox(
             False,
             label="Read the dense weights",
-            info="The window then says the value of each weight, from the files of the model. Large models take longer.",
+            info="The window then says the value of each weight, from the model's files. Large models take longer.",
             elem_id="window-values",
         )
         unread = gr.HTML(visible=False, elem_id="window-unread")
