@@ -228,7 +228,7 @@ def describe(masks: matrix.MaskPair, whole: matrix.Overview) -> str:
 def describe_matrix(hub: Hub, shown: Matrix, row: int, column: int, size: int) -> dict:
     """The answer of the endpoint: plain lists and dicts. UserError for a run or a matrix that does not exist."""
     events = hub.events(shown.run)
-    masks = read(hub, shown)
+    masks = read(hub, shown) if events else None
     if masks is None:
         raise UserError(
             f"Run {shown.run!r} has no mask of module {shown.module!r} in layer {shown.layer}: give a layer and a "

@@ -77,5 +77,8 @@ def _cell(row, most: float, chosen: tuple | None, entry: tuple) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share in percent with two digits: 12, 3.4, 0.56, 0."""
-    return f"{100 * share:.2g}" if share >= 1e-4 or not share else "<0.01"
+    """A share in percent in few characters: 12, 3.4, 0.56, 0.07, <0.01, 0."""
+    percent = 100 * share
+    if 0 < percent < 0.005:
+        return "<0.01"
+    return f"{percent:.2g}" if percent >= 0.1 or not share else f"{percent:.2f}"

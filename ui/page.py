@@ -7,9 +7,19 @@ from pathlib import Path
 
 import gradio as gr
 
-from ui import api, choices_tab, flips_tab, form, matrix_tab, perplexity_tab, run_panel, saliency_tab, text_tab
+from ui import (
+    api,
+    choices_tab,
+    flips_tab,
+    form,
+    matrix_tab,
+    perplexity_tab,
+    run_panel,
+    saliency_tab,
+    selection,
+    text_tab,
+)
 from ui.hub import Hub
-from ui.selection import Selection
 from ui.views import CALM
 
 HEADER = """
@@ -40,13 +50,13 @@ def build(runs: Path | None = None, turn: float | None = None) -> gr.Blocks:
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
                 board = run_panel.build_board()
                 ended = run_panel.wire(hub, the_form, bar, board, shown_id)
-                selection = Selection(hub, shown_id, ended)
+                matrix = selection.build(hub, shown_id, ended)
                 with gr.Tabs(elem_id="views"):
                     for title, build_view in (
-                        ("Mask flips", partial(flips_tab.build, hub, shown_id, ended, selection)),
-                        ("Matrix", partial(matrix_tab.build, hub, selection)),
-                        ("Saliency", partial(saliency_tab.build, hub, selection)),
-                        ("Choices", partial(choices_tab.build, hub, selection)),
+                        ("Mask flips", partial(flips_tab.build, hub, shown_id, ended, matrix)),
+                        ("Matrix", partial(matrix_tab.build, hub, matrix)),
+                        ("Saliency", partial(saliency_tab.build, hub, matrix)),
+                        ("Choices", partial(choices_tab.build, hub, matrix)),
                         ("Perplexity", partial(perplexity_tab.build, hub, shown_id, ended)),
                         ("Text", partial(text_tab.build, hub, shown_id, ended)),
                     ):
