@@ -20,6 +20,9 @@ from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
 EMPTY = unfilled("the mask of one weight matrix: where it keeps weights, and which of them the rebuild changed.")
 NO_MASKS = empty("This run has no masks yet: it was stopped before the first layer had its initial mask.")
+# In the queue, where one visitor at a time reads weights.
+ONE_BY_ONE = CALM | {"queue": True}
+MOST_PATTERNS = 1000  # in the answer of the endpoint
 SIZES = (32, 64, 128, 256)
 AXES = {"rows": ("row", "outputs"), "columns": ("column", "inputs")}
 API_DESCRIPTION = (
@@ -160,9 +163,8 @@ def build(hub: Hub, selection: Selection) -> None:
 
     near = [row, column, *density, window, unread]
     around = [*axes["rows"], *axes["columns"], with_heads, *heads, with_patterns, *patterns]
-    selection.shown.change(
-        show, [selection.shown, share, size, values], [nothing, results, facts, *near, *around], **CALM
-    )
+    everything = [nothing, results, facts, *near, *around]
+    selection.shown.change(show, [selection.shown, share, size, values], everything, **ONE_BY_ONE)
     moved = [selection.shown, share, row, column, size, values]
     gr.on(
         [share.input, row.input, column.input, size.input, values.input],
@@ -170,7 +172,7 @@ def build(hub: Hub, selection: Selection) -> None:
         moved,
         near,
         trigger_mode="always_last",
-        **CALM,
+        **ONE_BY_ONE,
     )
 
     def endpoint(run: str, layer: int, module: str, row: int = 0, column: int = 0, size: int = 64) -> dict:
@@ -245,6 +247,6 @@ def describe_matrix(hub: Hub, shown: Matrix, row: int, column: int, size: int) -
         "rows": whole.rows.round(6).to_dict("list"),
         "columns": whole.columns.round(6).to_dict("list"),
         "heads": matrix.by_head(whole, found).round(6).to_dict("list") if found else None,
-        "patterns": matrix.transitions(masks, m).to_dict("records") if m else None,
+        "patterns": matrix.transitions(masks, m).head(MOST_PATTERNS).to_dict("records") if m else None,
         "window": {"row": part.row, "column": part.column, "fates": matrix.fate_names(part)},
     }

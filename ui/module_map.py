@@ -51,7 +51,7 @@ def table(flips, layer: int | None, name: str | None) -> str:
     entry = chosen or (int(flips["layer"].iloc[0]), flips["name"].iloc[0])
     head = "".join(f"<th scope='col'>{number}</th>" for number in layers)
     body = "".join(
-        f"<tr><th scope='row'>{escape(module)}</th>"
+        f"<tr><th scope='row'><span>{escape(module)}</span></th>"
         + "".join(_cell(rows.get((module, number)), most, chosen, entry) for number in layers)
         + "</tr>"
         for module in modules

@@ -90,7 +90,7 @@ def test_the_endpoint_describes_a_matrix_and_refuses_others(hub, rebuilt):
     assert (answer["window"]["row"], answer["window"]["column"]) == (2, 3)
     assert [len(line) for line in answer["window"]["fates"]] == [4] * 4
     for wrong in (Matrix(rebuilt, 9, "mlp.up_proj"), Matrix(rebuilt, 1, "no"), Matrix(hub.new_run(), 1, "no")):
-        with pytest.raises(UserError, match="has no mask of module '(no|mlp.up_proj)'") as caught:
+        with pytest.raises(UserError, match="has no mask of module") as caught:
             matrix_tab.describe_matrix(hub, wrong, 0, 0, 4)
         assert str(hub.runs) not in str(caught.value)
     with pytest.raises(UserError, match="not the id of a run"):
