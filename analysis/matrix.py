@@ -240,8 +240,11 @@ def transitions(masks: MaskPair, m: int) -> pd.DataFrame:
 
 def _codes(mask: np.ndarray, m: int) -> np.ndarray:
     """The pattern of each group as a number, uint32, its first weight in the highest of 16 bits."""
-    packed = np.packbits(mask.reshape(-1, m), axis=1).astype(np.uint32) if mask.size else np.zeros((0, 1), np.uint32)
-    return packed[:, 0] << 8 | (packed[:, 1] if packed.shape[1] > 1 else 0)
+    groups = mask.reshape(-1, m)
+    codes = np.zeros(len(groups), dtype=np.uint32)
+    for place in range(m):
+        codes |= groups[:, place].astype(np.uint32) << (15 - place)
+    return codes
 
 
 def _pattern(code: int, m: int) -> str:

@@ -42,14 +42,14 @@ def build(hub: Hub, selection: Selection) -> None:
     with gr.Column(visible=False) as with_gains:
         intro(
             "The gain curve of the sub-block of the selected matrix: how much larger the saliency of the pruned weight "
-            "of each gaining pair is than that of the kept one, in the first round. A curve that falls early has few "
-            "pairs that matter."
+            "of each gaining pair is than that of the kept one, in the first round. Where it falls early, few pairs "
+            "matter."
         )
         gains = chart("gain-curve")
 
     def draw(shown: Matrix, number: int) -> tuple:
-        tried = choices.candidates(hub.events(shown.run))
-        block = block_of(hub.events(shown.run), shown)
+        events = hub.events(shown.run)
+        tried, block = choices.candidates(events), block_of(events, shown)
         at = (tried["layer"] == shown.layer) & (tried["sub_block"] == block) & (tried["round"] == number)
         if not at.any():
             return gr.skip(), gr.skip()

@@ -8,7 +8,7 @@ from analysis import figures, frames
 from ui import module_map
 from ui.hub import Hub
 from ui.plots import chart, drawn
-from ui.selection import SELECTING, Matrix, Selection
+from ui.selection import SELECTING, Matrix, Selection, select
 from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
 EMPTY = unfilled("how many mask bits the rebuild changed in each weight matrix.")
@@ -82,11 +82,11 @@ def build(hub: Hub, run_id: gr.State, redraw: gr.State, selection: Selection) ->
         flips = frames.flips(hub.events(shown.run))
         return gr.skip() if flips.empty else module_map.table(flips, shown.layer, shown.module)
 
-    def select(shown: Matrix, cell: gr.EventData):
-        return selection.select(shown, cell.layer, cell.module)
+    def choose(shown: Matrix, cell: gr.EventData):
+        return select(hub, shown, cell.layer, cell.module)
 
     outputs = [nothing, results, unchanged, changed, swaps, *bars, *errors, refit]
     redraw.change(show, [run_id, by], outputs, **CALM)
     by.input(regroup, [run_id, by], [*bars], **CALM)
     selection.shown.change(mark, selection.shown, cells, **CALM)
-    cells.select(select, selection.shown, selection.outputs, **SELECTING)
+    cells.select(choose, selection.shown, [*selection], **SELECTING)

@@ -20,6 +20,9 @@ from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
 EMPTY = unfilled("the mask of one weight matrix: where it keeps weights, and which of them the rebuild changed.")
 NO_MASKS = empty("This run has no masks yet: it was stopped before the first layer had its initial mask.")
+# In the queue, where one visitor at a time reads weights.
+ONE_BY_ONE = CALM | {"queue": True}
+MOST_PATTERNS = 1000  # in the answer of the endpoint
 SIZES = (32, 64, 128, 256)
 AXES = {"rows": ("row", "outputs"), "columns": ("column", "inputs")}
 API_DESCRIPTION = (
@@ -51,7 +54,7 @@ def build(hub: Hub, selection: Selection) -> None:
         values = gr.Checkbox(
             False,
             label="Read the dense weights",
-            info="The window then says the value of each weight, from the model's files. Larger models take longer.",
+            info="The window then says the value of each weight, from the model's files. Large models take longer.",
             elem_id="window-values",
         )
         unread = gr.HTML(visible=False, elem_id="window-unread")
@@ -71,11 +74,17 @@ def build(hub: Hub, selection: Selection) -> None:
         masks = read(hub, shown)
         if masks is None:
             return tuple(gr.skip() for _ in near)
-        part = matrix.window(masks, int(row), int(column), size)
-        return draw_near(shown, masks, matrix.overview(masks), share, part, values)
+        part, m = matrix.window(masks, int(row), int(column), size), group_of(hub.events(shown.run))
+        return draw_near(shown, masks, matrix.overview(masks), share, part, m, values)
 
     def draw_near(
-        shown: Matrix, masks: matrix.MaskPair, whole: matrix.Overview, share: str, part: matrix.Window, values: bool
+        shown: Matrix,
+        masks: matrix.MaskPair,
+        whole: matrix.Overview,
+        share: str,
+        part: matrix.Window,
+        group: int,
+        values: bool,
     ) -> tuple:
         """The sliders' limits, the density with the outline of the window, the window, and why it has no values."""
         weights, why = dense_weights(hub, shown, part) if values else (None, "")
@@ -93,7 +102,7 @@ def build(hub: Hub, selection: Selection) -> None:
             ),
             mask_window.value(
                 part,
-                group_of(hub.events(shown.run)),
+                group,
                 f"Rows {part.row:,} to {part.row + height - 1:,} and columns {part.column:,} to "
                 f"{part.column + width - 1:,} of {name}",
                 matrix.changed_weights(part),
@@ -143,7 +152,7 @@ def build(hub: Hub, selection: Selection) -> None:
         return (
             *results_there(),
             f'<p class="bb-intro">{describe(masks, whole)}</p>',
-            *draw_near(shown, masks, whole, share, matrix.window(masks, 0, 0, size), values),
+            *draw_near(shown, masks, whole, share, matrix.window(masks, 0, 0, size), m, values),
             *draw_axis(shown, whole, "rows"),
             *draw_axis(shown, whole, "columns"),
             gr.update(visible=bool(found)),
@@ -154,9 +163,8 @@ def build(hub: Hub, selection: Selection) -> None:
 
     near = [row, column, *density, window, unread]
     around = [*axes["rows"], *axes["columns"], with_heads, *heads, with_patterns, *patterns]
-    selection.shown.change(
-        show, [selection.shown, share, size, values], [nothing, results, facts, *near, *around], **CALM
-    )
+    everything = [nothing, results, facts, *near, *around]
+    selection.shown.change(show, [selection.shown, share, size, values], everything, **ONE_BY_ONE)
     moved = [selection.shown, share, row, column, size, values]
     gr.on(
         [share.input, row.input, column.input, size.input, values.input],
@@ -164,7 +172,7 @@ def build(hub: Hub, selection: Selection) -> None:
         moved,
         near,
         trigger_mode="always_last",
-        **CALM,
+        **ONE_BY_ONE,
     )
 
     def endpoint(run: str, layer: int, module: str, row: int = 0, column: int = 0, size: int = 64) -> dict:
@@ -222,7 +230,7 @@ def describe(masks: matrix.MaskPair, whole: matrix.Overview) -> str:
 def describe_matrix(hub: Hub, shown: Matrix, row: int, column: int, size: int) -> dict:
     """The answer of the endpoint: plain lists and dicts. UserError for a run or a matrix that does not exist."""
     events = hub.events(shown.run)
-    masks = read(hub, shown)
+    masks = read(hub, shown) if events else None
     if masks is None:
         raise UserError(
             f"Run {shown.run!r} has no mask of module {shown.module!r} in layer {shown.layer}: give a layer and a "
@@ -239,6 +247,6 @@ def describe_matrix(hub: Hub, shown: Matrix, row: int, column: int, size: int) -
         "rows": whole.rows.round(6).to_dict("list"),
         "columns": whole.columns.round(6).to_dict("list"),
         "heads": matrix.by_head(whole, found).round(6).to_dict("list") if found else None,
-        "patterns": matrix.transitions(masks, m).to_dict("records") if m else None,
+        "patterns": matrix.transitions(masks, m).head(MOST_PATTERNS).to_dict("records") if m else None,
         "window": {"row": part.row, "column": part.column, "fates": matrix.fate_names(part)},
     }

@@ -51,7 +51,7 @@ def table(flips, layer: int | None, name: str | None) -> str:
     entry = chosen or (int(flips["layer"].iloc[0]), flips["name"].iloc[0])
     head = "".join(f"<th scope='col'>{number}</th>" for number in layers)
     body = "".join(
-        f"<tr><th scope='row'>{escape(module)}</th>"
+        f"<tr><th scope='row'><span>{escape(module)}</span></th>"
         + "".join(_cell(rows.get((module, number)), most, chosen, entry) for number in layers)
         + "</tr>"
         for module in modules
@@ -77,5 +77,8 @@ def _cell(row, most: float, chosen: tuple | None, entry: tuple) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share in percent with two digits: 12, 3.4, 0.56, 0."""
-    return f"{100 * share:.2g}" if share >= 1e-4 or not share else "<0.01"
+    """A share in percent in few characters: 12, 3.4, 0.56, 0.07, <0.01, 0."""
+    percent = 100 * share
+    if 0 < percent < 0.005:
+        return "<0.01"
+    return f"{percent:.2g}" if percent >= 0.1 or not share else f"{percent:.2f}"

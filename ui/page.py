@@ -19,10 +19,10 @@ from ui import (
     run_panel,
     runs_tab,
     saliency_tab,
+    selection,
     text_tab,
 )
 from ui.hub import Hub
-from ui.selection import Selection
 from ui.views import CALM, TELLING
 
 HEADER = """
@@ -56,14 +56,14 @@ def build(runs: Path | None = None, turn: float | None = None, shared: bool = Fa
                 board = run_panel.build_board()
                 run_panel.wire(hub, the_form, bar, board, shown, visitor, wanted)
                 run = (hub, shown.viewed, shown.redraw)
-                selection = Selection(*run)
+                matrix = selection.build(*run)
                 compared = gr.State([])
                 with gr.Tabs(elem_id="views", overflow_behavior="wrap") as tabs:
                     for title, build_view in (
-                        ("Mask flips", partial(flips_tab.build, *run, selection)),
-                        ("Matrix", partial(matrix_tab.build, hub, selection)),
-                        ("Saliency", partial(saliency_tab.build, hub, selection)),
-                        ("Choices", partial(choices_tab.build, hub, selection)),
+                        ("Mask flips", partial(flips_tab.build, *run, matrix)),
+                        ("Matrix", partial(matrix_tab.build, hub, matrix)),
+                        ("Saliency", partial(saliency_tab.build, hub, matrix)),
+                        ("Choices", partial(choices_tab.build, hub, matrix)),
                         ("Perplexity", partial(perplexity_tab.build, *run)),
                         ("Text", partial(text_tab.build, *run)),
                         ("Export", partial(export_tab.build, *run)),

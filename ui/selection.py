@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import NamedTuple
 
 import gradio as gr
@@ -30,48 +31,52 @@ class Matrix(NamedTuple):
     mark: str = ""
 
 
-class Selection:
+class Selection(NamedTuple):
     """The two lists, and the state `shown`, a Matrix, whose `change` is the event to draw the views of a matrix at."""
 
-    def __init__(self, hub: Hub, run_id: gr.State, redraw: gr.State) -> None:
-        self.hub = hub
-        self.shown = gr.State(Matrix(None, None, None))
-        with gr.Row(visible=False, elem_id="selection", elem_classes="bb-selection") as self.row:
-            self.layer = gr.Dropdown([], label="Layer", elem_id="layer", min_width=100, scale=1)
-            self.module = gr.Dropdown([], label="Module", elem_id="module", min_width=150, scale=2)
-        self.outputs = [self.layer, self.module, self.shown]
-        redraw.change(self._first, [run_id, self.shown], [self.row, *self.outputs], **SELECTING)
-        gr.on(
-            [self.layer.input, self.module.input],
-            self.select,
-            [self.shown, self.layer, self.module],
-            self.outputs,
-            **SELECTING,
-        )
+    layer: gr.Dropdown
+    module: gr.Dropdown
+    shown: gr.State
 
-    def select(self, shown: Matrix, layer: int, module: str) -> tuple:
-        """Values of `outputs` for the module of a layer, or the first one where the layer has no such module."""
-        frame = frames.masked(self.hub.events(shown.run))
-        if layer not in set(frame["layer"]):
-            return tuple(gr.skip() for _ in self.outputs)
-        rows = frame[frame["layer"] == layer]
-        module = module if module in set(rows["name"]) else rows["name"].iloc[0]
-        choices = list(zip(rows["module"], rows["name"], strict=True))
-        return (
-            gr.update(choices=sorted(set(frame["layer"].tolist())), value=layer),
-            gr.update(choices=choices, value=module),
-            shown._replace(layer=layer, module=module),
-        )
 
-    def _first(self, run: str | None, before: Matrix) -> tuple:
-        """The matrix selected before in the same run; else the one that the rebuild changed most, or the first."""
-        events = self.hub.events(run)
-        flips, frame = frames.flips(events), frames.masked(events)
-        shown = Matrix(run, None, None, secrets.token_hex(4))
-        if frame.empty:
-            return gr.update(visible=False), gr.skip(), gr.skip(), shown
-        if before.run == run and before.layer is not None:
-            return gr.update(visible=True), *self.select(shown, before.layer, before.module)
-        first = frame.iloc[0]
-        layer, module = frames.most_changed(flips) if len(flips) else (int(first["layer"]), first["name"])
-        return gr.update(visible=True), *self.select(shown, layer, module)
+def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> Selection:
+    with gr.Row(visible=False, elem_id="selection", elem_classes="bb-selection") as row:
+        layer = gr.Dropdown([], label="Layer", elem_id="layer", min_width=100, scale=1)
+        module = gr.Dropdown([], label="Module", elem_id="module", min_width=150, scale=2)
+    selection = Selection(layer, module, gr.State(Matrix(None, None, None)))
+    redraw.change(partial(first, hub), [run_id, selection.shown], [row, *selection], **SELECTING)
+    inputs = [selection.shown, layer, module]
+    gr.on([layer.input, module.input], partial(select, hub), inputs, [*selection], **SELECTING)
+    return selection
+
+
+def select(hub: Hub, shown: Matrix, layer: int | None, module: str | None) -> tuple:
+    """Values of a Selection for the module of a layer, or the first one where the layer has no such module."""
+    frame = frames.masked(hub.events(shown.run))
+    if layer not in set(frame["layer"]):
+        return tuple(gr.skip() for _ in Selection._fields)
+    rows = frame[frame["layer"] == layer]
+    module = module if module in set(rows["name"]) else rows["name"].iloc[0]
+    choices = list(zip(rows["module"], rows["name"], strict=True))
+    return (
+        gr.update(choices=sorted(set(frame["layer"].tolist())), value=layer),
+        gr.update(choices=choices, value=module),
+        shown._replace(layer=layer, module=module),
+    )
+
+
+def first(hub: Hub, run: str | None, before: Matrix) -> tuple:
+    """Whether the lists are shown, and the values for the matrix that the views are to show.
+
+    It is the one selected `before` in the same run; else the one that the rebuild changed most, or the first one.
+    """
+    events = hub.events(run)
+    flips, frame = frames.flips(events), frames.masked(events)
+    shown = Matrix(run, None, None, secrets.token_hex(4))
+    if frame.empty:
+        return gr.update(visible=False), gr.skip(), gr.skip(), shown
+    if before.run == run and before.layer is not None:
+        return gr.update(visible=True), *select(hub, shown, before.layer, before.module)
+    beginning = int(frame["layer"].iloc[0]), frame["name"].iloc[0]
+    layer, module = beginning if flips.empty else frames.most_changed(flips)
+    return gr.update(visible=True), *select(hub, shown, layer, module)

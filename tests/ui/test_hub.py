@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from analysis import frames
+from analysis import frames, matrix
 from barber.errors import UserError
 from barber.events import (
     Estimated,
@@ -122,10 +122,10 @@ def test_an_unfinished_run_in_one_pass_can_be_viewed(tmp_path, end):
     assert len(frames.sub_blocks(seen)) == 2 + (end is SubBlockRebuilt)
     run = RunDirectory(hub.path(name))
     for row in moved.itertuples():
-        fates = frames.fates(run, row.layer, row.name, 10**6, 10**6)
-        assert [int((fates == fate).sum()) for fate in (2, 3)] == [row.grown, row.cut]
+        counts = matrix.overview(matrix.read(run, row.layer, row.name)).counts
+        assert (counts["grown"], counts["cut"]) == (row.grown, row.cut)
         assert not frames.saliency(seen, row.layer, row.name).empty
-    assert frames.fates(run, 1, "mlp.down_proj").size == 0
+    assert matrix.read(run, 1, "mlp.down_proj") is None
     assert frames.perplexities(seen)["stage"].tolist() == ["dense"]
     assert set(frames.texts(seen)["stage"]) == {"dense"}
     assert not frames.summary(seen)["finished"]

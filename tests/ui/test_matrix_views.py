@@ -90,7 +90,7 @@ def test_weights_travel_as_half_floats_relative_to_the_largest():
     read = np.frombuffer(base64.b64decode(value["weights"]), np.float16).astype(float) * value["largest"]
     assert np.allclose(read.reshape(256, 256), weights, rtol=2e-3, atol=1e-9)
     assert len(json.dumps(value)) < LIMIT
-    zeros = mask_window.value(part, 0, "window", changed_weights(part), 0 * weights)
+    zeros = mask_window.value(part, 0, "window", changed_weights(part), np.zeros_like(weights))
     assert not any(base64.b64decode(zeros["weights"]))
     assert mask_window.value(part, 0, "window", changed_weights(part))["weights"] == ""
 
