@@ -48,8 +48,9 @@ def build(hub: Hub, selection: Selection) -> None:
             "view Saliency has its distribution."
         )
         with gr.Row():
-            row = gr.Slider(0, 1, 0, step=1, label="First row of the window", elem_id="window-row", min_width=200)
-            column = gr.Slider(0, 1, 0, step=1, label="First column", elem_id="window-column", min_width=200)
+            first = {"value": 0, "precision": 0, "step": 16, "min_width": 120}  # no bounds: the window stays inside
+            row = gr.Number(label="First row of the window", elem_id="window-row", **first)
+            column = gr.Number(label="First column", elem_id="window-column", **first)
             size = gr.Dropdown(list(SIZES), value=64, label="Rows and columns", elem_id="window-size", min_width=120)
         values = gr.Checkbox(
             False,
@@ -70,30 +71,21 @@ def build(hub: Hub, selection: Selection) -> None:
             )
             patterns = chart("matrix-patterns")
 
-    def draw_window(shown: Matrix, share: str, row: float, column: float, size: int, values: bool) -> tuple:
+    def draw_window(shown: Matrix, share: str, row: int | None, column: int | None, size: int, values: bool) -> tuple:
         masks = read(hub, shown)
         if masks is None:
             return tuple(gr.skip() for _ in near)
-        part, m = matrix.window(masks, int(row), int(column), size), group_of(hub.events(shown.run))
-        return draw_near(shown, masks, matrix.overview(masks), share, part, m, values)
+        part, m = matrix.window(masks, row or 0, column or 0, size), group_of(hub.events(shown.run))
+        return draw_near(shown, matrix.overview(masks), share, part, m, values)
 
     def draw_near(
-        shown: Matrix,
-        masks: matrix.MaskPair,
-        whole: matrix.Overview,
-        share: str,
-        part: matrix.Window,
-        group: int,
-        values: bool,
+        shown: Matrix, whole: matrix.Overview, share: str, part: matrix.Window, group: int, values: bool
     ) -> tuple:
-        """The sliders' limits, the density with the outline of the window, the window, and why it has no values."""
+        """The density with the outline of the window, the window, and why it has no values."""
         weights, why = dense_weights(hub, shown, part) if values else (None, "")
         height, width = part.fates.shape
         name = f"layer {shown.layer}, {shown.module}"
-        rest = [end - size for end, size in zip(masks.shape, part.fates.shape, strict=True)]
         return (
-            gr.update(maximum=max(rest[0], 1), value=part.row, interactive=rest[0] > 0),
-            gr.update(maximum=max(rest[1], 1), value=part.column, interactive=rest[1] > 0),
             *drawn(
                 matrix_figures.density(whole, share, part),
                 "density",
@@ -152,7 +144,9 @@ def build(hub: Hub, selection: Selection) -> None:
         return (
             *results_there(),
             f'<p class="bb-intro">{describe(masks, whole)}</p>',
-            *draw_near(shown, masks, whole, share, matrix.window(masks, 0, 0, size), m, values),
+            0,
+            0,
+            *draw_near(shown, whole, share, matrix.window(masks, 0, 0, size), m, values),
             *draw_axis(shown, whole, "rows"),
             *draw_axis(shown, whole, "columns"),
             gr.update(visible=bool(found)),
@@ -161,9 +155,9 @@ def build(hub: Hub, selection: Selection) -> None:
             *on_patterns,
         )
 
-    near = [row, column, *density, window, unread]
+    near = [*density, window, unread]
     around = [*axes["rows"], *axes["columns"], with_heads, *heads, with_patterns, *patterns]
-    everything = [nothing, results, facts, *near, *around]
+    everything = [nothing, results, facts, row, column, *near, *around]
     selection.shown.change(show, [selection.shown, share, size, values], everything, **ONE_BY_ONE)
     moved = [selection.shown, share, row, column, size, values]
     gr.on(
