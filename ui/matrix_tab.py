@@ -19,7 +19,10 @@ from ui.selection import Matrix, Selection
 from ui.views import CALM, empty, intro, nothing_yet, results_there, unfilled
 
 EMPTY = unfilled("the mask of one weight matrix: where it keeps weights, and which of them the rebuild changed.")
-NO_MASKS = empty("This run has no masks yet: it was stopped before the first layer had its initial mask.")
+NO_MASKS = empty(
+    "There is no mask of this matrix: the run was stopped before it was made, or the masks of this layer did not come "
+    "with the example."
+)
 # In the queue, where one visitor at a time reads weights.
 ONE_BY_ONE = CALM | {"queue": True}
 MOST_PATTERNS = 1000  # in the answer of the endpoint

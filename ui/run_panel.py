@@ -135,7 +135,8 @@ def build_bar(command: gr.Textbox) -> Bar:
         stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=0, min_width=80)
         expected = gr.HTML("", elem_id="expected", min_width=120)
         doing = gr.HTML("", elem_id="doing", min_width=120)
-    return Bar(run, stop, expected, doing, command, gr.HTML("", html_template="", js_on_load=ANNOUNCE))
+        said = gr.HTML("", html_template="", js_on_load=ANNOUNCE, visible="hidden")
+    return Bar(run, stop, expected, doing, command, said)
 
 
 def build_board() -> Board:

@@ -40,7 +40,7 @@ def outputs(client) -> list[dict]:
 
 def test_the_endpoints_are_documented(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert list(endpoints) == ["/run", "/matrix", "/report", "/tables", "/masks"]
+    assert set(endpoints) == {"/run", "/matrix", "/report", "/tables", "/masks"}
     for name, parameters in {"/report": ["run"], "/tables": ["run", "form"], "/masks": ["run"]}.items():
         assert [p["parameter_name"] for p in endpoints[name]["parameters"]] == parameters
         assert endpoints[name]["returns"][0]["python_type"]["type"].startswith("dict(path: str")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
+from analysis import frames
+from barber.atomic_files import write_json
 from barber.errors import UserError
 from barber.events import RunFinished
 from barber.job_spec import JobSpec
@@ -14,7 +16,7 @@ from barber.jobs.job import run_job
 from barber.runs.directory import RunDirectory
 from tests.support.app_server import SMALL
 from ui import settings
-from ui.history import Card, History, State, digest_of
+from ui.history import EXAMPLES, Card, History, State, digest_of, perplexities
 from ui.hub import Hub
 from ui.runs_tab import ago, listing
 
@@ -28,6 +30,11 @@ def spec(**changes: object) -> JobSpec:
 
 def card(run: str, **changes: object) -> Card:
     return Card(**{"run": run, "title": run, "began": 1.0, "job": spec().to_dict(), "state": State.FINISHED} | changes)
+
+
+def own(hub: Hub, visitor: str | None) -> list[Card]:
+    """The runs that a visitor sees, without the examples."""
+    return [one for one in hub.history.cards(visitor) if not one.example]
 
 
 def ended(hub: Hub, run: str) -> Card:
@@ -47,7 +54,7 @@ def stop_once_it_rebuilds(hub: Hub, run: str) -> None:
 
 
 def test_a_card_survives_its_file(tmp_path):
-    history = History(tmp_path, shared=True)
+    history = History(tmp_path, shared=True, examples=tmp_path / "none")
     kept = card("a", pinned=True, seconds=2.5, perplexities={"c4": {"dense": 2.0, "initial": float("inf")}})
     history.add(kept)
     assert history.read("a") == kept
@@ -58,7 +65,7 @@ def test_a_card_survives_its_file(tmp_path):
 
 
 def test_pinned_runs_come_first_then_the_newest_and_words_narrow_the_list(tmp_path):
-    history = History(tmp_path, shared=True)
+    history = History(tmp_path, shared=True, examples=tmp_path / "none")
     for began, run in enumerate(["Wanda 50%", "SparseGPT 50%", "Wanda 2:4"]):
         history.add(card(f"r{began}", title=run, began=float(began)))
     history.pin("r0", None, True)
@@ -70,7 +77,7 @@ def test_pinned_runs_come_first_then_the_newest_and_words_narrow_the_list(tmp_pa
 
 
 def test_a_visitor_sees_and_changes_only_his_own_runs(tmp_path):
-    history = History(tmp_path, shared=False)
+    history = History(tmp_path, shared=False, examples=tmp_path / "none")
     history.add(card("anns", owner=digest_of(ANN)))
     history.add(card("nobodys"))
     assert ANN not in (tmp_path / "anns.json").read_text()
@@ -95,7 +102,7 @@ def test_a_visitor_sees_and_changes_only_his_own_runs(tmp_path):
 
 @pytest.mark.parametrize("title", ["", "  ", "x" * 201, "a\x00b", None])
 def test_a_title_that_cannot_be_shown_is_refused(tmp_path, title):
-    history = History(tmp_path, shared=True)
+    history = History(tmp_path, shared=True, examples=tmp_path / "none")
     history.add(card("a"))
     with pytest.raises(UserError, match="characters"):
         history.rename("a", None, title)
@@ -172,12 +179,12 @@ def test_the_next_process_of_the_app_finds_an_interrupted_run_and_resumes_it(tmp
 def test_runs_of_the_command_line_are_listed_on_ones_own_machine_only(tmp_path):
     list(run_job(replace(spec(), run_dir=tmp_path / "mine")))
     hub = Hub(tmp_path, shared=True)
-    (found,) = hub.history.cards(None)
+    (found,) = own(hub, None)
     assert (found.run, found.state) == ("mine", State.FINISHED)
     assert found.title.startswith("mine: storyteller")
     hub.history.rename("mine", None, "better")
-    assert [one.title for one in hub.history.cards(None)] == ["better"]
-    assert Hub(tmp_path, shared=False).history.cards(ANN) == []
+    assert [one.title for one in own(hub, None)] == ["better"]
+    assert own(Hub(tmp_path, shared=False), ANN) == []
 
 
 def test_a_temporary_folder_forgets_runs_after_a_day(tmp_path):
@@ -215,3 +222,37 @@ def test_the_list_shows_what_is_in_a_title_and_ticks_what_is_chosen():
 )
 def test_how_long_ago(seconds, words):
     assert ago(seconds) == words
+
+
+def test_examples_are_shown_to_everybody_and_stay_as_they_are(tmp_path):
+    examples = tmp_path / "examples"
+    list(run_job(replace(spec(), run_dir=examples / "shipped")))
+    history = History(tmp_path, shared=False, examples=examples)
+    assert history.cards(ANN) == []
+    write_json(examples / "shipped.json", asdict(card("shipped", pinned=True, began=time.time())))
+    history.add(card("anns", owner=digest_of(ANN)))
+    assert [(one.run, one.example) for one in history.cards(ANN)] == [("anns", False), ("shipped", True)]
+    assert history.path("shipped") == examples / "shipped"
+    assert history.path("anns") == tmp_path / "anns"
+    for act in (
+        history.delete,
+        lambda run, who: history.rename(run, who, "mine"),
+        lambda *given: history.pin(*given, True),
+    ):
+        with pytest.raises(UserError, match="came with the app"):
+            act("shipped", ANN)
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.json")), ids=lambda file: file.stem)
+def test_each_example_is_small_and_whole(file):
+    shown = Card.read(file)
+    run = RunDirectory(EXAMPLES / shown.run)
+    events = run.events()
+    assert sum(part.stat().st_size for part in run.path.rglob("*") if part.is_file()) < 3e6
+    assert perplexities(events) == shown.perplexities
+    assert not frames.flips(events).empty
+    assert not frames.texts(events).empty
+    layer = run.layers()[0]
+    zeros = {row.name: row.zeros for row in frames.flips(events).itertuples() if row.layer == layer}
+    assert {name: int(mask.sum()) for name, mask in run.masks(layer, "rebuilt").items()} == zeros
+    assert JobSpec.from_dict(dict(shown.job)).model == frames.summary(events)["model"]
