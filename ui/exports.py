@@ -76,6 +76,8 @@ def export(hub: Hub, run_id: str | None, kind: str) -> Path:
     """
     if not run_id or not hub.has_results(run_id):
         raise UserError("There are no results of such a run: give the id of a run that has ended.")
+    if kind == "masks" and hub.history.read(run_id).example:
+        raise UserError("An example has the masks of a few layers only: run it yourself to save its masks.")
     _delete_old()
     what = f"{run_id} {len(hub.events(run_id))} {kind}".encode()
     place = _folder() / hashlib.blake2b(what, digest_size=16, key=SECRET).hexdigest()

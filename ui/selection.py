@@ -23,12 +23,14 @@ class Matrix(NamedTuple):
         run: id of the run, None before the first.
         layer, module: number of the layer and name within it; None where the run has no masks.
         mark: new each time the views are to be drawn, also if the rest is as before.
+        chosen: whether the visitor chose it.
     """
 
     run: str | None
     layer: int | None
     module: str | None
     mark: str = ""
+    chosen: bool = False
 
 
 class Selection(NamedTuple):
@@ -50,7 +52,7 @@ def build(hub: Hub, run_id: gr.State, redraw: gr.State) -> Selection:
     return selection
 
 
-def select(hub: Hub, shown: Matrix, layer: int | None, module: str | None) -> tuple:
+def select(hub: Hub, shown: Matrix, layer: int | None, module: str | None, chosen: bool = True) -> tuple:
     """Values of a Selection for the module of a layer, or the first one where the layer has no such module."""
     frame = frames.masked(hub.events(shown.run))
     if layer not in set(frame["layer"]):
@@ -61,22 +63,22 @@ def select(hub: Hub, shown: Matrix, layer: int | None, module: str | None) -> tu
     return (
         gr.update(choices=sorted(set(frame["layer"].tolist())), value=layer),
         gr.update(choices=choices, value=module),
-        shown._replace(layer=layer, module=module),
+        shown._replace(layer=layer, module=module, chosen=chosen),
     )
 
 
 def first(hub: Hub, run: str | None, before: Matrix) -> tuple:
     """Whether the lists are shown, and the values for the matrix that the views are to show.
 
-    It is the one selected `before` in the same run; else the one that the rebuild changed most, or the first one.
+    It is the one chosen `before` in the same run; else the one that the rebuild changed most, or the first one.
     """
     events = hub.events(run)
     flips, frame = frames.flips(events), frames.masked(events)
     shown = Matrix(run, None, None, secrets.token_hex(4))
     if frame.empty:
         return gr.update(visible=False), gr.skip(), gr.skip(), shown
-    if before.run == run and before.layer is not None:
+    if before.run == run and before.chosen:
         return gr.update(visible=True), *select(hub, shown, before.layer, before.module)
     beginning = int(frame["layer"].iloc[0]), frame["name"].iloc[0]
     layer, module = beginning if flips.empty else frames.most_changed(flips)
-    return gr.update(visible=True), *select(hub, shown, layer, module)
+    return gr.update(visible=True), *select(hub, shown, layer, module, chosen=False)

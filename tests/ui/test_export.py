@@ -131,3 +131,11 @@ def test_files_are_as_old_as_runs_at_most(hub, monkeypatch):
     monkeypatch.setattr(exports, "KEPT_SECONDS", -1)
     assert export(hub, name, "csv").exists(), "one that is asked for again is made again"
     assert not second.exists()
+
+
+def test_the_few_masks_of_an_example_are_no_masks_file():
+    hub = Hub()
+    example = next(card.run for card in hub.history.cards(None) if card.example)
+    with pytest.raises(UserError, match="masks of a few layers only"):
+        export(hub, example, "masks")
+    assert export(hub, example, "report").stat().st_size < 6_000_000

@@ -14,6 +14,9 @@ from ui.hub import Hub
 from ui.selection import Matrix, first, select
 
 
+NOTHING = Matrix(None, None, None)
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Hub:
     return Hub(tmp_path_factory.mktemp("runs"))
@@ -36,8 +39,8 @@ def only_initial(hub) -> str:
     return recorded(hub, run(2, barber=False))
 
 
-def test_the_most_changed_matrix_is_selected_first(hub, rebuilt):
-    row, layer, module, shown = first(hub, rebuilt)
+def test_the_most_changed_matrix_is_selected_first(hub, rebuilt, NOTHING):
+    row, layer, module, shown = first(hub, rebuilt, NOTHING)
     best = frames.most_changed(frames.flips(hub.events(rebuilt)))
     assert row["visible"]
     assert (shown.run, shown.layer, shown.module) == (rebuilt, *best)
@@ -47,21 +50,21 @@ def test_the_most_changed_matrix_is_selected_first(hub, rebuilt):
 
 
 def test_each_end_of_a_run_draws_its_views_again(hub, rebuilt):
-    assert first(hub, rebuilt)[-1] != first(hub, rebuilt)[-1]
+    assert first(hub, rebuilt, NOTHING)[-1] != first(hub, rebuilt, NOTHING)[-1]
 
 
 def test_a_run_without_masks_has_nothing_to_select(hub):
     events = run(1)
     before = events[: next(i for i, event in enumerate(events) if isinstance(event, LayerInitialised))]
     name = recorded(hub, before)
-    row, *_, shown = first(hub, name)
+    row, *_, shown = first(hub, name, NOTHING)
     assert not row["visible"]
     assert (shown.run, shown.layer, shown.module) == (name, None, None)
     assert matrix_tab.read(hub, shown) is None
 
 
 def test_a_run_without_a_rebuild_offers_its_initial_masks(hub, only_initial):
-    *_, shown = first(hub, only_initial)
+    *_, shown = first(hub, only_initial, NOTHING)
     assert (shown.layer, shown.module) == (0, "self_attn.q_proj")
     counts = matrix.overview(matrix_tab.read(hub, shown)).counts
     assert counts["pruned"] == counts["kept"] > 0 == counts["grown"] == counts["cut"]
@@ -103,3 +106,13 @@ def test_values_that_cannot_be_read_have_a_reason(hub, rebuilt):
     weights, why = matrix_tab.dense_weights(hub, Matrix(rebuilt, 1, "mlp.up_proj"), part)
     assert weights is None
     assert "LlamaForCausalLM" in why
+
+
+def test_a_choice_stays_when_the_views_of_its_run_are_drawn_again(hub, rebuilt, only_initial):
+    *_, shown = first(hub, rebuilt, NOTHING)
+    assert first(hub, rebuilt, shown)[-1][1:3] == shown[1:3] == frames.most_changed(frames.flips(hub.events(rebuilt)))
+    other = next(name for name in ("mlp.up_proj", "mlp.gate_proj") if name != shown.module)
+    *_, chosen = select(hub, shown, 1, other)
+    assert chosen.chosen
+    assert first(hub, rebuilt, chosen)[-1][1:3] == (1, other)
+    assert first(hub, only_initial, chosen)[-1][1:3] != (1, other)
