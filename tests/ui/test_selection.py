@@ -13,7 +13,6 @@ from ui import matrix_tab
 from ui.hub import Hub
 from ui.selection import Matrix, first, select
 
-
 NOTHING = Matrix(None, None, None)
 
 
@@ -39,7 +38,7 @@ def only_initial(hub) -> str:
     return recorded(hub, run(2, barber=False))
 
 
-def test_the_most_changed_matrix_is_selected_first(hub, rebuilt, NOTHING):
+def test_the_most_changed_matrix_is_selected_first(hub, rebuilt):
     row, layer, module, shown = first(hub, rebuilt, NOTHING)
     best = frames.most_changed(frames.flips(hub.events(rebuilt)))
     assert row["visible"]
@@ -73,7 +72,7 @@ def test_a_run_without_a_rebuild_offers_its_initial_masks(hub, only_initial):
 def test_another_layer_keeps_the_module(hub, rebuilt):
     shown = Matrix(rebuilt, 0, "mlp.up_proj", "mark")
     layer, module, after = select(hub, shown, 1, "mlp.up_proj")
-    assert after == Matrix(rebuilt, 1, "mlp.up_proj", "mark")
+    assert after == Matrix(rebuilt, 1, "mlp.up_proj", "mark", chosen=True)
     assert (layer["value"], module["value"]) == (1, "mlp.up_proj")
 
 
@@ -82,7 +81,7 @@ def test_a_matrix_that_does_not_exist_is_not_selected(hub, rebuilt, layer, modul
     shown = Matrix(rebuilt, 0, "mlp.up_proj", "mark")
     after = select(hub, shown, layer, module)[-1]
     if layer == 1:
-        assert after == shown._replace(layer=1, module="self_attn.q_proj")
+        assert after == shown._replace(layer=1, module="self_attn.q_proj", chosen=True)
     else:
         assert not isinstance(after, Matrix)
 
