@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from barber.console import check_arguments, interruptible, path
@@ -24,8 +25,10 @@ RESULTS = ("save_ppl", "save_zeroshot")
 
 OUTPUTS = ("save_model", "run_dir", "save_data", *RESULTS)
 
+SUBCOMMANDS = {"sweep": "barber.commands.sweep:main"}  # main.py NAME ...: (arguments after NAME) -> exit code
 
-class _Parser(argparse.ArgumentParser):
+
+class Parser(argparse.ArgumentParser):
     """An argument parser that reports errors in one sentence, like all UserErrors."""
 
     def error(self, message: str) -> NoReturn:
@@ -34,9 +37,9 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser. Absent flags are left out of the namespace, so that defaults can depend on other flags."""
-    parser = _Parser(
+    parser = Parser(
         description="Prune a language model in one shot and rebuild its mask (LLM-Barber). Without --model, the "
-        "bundled model runs with example settings.",
+        f"bundled model runs with example settings. Further commands, each with --help: {', '.join(SUBCOMMANDS)}.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -61,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.captureWarnings(True)
     who = ""
     try:
-        check_arguments(sys.argv[1:] if argv is None else argv)
+        argv = sys.argv[1:] if argv is None else argv
+        check_arguments(argv)
+        if argv and argv[0] in SUBCOMMANDS:
+            return resolve_name(SUBCOMMANDS[argv[0]])(argv[1:])
         given = vars(build_parser().parse_args(argv))
         _check_values(given)
         # Imported late, since torch and transformers take seconds, which --help and flag errors do not need.
@@ -74,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             leave()
     except UserError as error:
-        sys.stderr.write(f"{who}error: {error}\n")
+        sys.stderr.write("".join(f"{who}error: {sentence}\n" for sentence in str(error).split("\n")))
         return 2
     except BrokenPipeError:
         raise
@@ -140,7 +146,7 @@ def _run_command(given: dict, ranks: Ranks) -> None:
     try:
         with (
             interruptible(),
-            _bar(ranks.writes) as bar,
+            progress_bar(ranks.writes) as bar,
             contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks, notices=notices)) as events,
         ):
             for event in events:
@@ -150,7 +156,7 @@ def _run_command(given: dict, ranks: Ranks) -> None:
                     bar.write(event.message if isinstance(event, Notice) else format_estimate(event), file=sys.stderr)
                 if given.get("delete") and isinstance(event, Saved) and event.what == "model":
                     written = noted_files(spec.run_dir, spec.save_model) if spec.run_dir else folder_digests(event.path)
-                _show(bar, eta, event)
+                show_progress(bar, eta, event)
     except Exception:
         if ranks.writes and summary.has_results:  # keeps results that were measured before the failure
             sys.stdout.write(summary.text())
@@ -167,7 +173,7 @@ def _run_command(given: dict, ranks: Ranks) -> None:
         sys.stdout.write(f"Deleted the saved model {summary.model_path}.\n")
 
 
-def _bar(shown: bool):
+def progress_bar(shown: bool):
     from tqdm import tqdm
 
     return tqdm(
@@ -175,13 +181,13 @@ def _bar(shown: bool):
     )
 
 
-def _show(bar, eta, event) -> None:
-    """Show phase, position and time left on stderr."""
+def show_progress(bar, eta, event, before: str = "") -> None:
+    """Show phase, position and time left on stderr. before: what precedes them."""
     from barber.events import Progress
 
     if isinstance(event, Progress):
         left = "" if eta.seconds_left is None else f", {eta.seconds_left:.0f} s left"
         bar.n = round(100 * eta.fraction)
-        bar.set_description_str(f"{event.phase} {event.where} {event.done}/{event.total}{left}", refresh=False)
+        bar.set_description_str(f"{before}{event.phase} {event.where} {event.done}/{event.total}{left}", refresh=False)
         bar.update(0)
         bar.refresh() if event.done == event.total else None

@@ -30,7 +30,7 @@ def job_from(given: dict[str, Any]) -> JobSpec:
     for flag in FLAGS:
         if given.get(flag.flag) == "":
             raise UserError(f"--{flag.flag} is empty: give {flag.allowed}, or leave it out.")
-    values = {name: _expand_home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given}
+    values = {name: expand_home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given}
     if "save_zeroshot" in given:
         values.setdefault("zeroshot_tasks", PUBLISHED_TASKS)
     base = FIRST_LOOK if values.get("model", STORYTELLER) == STORYTELLER else JobSpec()
@@ -67,7 +67,7 @@ def without_pruning(given: dict[str, Any]) -> str:
 def with_flags(job: JobSpec, given: dict[str, Any]) -> JobSpec:
     """A recorded job with the flags that were given once more; what was not given stays as it is."""
     values = {
-        name: _expand_home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given and name != "run_dir"
+        name: expand_home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given and name != "run_dir"
     }
     if "save_zeroshot" in given and not job.zeroshot_tasks:
         values.setdefault("zeroshot_tasks", PUBLISHED_TASKS)
@@ -88,7 +88,7 @@ def _is_dense(given: dict[str, Any]) -> bool:
     return given.get("sparsity_ratio") == 0 and given.get("sparsity_type", "unstructured") == "unstructured"
 
 
-def _expand_home(value: Any) -> Any:
+def expand_home(value: Any) -> Any:
     """A path with ~ expanded; every other value as it is."""
     return str(console.path(value)) if isinstance(value, str) and value.startswith("~") else value
 
@@ -121,9 +121,9 @@ def _sparsity(given: dict[str, Any]) -> Sparsity:
     if ratio is not None:
         return Sparsity(ratio)
     if given.get("initial_masks"):
-        if Path(_expand_home(given["initial_masks"])).is_file():
+        if Path(expand_home(given["initial_masks"])).is_file():
             raise UserError(
                 f"The pattern of the masks in {given['initial_masks']} is unknown: add the sparsity ratio or type."
             )
-        return RunDirectory(_expand_home(given["initial_masks"])).sparsity
+        return RunDirectory(expand_home(given["initial_masks"])).sparsity
     raise UserError("No sparsity was given: add --sparsity_ratio between 0 and 1, or --sparsity_type n:m like 2:4.")

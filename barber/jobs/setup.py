@@ -23,7 +23,7 @@ from barber.jobs.report import format_bytes
 from barber.models.decoder import DecoderView, Values, masked
 from barber.models.inspection import Inspection, count_zeros, inspect
 from barber.models.layerwise import LayerwiseModel, load_layerwise
-from barber.models.loading import LoadedModel, find_source, load_source, weight_bytes
+from barber.models.loading import LoadedModel, Source, find_source, load_source, weight_bytes
 from barber.models.providers import LayerProvider, LayerwiseProvider, ResidentProvider
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.context import PruningContext
@@ -167,7 +167,7 @@ def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: E
     device = source.device if source else loaded.model.device
     limit = memory_limit(spec.max_memory, device)
     layerwise = None
-    if source and spec.prune and (spec.stream or RESIDENT * weight_bytes(source) > limit):
+    if source and reads_by_layer(spec, source):
         if spec.zeroshot_tasks:
             raise UserError(
                 f"Zero-shot tasks need the whole of {spec.model} in memory, but it is read layer by layer: save the "
@@ -195,6 +195,13 @@ def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: E
     )
     inspection = inspect(view, provider) if spec.prune else count_zeros(view, provider)
     return JobSetup(loaded, context, layerwise, folder, scratch, limit, inspection)
+
+
+def reads_by_layer(spec: JobSpec, source: Source) -> bool:
+    """Return whether a job reads the model layer by layer: as asked for, or since it does not fit into memory."""
+    if not spec.prune:
+        return False
+    return spec.stream or RESIDENT * weight_bytes(source) > memory_limit(spec.max_memory, source.device)
 
 
 def product_dtype(compute: str, device: torch.device, stack: ExitStack) -> torch.dtype | None:
