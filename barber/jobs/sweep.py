@@ -47,7 +47,7 @@ def run_sweep(jobs: Sequence[SweepJob], folder: Path) -> Generator[Event, None, 
     seconds = expected_seconds(jobs)
     check_folder(folder)
     with one_writer(folder):
-        done = {job.name for job in jobs if is_finished(folder / RUNS / job.name)}
+        done = {job.name for job in jobs if is_finished(job, folder / RUNS / job.name)}
         results = Results(folder, jobs)
         with _writing(folder):
             write_json(folder / SWEEP, {"axes": axes(jobs), "jobs": {job.name: job.values for job in jobs}})
@@ -114,10 +114,11 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds something else than a sweep: give a new or empty folder.")
 
 
-def is_finished(path: Path) -> bool:
-    """Whether a run directory has a run that reached its end."""
+def is_finished(job: SweepJob, path: Path) -> bool:
+    """Whether a run directory has a run of this job that reached its end."""
     try:
-        return any(isinstance(event, RunFinished) for event in RunDirectory(path).events())
+        ended = any(isinstance(event, RunFinished) for event in RunDirectory(path).events())
+        return ended and not job_difference(path, job.spec)
     except UserError:  # none, or a damaged one, which its resumption repairs or refuses
         return False
 
