@@ -94,7 +94,7 @@ def curves(averages: pd.DataFrame, axis: str = SPARSITY) -> go.Figure:
     """Perplexity over a numeric setting, a line for each combination of the others, of one data set.
 
     averages: of `over_seeds`. Bars are the deviation over the seeds; the dense model is a dashed line. An n:m pattern
-    is a point at its share of zeros, not part of a line.
+    is a diamond at its share of zeros, not part of a line.
     """
     settings = [name for name in settings_of(averages) if averages[name].nunique() > 1 and name != axis]
     frame = averages.assign(place=place(axis, averages[axis]), label=_labels(averages, settings), pattern="")
@@ -103,7 +103,10 @@ def curves(averages: pd.DataFrame, axis: str = SPARSITY) -> go.Figure:
     frame = frame[frame["place"].notna()].sort_values("place", kind="stable")
     figure = go.Figure()
     looks = dict(zip(dict.fromkeys(frame["label"]), cycle(LOOKS)))
-    for (label, pattern), part in frame.groupby(["label", "pattern"], sort=False):
+    named: set[str] = set()
+    for (pattern, label), part in sorted(
+        frame.groupby(["pattern", "label"], sort=False), key=lambda group: group[0][0]
+    ):
         colour, dash = looks[label]
         deviation = part["perplexity_std"].fillna(0.0)
         figure.add_scatter(
@@ -115,12 +118,17 @@ def curves(averages: pd.DataFrame, axis: str = SPARSITY) -> go.Figure:
             mode="markers" if pattern else "lines+markers",
             line={"color": colour, "dash": dash, "width": 2},
             marker={"color": colour, "size": 9, "symbol": "diamond" if pattern else "circle"},
-            showlegend=True,
+            showlegend=label not in named,
             hovertemplate=f"{axis} %{{x}}<br>%{{customdata}}<extra>%{{fullData.name}}</extra>",
         )
+        named.add(label)
+    for pattern in dict.fromkeys(filter(None, frame["pattern"])):
+        marker = {"color": GREY, "size": 9, "symbol": "diamond"}
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=pattern)
     figure.add_hline(y=float(frame["dense"].mean()), line={"color": GREY, "dash": "dash", "width": 1.5})
-    shown = frame[["dense", "perplexity"]].to_numpy().ravel()
-    ends = [value for value in shown if math.isfinite(value)] or [1.0]
+    deviation = frame["perplexity_std"].fillna(0.0)
+    ends = pd.concat([frame["dense"], frame["perplexity"] - deviation, frame["perplexity"] + deviation])
+    ends = [value for value in ends if 0 < value < math.inf] or [1.0]
     first, last = min(ends) / 1.1, max(ends) * 1.1
     ticks = log_ticks(first, last)
     styled(figure, x=_title(axis), y="perplexity (log axis)", height=420)

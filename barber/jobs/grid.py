@@ -65,10 +65,10 @@ class SweepJob:
 
     @property
     def values(self) -> dict[str, object]:
-        """Its settings by their public names; None for one that has no effect beside the others."""
+        """Its settings by their public names, without those that have no effect beside the others."""
         given = {name: getattr(self.spec.prune if name in PRUNING else self.spec, name) for name in SETTINGS}
         idle = {SETTINGS[name].public for name in without_effect(given)}
-        return {name: None if name in idle else value for name, value in public_values(self.spec).items()}
+        return {name: value for name, value in public_values(self.spec).items() if name not in idle}
 
 
 def read_grid(path: Path) -> tuple[SweepJob, ...]:
@@ -101,9 +101,9 @@ def jobs_of(grid: Mapping[str, Any]) -> tuple[SweepJob, ...]:
 
 
 def axes(jobs: Iterable[SweepJob]) -> list[str]:
-    """The settings that differ between jobs by their public names, in the order of all settings."""
+    """The settings that differ between the jobs in which they have an effect, in the order of all settings."""
     tables = [job.values for job in jobs]
-    return [name for name in NAMED if len({str(table[name]) for table in tables}) > 1]
+    return [name for name in NAMED if len({str(table[name]) for table in tables if name in table}) > 1]
 
 
 class _Reader:
@@ -209,7 +209,8 @@ class _Reader:
         values = job.values
 
         def fits(rule: dict[str, list[Any]]) -> bool:
-            return all(values[SETTINGS[name].public] in map(shown, allowed) for name, allowed in rule.items())
+            named = {SETTINGS[name].public: [shown(value) for value in allowed] for name, allowed in rule.items()}
+            return all(name in values and values[name] in allowed for name, allowed in named.items())
 
         only, skip = (self.rules[rule] for rule in RULES)
         return (not only or any(map(fits, only))) and not any(map(fits, skip))

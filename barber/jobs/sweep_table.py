@@ -19,7 +19,7 @@ from barber.events import (
     SubBlockRebuilt,
     ZeroShotMeasured,
 )
-from barber.jobs.grid import SweepJob, axes
+from barber.jobs.grid import NAMED, SweepJob, axes
 from barber.jobs.report import format_bytes, format_duration
 from barber.runs.directory import RunDirectory
 
@@ -35,9 +35,9 @@ class Results:
     def __init__(self, folder: Path, jobs: Sequence[SweepJob]) -> None:
         different = axes(jobs)
         self.folder = folder
-        self.settings = [name for name in jobs[0].values if name in different or name in ALWAYS]
+        self.settings = [name for name in NAMED if name in different or name in ALWAYS]
         self.rows: dict[str, dict[str, Any]] = {
-            job.name: {"job": job.name, "status": WAITING} | {name: job.values[name] for name in self.settings}
+            job.name: {"job": job.name, "status": WAITING} | {name: job.values.get(name) for name in self.settings}
             for job in jobs
         }
 

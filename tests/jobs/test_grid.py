@@ -64,10 +64,10 @@ def test_combinations_that_differ_in_settings_without_effect_are_one_job():
     assert len(jobs) == 1 + 2 * 2 + 1  # no rebuild; two thresholds in two granularities; auto, which has none
     plain, *_, auto = jobs
     assert not plain.spec.prune.barber
-    assert plain.values["threshold"] is None
-    assert plain.values["granularity"] is None
+    assert not {"threshold", "granularity"} & plain.values.keys()
     assert auto.values["threshold"] == AUTO
-    assert auto.values["granularity"] is None
+    assert "granularity" not in auto.values
+    assert axes(jobs) == ["rebuild", "threshold", "granularity"]
 
 
 def test_runs_are_further_jobs_with_the_same_axes():
