@@ -152,3 +152,10 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path, text, words):
         read_grid(grid(tmp_path, text))
     with pytest.raises(UserError, match="does not exist"):
         read_grid(tmp_path / "other.yaml")
+
+
+def test_the_grid_of_the_readme_is_one(tmp_path):
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    jobs = read_grid(grid(tmp_path, text.split("```yaml\n")[1].split("```")[0]))
+    assert len(jobs) == 3 * (2 * 3 - 1) * 3
+    assert axes(jobs) == ["sparsity", "method", "rebuild", "refiner", "seed"]

@@ -220,7 +220,7 @@ def test_a_killed_sweep_is_resumed_by_the_same_command(workspace, tmp_path):
     result = run("sweep", str(file), "--output", str(folder))
     assert result.returncode == 0, result.stderr
     assert "1 of them finished before" in result.stderr
-    assert f"1/2 {names[0]}: finished before" in result.stderr
+    assert f"1/2 {names[0]}: finished" in result.stderr
     assert (folder / "results.md").read_text() in result.stdout
     for name in names:
         assert same(recorded(folder / RUNS / name), recorded(whole / RUNS / name))
