@@ -151,11 +151,9 @@ class _Reader:
     def _values(self, one: Setting, given: list[Any]) -> Iterator[Any]:
         for value in given:
             try:
-                yield one.read(expand_home(value))
+                yield one.read("" if value is None else expand_home(str(value)))
             except UserError as error:
-                self.mistakes.append(str(error))
-            except (TypeError, ValueError):
-                self.mistakes.append(f"{one.noun} {WRONG.repr(value)} is not allowed: give {one.allowed}.")
+                self.mistakes.append(_public_names(str(error)))
 
     def jobs(self) -> Iterator[SweepJob]:
         """All jobs that can be made; the reasons for the others are mistakes."""

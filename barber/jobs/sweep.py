@@ -32,6 +32,7 @@ from barber.runs.resume import job_difference
 from barber.runs.writer_lock import LOCK, WRITER, one_writer
 
 SWEEP, RUNS = "sweep.json", "runs"
+BEFORE_SWEEP = {LOCK, WRITER, f"{WRITER}.part", f"{SWEEP}.part"}  # files that a process killed at its start may leave
 
 
 def run_sweep(jobs: Sequence[SweepJob], folder: Path) -> Generator[Event, None, None]:
@@ -110,7 +111,8 @@ def check_folder(folder: Path) -> None:
     """UserError unless the folder is new, empty or that of a sweep."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is no folder: give a new one, or that of the sweep that is to go on.")
-    if folder.is_dir() and not (folder / SWEEP).is_file() and {p.name for p in folder.iterdir()} - {LOCK, WRITER}:
+    ours = (folder / SWEEP).is_file() or all(place.name in BEFORE_SWEEP for place in folder.glob("*"))
+    if not ours:
         raise UserError(f"{folder} holds something else than a sweep: give a new or empty folder.")
 
 

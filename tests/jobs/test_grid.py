@@ -70,6 +70,12 @@ def test_combinations_that_differ_in_settings_without_effect_are_one_job():
     assert axes(jobs) == ["rebuild", "threshold", "granularity"]
 
 
+def test_values_may_be_python_objects():
+    (text,) = jobs_of(BASE | {"rebuild": "true", "threshold": "0.1", "seed": "3", "sparsity": "0.5"})
+    (given,) = jobs_of(BASE | {"rebuild": True, "threshold": 0.1, "seed": 3, "sparsity": 0.5, "rounds": None})
+    assert text == given
+
+
 def test_runs_are_further_jobs_with_the_same_axes():
     jobs = jobs_of(BASE | {"seed": [0, 1], "runs": [{"rebuild": True, "threshold": [0.1, AUTO]}, {"sparsity": "70%"}]})
     found = [(str(job.spec.prune), job.spec.seed) for job in jobs]
@@ -112,7 +118,8 @@ def test_a_job_keeps_its_name_when_the_grid_grows():
         ({"method": ["wanda", "wandda"]}, "is unknown: choose one of magnitude"),
         ({"nsamples": 0}, "give a whole number from 1"),
         ({"nsamples": []}, "nsamples has no values"),
-        ({"nsamples": {"a": 1}}, "is not allowed: give a whole number"),
+        ({"nsamples": {"a": 1}}, "is not a number"),
+        ({"sparsity": [True, "50%"]}, "cannot be read"),
         ({"rebuild": "perhaps"}, "neither on nor off"),
         ({"threshold": 0.1}, "threshold has no effect in any job: it is a setting of the rebuild, which is off"),
         ({"order": "one-pass"}, "order has no effect in any job"),

@@ -186,6 +186,10 @@ def test_a_folder_of_something_else_is_left_alone(workspace, tmp_path):
         with pytest.raises(UserError, match=words):
             list(run_sweep(jobs_of(grid(workspace)), folder))
     assert [place.name for place in tmp_path.iterdir()] == ["precious.txt"]
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "sweep.json.part").write_text("{")
+    assert not any(ended(list(run_sweep(jobs_of(grid(workspace, method="magnitude")), begun))).values())
 
 
 def test_a_model_that_is_read_layer_by_layer_gives_the_same(workspace, tmp_path):
