@@ -165,7 +165,8 @@ def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: E
     if loaded is None:
         source = find_source(spec.model, spec.device, spec.dtype, spec.cache_dir, spec.trust_remote_code)
     device = source.device if source else loaded.model.device
-    limit = memory_limit(spec.max_memory, device)
+    held = 0 if source else sum(parameter.nbytes for parameter in loaded.model.parameters())
+    limit = memory_limit(spec.max_memory, device, held)
     layerwise = None
     if source and reads_by_layer(spec, source):
         if spec.zeroshot_tasks:
@@ -216,8 +217,11 @@ def product_dtype(compute: str, device: torch.device, stack: ExitStack) -> torch
     return torch.bfloat16 if compute == "bfloat16" else None
 
 
-def memory_limit(given: str | None, device: torch.device) -> int:
-    """Return the bytes that a run may use on the device: `given`, like "12GiB", or HEADROOM of the free memory."""
+def memory_limit(given: str | None, device: torch.device, held: int = 0) -> int:
+    """Return the bytes that a run may use on the device: `given`, like "12GiB", or HEADROOM of the free memory.
+
+    held: bytes of the model that are on the device already, which the run uses as well.
+    """
     if given is not None:
         try:
             limit = convert_file_size_to_int(given)
@@ -227,7 +231,7 @@ def memory_limit(given: str | None, device: torch.device) -> int:
             raise UserError(f"--max_memory {given!r} is not a size: give one like 12GiB or 800MB.")
         return limit
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return int(HEADROOM * free)
+    return int(HEADROOM * (free + held))
 
 
 def sizes(setup: JobSetup) -> Model:

@@ -8,9 +8,10 @@ import math
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -30,9 +31,12 @@ from barber.events import (
     SweepPlanned,
 )
 from barber.job_spec import JobSpec
+from barber.jobs import setup
 from barber.jobs.grid import GridError, jobs_of
 from barber.jobs.job import run_job
 from barber.jobs.sweep import RUNS, run_sweep
+from barber.models.loading import load
+from barber.pruning.distributed import Ranks
 from barber.runs.directory import RunDirectory
 from tests.support.jobs import recorded, run, same, save_inputs, start
 from tests.support.tiny import llama
@@ -275,3 +279,15 @@ def test_a_lent_dense_perplexity_is_of_the_same_windows(workspace):
     assert len(dense) == 2
     assert found[0] is found[2]
     assert found[0].perplexity != found[1].perplexity
+
+
+def test_a_lent_model_counts_as_memory_that_its_job_may_use(workspace, monkeypatch):
+    """It is a part of what the job needs, and no longer of what is free."""
+    free = 2**30
+    monkeypatch.setattr(setup.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    spec = JobSpec(model=str(workspace / "model"), device="cpu")
+    loaded = load(spec.model, "cpu")
+    size = sum(parameter.nbytes for parameter in loaded.model.parameters())
+    for lent, expected in ((None, free), (loaded, free + size)):
+        with ExitStack() as stack:
+            assert setup.set_up_job(spec, lent, Ranks(), stack, False).limit == int(setup.HEADROOM * expected)
