@@ -113,7 +113,6 @@ class _Reader:
         self.mistakes: list[str] = []
         self.idle: dict[str, str] = {}  # given setting -> why it had no effect so far
         self.used: set[str] = set()
-        self.read: dict[tuple[str, str], Any] = {}  # (setting, value as given) -> value; absent if not allowed
         self.base = self._settings({name: value for name, value in grid.items() if name not in (RUNS, *RULES)})
         self.runs = [self._settings(run) for run in self._tables(grid, RUNS)]
         self.rules = {rule: [self._settings(table) for table in self._tables(grid, rule)] for rule in RULES}
@@ -151,6 +150,8 @@ class _Reader:
     def _values(self, one: Setting, given: list[Any]) -> Iterator[Any]:
         for value in given:
             try:
+                if isinstance(value, list | Mapping):
+                    raise UserError(f"{one.noun} {WRONG.repr(value)} is not allowed: give {one.allowed}.")
                 yield one.read("" if value is None else expand_home(str(value)))
             except UserError as error:
                 self.mistakes.append(_public_names(str(error)))
