@@ -70,10 +70,23 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[dict, SweepJob]]:
                 **({"retain_reconstruction": True} if rebuild != "none" and updates(method) else {}),
             }
         )
-        model = Path(options.model).name if Path(options.model).is_dir() else options.model
-        case = dict(zip(CASE, (model, pattern, method, rebuild, refit, seed), strict=True))
+        case = dict(zip(CASE, (model_name(options), pattern, method, rebuild, refit, seed), strict=True))
         found[job.name] = (case, job)
     return found
+
+
+def model_name(options: argparse.Namespace) -> str:
+    """The hub id, or the name of the folder."""
+    return Path(options.model).name if Path(options.model).is_dir() else options.model
+
+
+def check_same(options: argparse.Namespace, known: list[dict]) -> None:
+    """UserError if the CSV has rows of the same model on other data, which cannot stand beside the new ones."""
+    for one in known:
+        if one["model"] == model_name(options):
+            same = all(one[name] == getattr(options, name) for name in ("sequences", "windows", "seqlen"))
+            if not (same and one["evaluation"].startswith(Path(options.evaluation).name)):
+                raise UserError(f"{options.csv} holds runs of this model on other data: give another file.")
 
 
 def updates(method: str) -> bool:
@@ -126,6 +139,7 @@ def machine(device: str) -> str:
 def rows(options: argparse.Namespace) -> Iterator[dict]:
     """A row for each job that the CSV does not have, as soon as it ends."""
     known = pd.read_csv(options.csv).to_dict("records") if options.csv.exists() else []
+    check_same(options, known)
     done = {tuple(str(one[name]) for name in CASE) for one in known}
     todo = {
         name: (case, job) for name, (case, job) in cases(options).items() if tuple(map(str, case.values())) not in done

@@ -72,6 +72,16 @@ def test_a_mistake_is_a_sentence(workspace):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("change", [{"windows": "4"}, {"sequences": "8"}])
+def test_rows_of_other_data_do_not_get_into_the_same_csv(workspace, change):
+    before = (workspace / "real.csv").read_text()
+    result = tournament(workspace, **change, seeds="2")
+    assert result.returncode == 2
+    assert "holds runs of this model on other data" in result.stderr
+    assert (workspace / "real.csv").read_text() == before
+
+
 def test_the_pages_have_the_numbers(made):
     _, frame = made
     texts = pages(frame)
