@@ -153,11 +153,11 @@ def pages(frame: pd.DataFrame) -> dict[Path, str]:
         for model, rows in models.items()
     ]
     first = next(iter(models.values()))
-    row = first.iloc[0]
+    row, seeds = first.iloc[0], [str(seed) for seed in sorted(set(first["seed"]))]
     caption = (
         f"Perplexity of {row['model']} (dense {perplexity(first.head(1), 'dense')}) on {row['evaluation']}, "
         f"{row['windows']} windows of {row['seqlen']} tokens, from {row['sequences']} calibration sequences, in "
-        f"{row['dtype']}, seeds {', '.join(map(str, sorted(set(first['seed']))))}. In brackets is the share of the "
+        f"{row['dtype']}, {'mean of ' if len(seeds) > 1 else ''}seed {', '.join(seeds)}. In brackets is the share of the "
         "log-perplexity gap between the initial mask and the dense model that is recovered; a dash is a combination "
         "that has not run:"
     )
