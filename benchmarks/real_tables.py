@@ -154,12 +154,12 @@ def pages(frame: pd.DataFrame) -> dict[Path, str]:
     ]
     first = next(iter(models.values()))
     row, seeds = first.iloc[0], [str(seed) for seed in sorted(set(first["seed"]))]
+    of_seeds = f"{'mean of seeds' if len(seeds) > 1 else 'seed'} {', '.join(seeds)}"
     caption = (
         f"Perplexity of {row['model']} (dense {perplexity(first.head(1), 'dense')}) on {row['evaluation']}, "
         f"{row['windows']} windows of {row['seqlen']} tokens, from {row['sequences']} calibration sequences, in "
-        f"{row['dtype']}, {'mean of ' if len(seeds) > 1 else ''}seed {', '.join(seeds)}. In brackets is the share of the "
-        "log-perplexity gap between the initial mask and the dense model that is recovered; a dash is a combination "
-        "that has not run:"
+        f"{row['dtype']}, {of_seeds}. In brackets is the share of the log-perplexity gap between the initial mask and "
+        "the dense model that is recovered; a dash is a combination that has not run:"
     )
     return {
         ROOT / "docs" / "quality.md": "\n\n".join(parts),
