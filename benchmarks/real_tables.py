@@ -60,7 +60,7 @@ def perplexity(rows: pd.DataFrame, name: str = "perplexity", interval: bool = Fa
 def recovered(rows: pd.DataFrame) -> str:
     """The mean share of the gap that is recovered, where there is a gap."""
     share = rows["gap_recovered"].mean()
-    return f"{share:.0%}" if pd.notna(share) else UNKNOWN
+    return f"{round(share, 2) + 0.0:.0%}" if pd.notna(share) else UNKNOWN  # + 0.0 makes of -0.0 no "-0%"
 
 
 def digits(value: float) -> int:
