@@ -26,6 +26,7 @@ OUTPUTS = ("save_model", "run_dir", "save_data", *RESULTS)
 SUBCOMMANDS = {  # main.py NAME ...: (arguments after NAME) -> exit code
     "apply": "barber.commands.apply:main",
     "masks": "barber.commands.masks:main",
+    "sweep": "barber.commands.sweep:main",
     "report": "analysis.commands.report:main",
     "tables": "analysis.commands.tables:main",
 }
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             leave()
     except UserError as error:
-        sys.stderr.write(f"{who}error: {error}\n")
+        sys.stderr.write("".join(f"{who}error: {sentence}\n" for sentence in str(error).split("\n")))
         return 2
     except BrokenPipeError:
         raise
@@ -133,7 +134,7 @@ def _run_command(given: dict, ranks: Ranks) -> None:
     try:
         with (
             interruptible(),
-            _bar(ranks.writes) as bar,
+            progress_bar(ranks.writes) as bar,
             contextlib.closing(run_job(spec, resumed=resumed, ranks=ranks, notices=notices)) as events,
         ):
             for event in events:
@@ -143,7 +144,7 @@ def _run_command(given: dict, ranks: Ranks) -> None:
                     bar.write(event.message if isinstance(event, Notice) else format_estimate(event), file=sys.stderr)
                 if given.get("delete") and isinstance(event, Saved) and event.what == "model":
                     written = noted_files(spec.run_dir, spec.save_model) if spec.run_dir else folder_digests(event.path)
-                _show(bar, eta, event)
+                show_progress(bar, eta, event)
     except Exception:
         if ranks.writes and summary.has_results:  # keeps results that were measured before the failure
             sys.stdout.write(summary.text())
@@ -160,7 +161,7 @@ def _run_command(given: dict, ranks: Ranks) -> None:
         sys.stdout.write(f"Deleted the saved model {summary.model_path}.\n")
 
 
-def _bar(shown: bool):
+def progress_bar(shown: bool):
     from tqdm import tqdm
 
     return tqdm(
@@ -168,13 +169,13 @@ def _bar(shown: bool):
     )
 
 
-def _show(bar, eta, event) -> None:
-    """Show phase, position and time left on stderr."""
+def show_progress(bar, eta, event, before: str = "") -> None:
+    """Show phase, position and time left on stderr. before: what precedes them."""
     from barber.events import Progress
 
     if isinstance(event, Progress):
         left = "" if eta.seconds_left is None else f", {eta.seconds_left:.0f} s left"
         bar.n = round(100 * eta.fraction)
-        bar.set_description_str(f"{event.phase} {event.where} {event.done}/{event.total}{left}", refresh=False)
+        bar.set_description_str(f"{before}{event.phase} {event.where} {event.done}/{event.total}{left}", refresh=False)
         bar.update(0)
         bar.refresh() if event.done == event.total else None

@@ -465,3 +465,34 @@ class RunFinished(Event):
     swaps: int
     seconds: float
     zero_valued: int | None = None
+
+
+@dataclass(frozen=True)
+class SweepPlanned(Event):
+    """The jobs of a sweep, before the first one.
+
+    Attributes:
+        jobs: name -> expected seconds, in the order of the work; 0 for one that has finished before.
+    """
+
+    jobs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SweepJobStarted(Event):
+    """A job of a sweep begins or is resumed; its own events follow, up to its SweepJobEnded."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class SweepJobEnded(Event):
+    """A job of a sweep has ended, in this process or before.
+
+    Attributes:
+        name: of the job.
+        error: the sentence of a job that failed; "" for one that has finished.
+    """
+
+    name: str
+    error: str = ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from barber.config import PruneConfig
 from barber.fields import Setting, settings_of
@@ -39,3 +41,24 @@ COMMANDS = (
 
 FLAGS: tuple[Setting, ...] = (*(flag for one in SETTINGS.values() for flag in one.flags or (one,)), *COMMANDS)
 SHOWN = {one.public: one for one in SETTINGS.values() if one.group is not None}  # by the form, links and the API
+
+
+def shown(value: object) -> object:
+    """A value as the form, the API, links and tables represent it: a number, a boolean, a text or None."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def public_values(spec: JobSpec) -> dict[str, object]:
+    """The settings of a job by their public names, as shown; without those of the pruning if it does not prune."""
+    return {
+        one.public: shown(getattr(spec.prune if name in PRUNING else spec, name))
+        for name, one in SETTINGS.items()
+        if name not in PRUNING or spec.prune
+    }
+
+
+def without_effect(values: Mapping[str, Any]) -> set[str]:
+    """Names of the settings that have no effect beside the others. values: of settings, by name."""
+    return {name for name in values if SETTINGS[name].unmet(values)}

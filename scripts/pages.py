@@ -47,7 +47,8 @@ def api_page() -> str:
         "## Classes",
         *(_entry(name, value) for name, value in (classes | returned).items()),
         "## Events",
-        "`prune` and `run_job` yield these, from `barber.events`, in the order in which things happen.",
+        "`prune`, `run_job` and a sweep (`barber.jobs.sweep`) yield these, from `barber.events`, in the order in which "
+        "things happen.",
         *(_entry(name, value) for name, value in shown.items()),
     ]
     return "\n\n".join(parts) + "\n"

@@ -11,7 +11,7 @@ from barber.fields import Group, Setting
 from barber.job_spec import JobSpec
 from barber.jobs.presets import FIRST_LOOK as PRESET
 from barber.jobs.presets import preset
-from barber.settings import PRUNING, SHOWN
+from barber.settings import PRUNING, SHOWN, public_values, shown
 from barber.storyteller import documents
 from ui import visitors
 
@@ -25,20 +25,9 @@ PUBLISHED = (
 FIXED = "fixed"  # beside AUTO: the form's switch between the two kinds of threshold
 
 
-def shown(value: object) -> object:
-    """A value as the form, the API and links represent it: a number, a boolean, a text or None."""
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
 def _values(spec: JobSpec) -> dict[str, object]:
-    """The settings of a job by their public names."""
-    return {
-        name: shown(getattr(spec.prune if one.name in PRUNING else spec, one.name))
-        for name, one in SHOWN.items()
-        if one.name not in PRUNING or spec.prune
-    }
+    """The settings of a job that the form has, by their public names."""
+    return {name: value for name, value in public_values(spec).items() if name in SHOWN}
 
 
 def data_for(model: str) -> dict[str, object]:

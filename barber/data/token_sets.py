@@ -74,6 +74,11 @@ class EvaluationSet:
     dataset: str
     window_start: str = WindowStart.NONE
 
+    @property
+    def fingerprint(self) -> str:
+        """The name with a hash of the tokens: equal for equal windows."""
+        return f"{self.dataset} {hashlib.sha256(self.tokens.contiguous().numpy().tobytes()).hexdigest()[:16]}"
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:

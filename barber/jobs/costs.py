@@ -181,12 +181,12 @@ class _Run:
 
 
 def finished_shares(phases: Iterable[str], events: Sequence[Event], model: Model, datasets: int) -> dict[str, float]:
-    """Return phase -> the share of it that a resumed run has behind it. events: of the interrupted run."""
+    """Return phase -> the share of it that is done. events: of an interrupted run, and known measurements."""
     initial = {event.layer for event in events if isinstance(event, LayerInitialised)}
     rebuilt = sum(isinstance(event, SubBlockRebuilt) for event in events)
     shares = {"initial mask": len(initial) / model.layers, "rebuild": rebuilt / len(model.blocks)}
     shares["allocation"] = float(bool(initial))
     for stage in Stage:
-        known = sum(isinstance(event, PerplexityMeasured) and event.stage == stage for event in events)
-        shares[f"perplexity {stage}"] = known / max(datasets, 1)
+        known = {event.dataset for event in events if isinstance(event, PerplexityMeasured) and event.stage == stage}
+        shares[f"perplexity {stage}"] = len(known) / max(datasets, 1)
     return {phase: shares[phase] for phase in phases if shares.get(phase)}

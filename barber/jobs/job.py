@@ -23,7 +23,7 @@ from barber.jobs.card import History
 from barber.jobs.comparison import Comparison
 from barber.jobs.costs import costs, finished_shares
 from barber.jobs.data import choose_seqlen, load_data
-from barber.jobs.measurement import Measurement
+from barber.jobs.measurement import DensePerplexities, Measurement
 from barber.jobs.outputs import check_model_room, check_outputs, save_calibration, save_gains
 from barber.jobs.resumption import open_recording
 from barber.jobs.setup import JobSetup, set_up_job, sizes
@@ -47,19 +47,21 @@ def run_job(
     resumed: bool = False,
     ranks: Ranks | None = None,
     notices: Sequence[str] = (),
+    dense: DensePerplexities | None = None,
 ) -> Generator[Event, None, None]:
     """Run a job. The dense weights of the model are restored, bit for bit, when the stream ends, even after an error.
 
     loaded: the model of spec.model, if it is already in memory. resumed: spec.run_dir contains an interrupted run of
     this job; the events of its finished parts are yielded again, but these parts are not repeated. ranks: the processes
-    that share the calibration sequences. notices: sentences about the settings, which begin the stream. UserErrors that
-    can be detected before the computation are raised before it.
+    that share the calibration sequences. notices: sentences about the settings, which begin the stream. dense: the
+    perplexities of this dense model that earlier jobs measured, which are not measured again; new ones are added.
+    UserErrors that can be detected before the computation are raised before it.
     """
     yield from map(Notice, notices)
     try:
         with ExitStack() as stack:
             spec = spec if resumed else spec.absolute()
-            yield from _job_events(spec, loaded, ranks or Ranks(), stack, resumed)
+            yield from _job_events(spec, loaded, ranks or Ranks(), stack, resumed, {} if dense is None else dense)
     except Exception as error:  # running out of memory raises errors of several types
         if not is_out_of_memory(error):
             raise
@@ -70,7 +72,12 @@ def run_job(
 
 
 def _job_events(
-    spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: ExitStack, resumed: bool
+    spec: JobSpec,
+    loaded: LoadedModel | None,
+    ranks: Ranks,
+    stack: ExitStack,
+    resumed: bool,
+    dense: DensePerplexities,
 ) -> Iterator[Event]:
     """Check and load everything before the first forward pass, with notices, and then run the job."""
     if not ranks.writes:  # only the first rank evaluates and writes
@@ -111,14 +118,15 @@ def _job_events(
         if not resumed:
             yield from _lock(spec, ranks, stack)
         done = open_recording(spec, setup, calibration, evaluations, resumed)
-    yield from _plan(spec, setup, calibration, seqlen, evaluations, done, started)
+    known = [dense[data.fingerprint] for data in evaluations if data.fingerprint in dense]
+    yield from _plan(spec, setup, calibration, seqlen, evaluations, [*done, *known], started)
     if spec.prune is None:
-        measurement, history = Measurement(spec, setup, evaluations), History()
+        measurement, history = Measurement(spec, setup, evaluations, dense=dense), History()
         yield from history.follow(measurement.measure(Stage.DENSE))
         yield from measurement.save(Stage.DENSE, history)
         return
     setup = replace(setup, context=replace(setup.context, resumed=done))
-    events = _prune(setup, calibration, initial, Measurement(spec, setup, evaluations, done))
+    events = _prune(setup, calibration, initial, Measurement(spec, setup, evaluations, done, dense))
     events = record(setup.folder, events, len(done)) if setup.folder else events
     if spec.save_data and spec.save_data.suffix != ".npy":
         events = save_gains(events, spec.save_data)
@@ -137,7 +145,7 @@ def _plan(
 ) -> Iterator[Event]:
     """Yield the phases with their expected seconds, after the expected time and memory of a job that has calibration.
 
-    done: events of a resumed run. started: time.monotonic() at the start of the job.
+    done: events of a resumed run, and known measurements. started: time.monotonic() at the start of the job.
     """
     context, model = setup.context, sizes(setup)
     known = [calibration.tokens] if calibration else [data.tokens for data in evaluations]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from barber.data.token_sets import EvaluationSet
@@ -28,6 +28,8 @@ from barber.runs.saved_model import note_model, withdraw_model
 
 TEXT_TOKENS = 120
 
+DensePerplexities = dict[str, PerplexityMeasured]  # of one dense model, by EvaluationSet.fingerprint
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -38,12 +40,14 @@ class Measurement:
         setup: the set-up of the job, with its model.
         evaluations: the data sets that perplexity is measured on.
         done: earlier events of the same job; measurements among them are not repeated.
+        dense: perplexities of the dense model, which are not measured again; new ones are added.
     """
 
     spec: JobSpec
     setup: JobSetup
     evaluations: Sequence[EvaluationSet]
     done: Sequence[Event] = ()
+    dense: DensePerplexities = field(default_factory=dict)
 
     def measure(self, stage: Stage) -> Iterator[Event]:
         """Measure perplexities, texts and zero-shot tasks of the model at a stage, except those in `done`."""
@@ -56,18 +60,28 @@ class Measurement:
 
     def _perplexities(self, stage: Stage, known: set[str]) -> Iterator[Event]:
         """Measure perplexity on each data set; for a model in memory, Progress counts the windows of all data sets."""
-        context, total = self.setup.context, sum(len(data.tokens) for data in self.evaluations)
-        before = 0
+        total, before = sum(len(data.tokens) for data in self.evaluations), 0
         for data in self.evaluations:
             if data.dataset in known:
                 continue
-            if self.setup.layerwise:
-                state = None if stage == Stage.DENSE else lambda layer: context.states.load(layer, stage)
-                yield from perplexity_by_layer(context, data, stage, state)
+            if stage == Stage.DENSE and data.fingerprint in self.dense:
+                yield self.dense[data.fingerprint]
                 continue
-            for event in perplexity(self.setup.loaded.model, data, stage):
-                yield replace(event, done=event.done + before, total=total) if isinstance(event, Progress) else event
+            for event in self._perplexity(stage, data):
+                if isinstance(event, Progress) and not self.setup.layerwise:
+                    event = replace(event, done=event.done + before, total=total)
+                if isinstance(event, PerplexityMeasured) and stage == Stage.DENSE:
+                    self.dense[data.fingerprint] = event
+                yield event
             before += len(data.tokens)
+
+    def _perplexity(self, stage: Stage, data: EvaluationSet) -> Iterator[Event]:
+        """Measure perplexity on one data set."""
+        context = self.setup.context
+        if not self.setup.layerwise:
+            return perplexity(self.setup.loaded.model, data, stage)
+        state = None if stage == Stage.DENSE else lambda layer: context.states.load(layer, stage)
+        return perplexity_by_layer(context, data, stage, state)
 
     def _texts(self, stage: Stage, known: set[str]) -> Iterator[Event]:
         loaded, prompts = self.setup.loaded, self.spec.prompts

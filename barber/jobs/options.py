@@ -31,7 +31,7 @@ def job_from(given: dict[str, Any]) -> JobSpec:
     for flag in FLAGS:
         if given.get(flag.flag) == "":
             raise UserError(f"--{flag.flag} is empty: give {flag.allowed}, or leave it out.")
-    values = {name: _expand_home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given}
+    values = {name: expand_home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given}
     if "save_zeroshot" in given:
         values.setdefault("zeroshot_tasks", PUBLISHED_TASKS)
     base = FIRST_LOOK if values.get("model", STORYTELLER) == STORYTELLER else JobSpec()
@@ -68,7 +68,7 @@ def without_pruning(given: dict[str, Any]) -> str:
 def with_flags(job: JobSpec, given: dict[str, Any]) -> JobSpec:
     """A recorded job with the flags that were given once more; what was not given stays as it is."""
     values = {
-        name: _expand_home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given and name != "run_dir"
+        name: expand_home(given[one.flag]) for name, one in SETTINGS.items() if one.flag in given and name != "run_dir"
     }
     if "save_zeroshot" in given and not job.zeroshot_tasks:
         values.setdefault("zeroshot_tasks", PUBLISHED_TASKS)
@@ -89,7 +89,7 @@ def _is_dense(given: dict[str, Any]) -> bool:
     return given.get("sparsity_ratio") == 0 and given.get("sparsity_type", "unstructured") == "unstructured"
 
 
-def _expand_home(value: Any) -> Any:
+def expand_home(value: Any) -> Any:
     """A path with ~ expanded; every other value as it is."""
     return str(console.path(value)) if isinstance(value, str) and value.startswith("~") else value
 
@@ -122,7 +122,7 @@ def _sparsity(given: dict[str, Any]) -> Sparsity:
     if ratio is not None:
         return Sparsity(ratio)
     if given.get("initial_masks"):
-        place = Path(_expand_home(given["initial_masks"]))
+        place = Path(expand_home(given["initial_masks"]))
         exported = masks_in_file(place) if place.is_file() else None
         if place.is_file() and not exported:
             raise UserError(

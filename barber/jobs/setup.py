@@ -23,7 +23,7 @@ from barber.jobs.report import format_bytes
 from barber.models.decoder import DecoderView, Values, final_values
 from barber.models.inspection import Inspection, count_zeros, inspect
 from barber.models.layerwise import LayerwiseModel, load_layerwise
-from barber.models.loading import LoadedModel, find_source, load_source, weight_bytes
+from barber.models.loading import LoadedModel, Source, find_source, load_source, weight_bytes
 from barber.models.providers import LayerProvider, LayerwiseProvider, ResidentProvider
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.context import PruningContext
@@ -161,9 +161,10 @@ def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: E
     if loaded is None:
         source = find_source(spec.model, spec.device, spec.dtype, spec.cache_dir, spec.trust_remote_code)
     device = source.device if source else loaded.model.device
-    limit = memory_limit(spec.max_memory, device)
+    held = 0 if source else sum(parameter.nbytes for parameter in loaded.model.parameters())
+    limit = memory_limit(spec.max_memory, device, held)
     layerwise = None
-    if source and spec.prune and (spec.stream or RESIDENT * weight_bytes(source) > limit):
+    if source and reads_by_layer(spec, source):
         if spec.zeroshot_tasks:
             raise UserError(
                 f"Zero-shot tasks need the whole of {spec.model} in memory, but it is read layer by layer: save the "
@@ -193,6 +194,13 @@ def set_up_job(spec: JobSpec, loaded: LoadedModel | None, ranks: Ranks, stack: E
     return JobSetup(loaded, context, layerwise, folder, scratch, limit, inspection)
 
 
+def reads_by_layer(spec: JobSpec, source: Source) -> bool:
+    """Return whether a job reads the model layer by layer: as asked for, or since it does not fit into memory."""
+    if not spec.prune:
+        return False
+    return spec.stream or RESIDENT * weight_bytes(source) > memory_limit(spec.max_memory, source.device)
+
+
 def product_dtype(compute: str, device: torch.device, stack: ExitStack) -> torch.dtype | None:
     """Return the dtype of matrix products, None for the model's; `stack` restores the device's mode after "tf32"."""
     if compute not in COMPUTE:
@@ -205,8 +213,11 @@ def product_dtype(compute: str, device: torch.device, stack: ExitStack) -> torch
     return torch.bfloat16 if compute == "bfloat16" else None
 
 
-def memory_limit(given: str | None, device: torch.device) -> int:
-    """Return the bytes that a run may use on the device: `given`, like "12GiB", or HEADROOM of the free memory."""
+def memory_limit(given: str | None, device: torch.device, held: int = 0) -> int:
+    """Return the bytes that a run may use on the device: `given`, like "12GiB", or HEADROOM of the free memory.
+
+    held: bytes of the model that are on the device already, which the run uses as well.
+    """
     if given is not None:
         try:
             limit = convert_file_size_to_int(given)
@@ -216,7 +227,7 @@ def memory_limit(given: str | None, device: torch.device) -> int:
             raise UserError(f"--max_memory {given!r} is not a size: give one like 12GiB or 800MB.")
         return limit
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return int(HEADROOM * free)
+    return int(HEADROOM * (free + held))
 
 
 def sizes(setup: JobSetup) -> Model:

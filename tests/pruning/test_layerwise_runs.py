@@ -13,7 +13,7 @@ from barber.data.token_sets import CalibrationSet
 from barber.errors import UserError
 from barber.events import Estimated, JobPlanned, Notice, PerplexityMeasured, Progress, RunStarted, SubBlockRebuilt
 from barber.jobs.job import run_job
-from barber.jobs.setup import memory_limit
+from barber.jobs.setup import HEADROOM, memory_limit
 from barber.models.providers import LayerwiseProvider
 from barber.pruning.activation_store import ActivationStore
 from barber.pruning.context import PruningContext
@@ -196,3 +196,5 @@ def test_memory_sizes_are_parsed():
     assert memory_limit("800MB", cpu) == 800 * 10**6
     assert memory_limit("1.5GiB", cpu) == 3 * 2**29
     assert memory_limit(None, cpu) > 0
+    assert memory_limit("800MB", cpu, held=2**50) == 800 * 10**6
+    assert memory_limit(None, cpu, held=2**50) > HEADROOM * 2**50
