@@ -177,8 +177,13 @@ def replaced(text: str, part: str) -> str:
     return found
 
 
+def read(path: Path = RESULTS) -> pd.DataFrame:
+    """The rows of a CSV of real.py."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
 def main(path: Path = RESULTS) -> None:
-    for page, part in pages(pd.read_csv(path, keep_default_na=True, na_values=[""])).items():
+    for page, part in pages(read(path)).items():
         page.write_text(replaced(page.read_text("utf-8"), part), "utf-8")
 
 

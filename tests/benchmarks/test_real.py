@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from barber.bundled import MODEL_DIR
-from benchmarks.real_tables import ROOT, pages, replaced
+from benchmarks.real_tables import ROOT, pages, read, replaced
 
 pytestmark = pytest.mark.process
 
@@ -43,7 +43,7 @@ def made(workspace) -> tuple[str, pd.DataFrame]:
     second = tournament(workspace, rebuilds="block 0.1,none", refits="none,refit", seeds="0,1", methods="sparsegpt")
     assert second.returncode == 0, second.stderr
     assert (workspace / "real.csv").read_text().startswith(before), "what ran is not run again"
-    return before, pd.read_csv(workspace / "real.csv", keep_default_na=False, na_values=[""])
+    return before, read(workspace / "real.csv")
 
 
 def test_every_job_is_a_line_once(made):
@@ -95,3 +95,9 @@ def test_the_pages_have_the_numbers(made):
         assert f"{mean:.2f} ± {deviation:.2f}" in text
     page = replaced((ROOT / "README.md").read_text("utf-8"), "THE TABLE")
     assert page.count("THE TABLE") == 1
+
+
+def test_the_tables_in_the_pages_are_those_of_the_csv():
+    for path, part in pages(read()).items():
+        text = path.read_text("utf-8")
+        assert replaced(text, part) == text, f"run benchmarks/real_tables.py: {path.name} is not up to date"
