@@ -86,7 +86,7 @@ def test_a_run_in_one_pass_fills_every_view(browser, server, complaints):
         assert drawn(page, figure) >= 1
     open_tab(page, "Text")
     for title in ("dense", "initial", "rebuilt"):
-        expect(page.locator(f"#text-{title} .bb-remark")).not_to_contain_text("did not reach this stage")
+        expect(page.locator(f"#text-{title}")).not_to_contain_text("did not reach this stage")
     page.close()
 
 
