@@ -110,7 +110,7 @@ class Hub:
         if self._running.get(card.run) is running:
             state = State.FAILED if running.failure else State.FINISHED
             self._note(card.run, state, time.time() - began, running.failure)
-            del self._running[card.run]
+            self._running.pop(card.run, None)  # a visitor may have stopped it just now
 
     def stop(self, run_id: str | None) -> None:
         """Stop a run; what it has recorded stays. Returns at once: it ends at its next event."""

@@ -86,5 +86,7 @@ class Running:
                 events.close()
             except Exception:
                 logging.getLogger(__name__).exception("A run did not end properly")
-            ended(self)
-            self._over.set()
+            try:
+                ended(self)
+            finally:
+                self._over.set()

@@ -256,3 +256,16 @@ def test_each_example_is_small_and_whole(file):
     zeros = {row.name: row.zeros for row in frames.flips(events).itertuples() if row.layer == layer}
     assert {name: int(mask.sum()) for name, mask in run.masks(layer, "rebuilt").items()} == zeros
     assert JobSpec.from_dict(dict(shown.job)).model == frames.summary(events)["model"]
+
+
+def test_a_run_that_is_stopped_while_it_ends_is_over(tmp_path, monkeypatch):
+    hub = Hub(tmp_path, shared=True)
+    run = hub.start(spec())
+    note = hub._note
+
+    def stopped_meanwhile(run_id: str, *given: object) -> None:
+        note(run_id, *given)
+        hub._running.pop(run_id, None)  # as `stop` does
+
+    monkeypatch.setattr(hub, "_note", stopped_meanwhile)
+    assert hub.follow(run).over(60)
