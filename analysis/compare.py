@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis import frames
-from analysis.figures import FROM_NOTHING, STAGE_LABEL, by_module, describe_interval, log_ticks, module_heatmap
-from analysis.style import BLUE, GREY, RED, SAND, STAGE_COLOUR, TEAL, format_perplexity, rounded, styled
+from analysis.figures import FROM_NOTHING, STAGE_LABEL, by_module, describe_interval, module_heatmap, perplexity_axis
+from analysis.style import BLUE, GREY, RED, SAND, STAGE_COLOUR, TEAL, rounded, styled
 from barber.events import Event, Stage
 from barber.runs.directory import RunDirectory
 
@@ -107,16 +107,7 @@ def perplexity_figure(perplexities: pd.DataFrame) -> go.Figure:
                 hovertemplate=f"run %{{y}}, {STAGE_LABEL[stage]}: %{{customdata}}<extra></extra>",
             )
         ends = [value for end in ("low", "high", "perplexity") for value in finite[end].dropna()] or [1.0]
-        first, last = min(ends) / 1.15, max(ends) * 1.15
-        ticks = log_ticks(first, last)
-        figure.update_xaxes(
-            row=row,
-            col=1,
-            type="log",
-            range=[math.log10(first), math.log10(last)],
-            tickvals=ticks,
-            ticktext=[format_perplexity(tick) for tick in ticks],
-        )
+        perplexity_axis(figure, row, ends)
         figure.update_yaxes(row=row, col=1, type="category", categoryarray=labels[::-1], categoryorder="array")
     height = 120 + (40 + 34 * len(labels)) * len(datasets)
     styled(figure, height=height, top=64)

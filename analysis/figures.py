@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 
 import pandas as pd
@@ -137,21 +138,26 @@ def perplexity_dots(perplexities: pd.DataFrame) -> go.Figure:
             hovertemplate="%{y}: %{customdata}<extra></extra>",
         )
         ends = [value for value in [*low, *high] if math.isfinite(value)] or [1.0]
-        first, last = min(ends) / 1.15, max(ends) * 1.15
-        ticks = log_ticks(first, last)
-        figure.update_xaxes(
-            row=row,
-            col=1,
-            type="log",
-            range=[math.log10(first), math.log10(last)],
-            tickvals=ticks,
-            ticktext=[format_perplexity(tick) for tick in ticks],
-        )
+        perplexity_axis(figure, row, ends)
         figure.update_yaxes(row=row, col=1, range=[len(part) - 0.5, -0.8], showgrid=False)
     styled(figure, height=70 + 170 * len(datasets))
     figure.update_xaxes(title_text="perplexity (log axis), lower is better", row=len(datasets), col=1)
     figure.update_annotations(x=0, xshift=-70, xanchor="left", font={"size": 13})
     return figure
+
+
+def perplexity_axis(figure: go.Figure, row: int, values: Sequence[float]) -> None:
+    """Make the x axis of a panel logarithmic, from a little below the smallest of the values to above the largest."""
+    first, last = min(values) / 1.15, max(values) * 1.15
+    ticks = log_ticks(first, last)
+    figure.update_xaxes(
+        row=row,
+        col=1,
+        type="log",
+        range=[math.log10(first), math.log10(last)],
+        tickvals=ticks,
+        ticktext=[format_perplexity(tick) for tick in ticks],
+    )
 
 
 def describe_interval(row) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from barber.console import path
+from barber.console import interruptible, path
 from barber.errors import UserError
 from barber.fields import Setting
 
@@ -33,6 +33,13 @@ class Parser(argparse.ArgumentParser):
         given = self.parse_args(words)
         _check_values(vars(given))
         return given
+
+    def obey(self, words: Sequence[str], run: Callable[[argparse.Namespace], str]) -> int:
+        """Read the arguments of a command, run it, and print the sentence that it returns; its exit code."""
+        given = self.read(words)
+        with interruptible():
+            sys.stdout.write(run(given))
+        return 0
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see --help.\n")

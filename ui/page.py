@@ -9,6 +9,7 @@ import gradio as gr
 
 from ui import (
     api,
+    board,
     choices_tab,
     compare_tab,
     export_tab,
@@ -16,6 +17,7 @@ from ui import (
     form,
     matrix_tab,
     perplexity_tab,
+    review,
     run_panel,
     runs_tab,
     saliency_tab,
@@ -43,18 +45,18 @@ def build(runs: Path | None = None, turn: float | None = None, shared: bool = Fa
     """The app. runs: where run directories are kept, a new temporary folder unless given; turn, shared: see Hub."""
     hub = Hub(runs, turn, shared)
     with gr.Blocks(title="Barber", analytics_enabled=False, fill_width=True) as page:
-        shown = run_panel.build_shown()
+        shown = board.build_shown()
         wanted = gr.State(None)
         visitor = gr.BrowserState("", storage_key="barber-visitor", secret="barber")
         gr.HTML(HEADER)
         with gr.Row(elem_classes="bb-page"):
             with gr.Column(scale=0, min_width=340, elem_classes="bb-panel"):
                 the_form = form.build()
-                command = run_panel.build_command()
-            bar = run_panel.build_bar(command)
+                command = board.build_command()
+            bar = board.build_bar(command)
             with gr.Column(scale=1, min_width=320, elem_classes="bb-main"):
-                board = run_panel.build_board()
-                run_panel.wire(hub, the_form, bar, board, shown, visitor, wanted)
+                the_board = board.build_board()
+                run_panel.wire(hub, the_form, bar, the_board, shown, visitor, wanted)
                 run = (hub, shown.viewed, shown.redraw)
                 matrix = selection.build(*run)
                 compared = gr.State([])
@@ -92,6 +94,6 @@ def build(runs: Path | None = None, turn: float | None = None, shared: bool = Fa
             show_progress="hidden",
             api_visibility="private",
         )
-        filled.then(run_panel.expect, fields, [bar.expected, bar.command], **CALM)
+        filled.then(review.expect, fields, [bar.expected, bar.command], **CALM)
         filled.then(linked_run, None, wanted, **TELLING)
     return page

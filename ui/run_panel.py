@@ -1,28 +1,23 @@
-"""The run panel: the bar with Run, Stop and the estimate, the live progress, and the result of the run shown."""
+"""The run panel: start, stop, resume or open a run, follow it, and show its result."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from html import escape
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import gradio as gr
 
 from barber.errors import UserError
 from barber.job_spec import JobSpec
-from barber.jobs.command import command
-from barber.jobs.forecast import forecast, settled
-from barber.jobs.report import format_estimate
-from barber.settings import SHOWN
-from ui import settings
-from ui.form import Form, marks, openings
+from ui import review, settings
+from ui.board import Bar, Board, Shown
+from ui.form import Form, openings
 from ui.gpu import SHARED, ZERO_GPU, on_gpu
 from ui.history import Card, State
 from ui.hub import Hub
 from ui.live import IDLE, STARTING, Live, message
-from ui.plots import NO_FIGURE, library
+from ui.plots import NO_FIGURE
 from ui.runs_tab import Wanted
 from ui.views import CALM, TELLING, new
 
@@ -55,100 +50,6 @@ KEEP_FOCUS = """() => { setTimeout(() => {
 ON_REFUSED = """() => { setTimeout(() => {
   document.querySelector(".bb-invalid :is(input, textarea)")?.focus();
 }, 300); }"""
-# A region that stays in the page: screen readers announce what changes in it, not what replaces it.
-ANNOUNCE = """
-const region = document.createElement("p");
-region.setAttribute("role", "status");
-region.id = "announced";
-region.className = "bb-unseen";
-document.body.append(region);
-watch("value", () => { region.textContent = props.value; });
-"""
-TELL_INVALID = """() => { setTimeout(() => {
-  for (const field of document.querySelectorAll(".bb-panel :is(input, textarea)"))
-    field.setAttribute("aria-invalid", Boolean(field.closest(".bb-invalid")));
-}, 100); }"""
-
-
-class Bar(NamedTuple):
-    """The bar that is always visible: the buttons, what a run will need, and what the run does.
-
-    command: the command line that does the same, at the end of the form. said: what screen readers announce.
-    """
-
-    run: gr.Button
-    stop: gr.Button
-    expected: gr.HTML
-    doing: gr.HTML
-    command: gr.Textbox
-    said: gr.HTML
-
-
-class Board(NamedTuple):
-    """What stands above the views: the status and the sub-blocks of a run that goes on, and the result of a run.
-
-    resume: continues a run that was stopped. changed: which settings of the form have changed since the result.
-    library: makes the page load the library of the figures.
-    """
-
-    status: gr.HTML
-    resume: gr.Button
-    blocks: gr.HTML
-    result: gr.HTML
-    changed: gr.HTML
-    library: gr.Plot
-
-
-class Shown(NamedTuple):
-    """Which run a page shows.
-
-    run: the id of the run that the panel shows. viewed: that of the run in the views, the same once the first has
-    results. form, viewed_form: the values of the form that these runs were started with. begun, redraw: get a new value
-    each time the panel begins to show a run, and each time the views are to be drawn.
-    """
-
-    run: gr.State
-    viewed: gr.State
-    form: gr.State
-    viewed_form: gr.State
-    begun: gr.State
-    redraw: gr.State
-
-
-def build_command() -> gr.Textbox:
-    with gr.Accordion("Command line", open=False):
-        return gr.Textbox(
-            label="The same run without the app",
-            info="Run it in the folder of the repository. It continues the first of the prompts.",
-            lines=3,
-            max_lines=10,
-            buttons=["copy"],
-            interactive=False,
-            elem_id="command",
-        )
-
-
-def build_bar(command: gr.Textbox) -> Bar:
-    with gr.Row(elem_classes="bb-runbar"):
-        # Disabled until the form has the settings of the link.
-        run = gr.Button("Run", variant="primary", interactive=False, elem_id="run", scale=0, min_width=120)
-        stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=0, min_width=80)
-        expected = gr.HTML("", elem_id="expected", min_width=120)
-        doing = gr.HTML("", elem_id="doing", min_width=120)
-        said = gr.HTML("", html_template="", js_on_load=ANNOUNCE, visible="hidden")
-    return Bar(run, stop, expected, doing, command, said)
-
-
-def build_board() -> Board:
-    status = gr.HTML(IDLE, elem_id="status")
-    resume = gr.Button("Resume this run", visible=False, elem_id="resume", elem_classes="bb-resume", size="sm")
-    blocks = gr.HTML("", elem_id="blocks")
-    result = gr.HTML("", elem_id="result")
-    return Board(status, resume, blocks, result, gr.HTML("", elem_id="changed"), library())
-
-
-def build_shown() -> Shown:
-    return Shown(*(gr.State(None) for _ in Shown._fields))
 
 
 def wire(
@@ -291,54 +192,7 @@ def wire(
     form.fields["model"].input(suit, [form.fields["model"], form.fields["calibration"]], data, queue=False, **TELLING)
     followed.success(view, [shown.run, shown.form], view_outputs, **TELLING)
     followed.then(fn=None, js=KEEP_FOCUS, api_visibility="private")
-    _review(form, bar, board, shown)
-
-
-def _review(form: Form, bar: Bar, board: Board, shown: Shown) -> None:
-    """After each change of the form: mark what is wrong, and say what a run needs and what has changed since the last.
-
-    The events of the page run one after the other; a change that comes meanwhile is reviewed when they are done.
-    """
-    fields, marked = list(form.fields.values()), gr.State({})
-
-    def review(before: list | None, known: Mapping[str, str], *values: object) -> list:
-        wrong = settings.problems(*values)
-        return [*marks(form, wrong, known), note(before, *values), wrong]
-
-    def note(before: list | None, *values: object) -> str:
-        changes = settings.changes(before, *values) if before else []
-        return f'<p class="bb-changed">Changed in the form since this run: {escape(", ".join(changes))}.</p>' * bool(
-            changes
-        )
-
-    outputs = [*fields, *form.notes.values(), board.changed, marked]
-    reviewed = gr.on(
-        [field.change for field in fields],
-        review,
-        [shown.viewed_form, marked, *fields],
-        outputs,
-        trigger_mode="always_last",
-        **CALM,
-    )
-    reviewed.then(expect, fields, [bar.expected, bar.command], **CALM)
-    reviewed.then(fn=None, js=TELL_INVALID, api_visibility="private")
-    shown.redraw.change(note, [shown.viewed_form, *fields], board.changed, **CALM)
-
-
-def expect(*values: object) -> tuple[str, str]:
-    """What a run with the values of the form will need, or why it cannot run; and its command line."""
-    wrong = settings.problems(*values)
-    if names := [SHOWN[name].title for name in wrong if name]:
-        return f'<p class="bb-unready">To correct before Run: {escape(", ".join(names))}.</p>', ""
-    if wrong:
-        return f'<p class="bb-unready">{escape(wrong[""])}</p>', ""
-    spec = settings.from_form(*values)
-    try:
-        line = command(settled(spec))
-        needs = None if ZERO_GPU else forecast(spec)  # there, the process of the page has no GPU to measure
-    except UserError as error:
-        return f'<p class="bb-unready bb-unfit">{escape(str(error))}</p>', ""
-    return f"<p>{escape(format_estimate(needs))}</p>" if needs else "", line
+    review.wire(form, bar, board, shown)
 
 
 def read_link(visitor: str, request: gr.Request) -> list:

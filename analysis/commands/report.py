@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.report import report
 from barber.atomic_files import new_file
-from barber.console import interruptible, path
+from barber.console import path
 from barber.errors import UserError
 from barber.parsing import Parser
 from barber.runs.directory import RunDirectory
@@ -17,10 +16,7 @@ from barber.runs.directory import RunDirectory
 
 def main(words: Sequence[str]) -> int:
     """Run the command; return its exit code. Raises UserError."""
-    given = _parser().read(words)
-    with interruptible():
-        sys.stdout.write(run(given))
-    return 0
+    return _parser().obey(words, run)
 
 
 def _parser() -> Parser:

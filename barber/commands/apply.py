@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
 from barber.config import MASKS, PruneConfig
-from barber.console import interruptible, path
+from barber.console import path
 from barber.errors import UserError
 from barber.events import Stage
 from barber.job_spec import JobSpec
@@ -21,10 +20,7 @@ LOADING = ("device", "dtype", "stream", "max_memory", "cache_dir", "trust_remote
 
 def main(words: Sequence[str]) -> int:
     """Run the command; return its exit code. Raises UserError."""
-    given = _parser().read(words)
-    with interruptible():
-        sys.stdout.write(run(given))
-    return 0
+    return _parser().obey(words, run)
 
 
 def _parser() -> Parser:

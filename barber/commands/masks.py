@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from barber.console import interruptible, path
+from barber.console import path
 from barber.errors import UserError
 from barber.events import Stage
 from barber.parsing import Parser
@@ -14,10 +13,7 @@ from barber.parsing import Parser
 
 def main(words: Sequence[str]) -> int:
     """Run the command; return its exit code. Raises UserError."""
-    given = _parser().read(words)
-    with interruptible():
-        sys.stdout.write(run(given))
-    return 0
+    return _parser().obey(words, run)
 
 
 def _parser() -> Parser:
