@@ -30,6 +30,7 @@ def launched() -> Iterator[Browser]:
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if not path:
         pytest.fail("Chromium is missing: run `make test`, which installs it, or set CHROMIUM to its path.")
+    expect.set_options(timeout=15 * SECONDS)  # of an expectation that gives none: test machines are busy
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield chromium
