@@ -46,7 +46,9 @@ def serving(folder: Path, *flags: str, **environment: str) -> Iterator[Server]:
     server = Server(f"http://127.0.0.1:{port}/", folder / "runs", folder / "log.txt")
     command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port), "--runs", str(server.runs), *flags]
     with server.log.open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
+        # One thread: those of several apps on few cores wait for each other, and small models need no more.
+        own = {"OMP_NUM_THREADS": "1"} | environment
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=log, stderr=log)
         try:
             _wait(server, process)
             yield server
